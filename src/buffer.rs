@@ -1,0 +1,79 @@
+//! Buffers whose memory starts at a page boundary, as direct I/O demands.
+//!
+//! A buffer is filled once and then frozen into [`Bytes`], which is shared without copying between the journal, the
+//! overlay, the stream and the host's reply.
+
+use alloc::{vec, vec::Vec};
+use bytes::Bytes;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Alignment in bytes of a buffer's address and capacity, and of every disk operation the core asks for.
+pub const ALIGNMENT: usize = 4096;
+
+#[derive(Clone, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(4096))]
+struct Page([u8; ALIGNMENT]);
+
+/// Zero-filled memory at a 4,096-byte boundary, until it is frozen owned by one place.
+pub struct AlignedBuffer {
+    pages: Vec<Page>,
+    size: usize,
+}
+
+impl AlignedBuffer {
+    /// A buffer of `size` bytes, all zero; its capacity is `size` rounded up to [`ALIGNMENT`].
+    pub fn new(size: usize) -> Self {
+        let count = size.div_ceil(ALIGNMENT);
+        Self { pages: vec![Page([0; ALIGNMENT]); count], size }
+    }
+
+    /// A copy of `data` in aligned memory.
+    pub fn copy_of(data: &[u8]) -> Self {
+        let mut buffer = Self::new(data.len());
+        buffer.as_mut_slice().copy_from_slice(data);
+        buffer
+    }
+
+    /// The bytes, to fill.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        &mut self.pages.as_mut_bytes()[..self.size]
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        &self.pages.as_bytes()[..self.size]
+    }
+
+    /// Gives up writing: the bytes can now be shared.
+    pub fn freeze(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+}
+
+impl AsRef<[u8]> for AlignedBuffer {
+    fn as_ref(&self) -> &[u8] {
+        self.as_slice()
+    }
+}
+
+/// `data` itself if it can be written with direct I/O as it is, else an aligned copy.
+pub fn aligned(data: Bytes) -> Bytes {
+    if (data.as_ptr() as usize).is_multiple_of(ALIGNMENT) { data } else { AlignedBuffer::copy_of(&data).freeze() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frozen_buffer_keeps_its_alignment_and_bytes() {
+        let mut buffer = AlignedBuffer::new(5000);
+        buffer.as_mut_slice()[4999] = 7;
+        let bytes = buffer.freeze();
+        assert_eq!((bytes.as_ptr() as usize) % ALIGNMENT, 0);
+        assert_eq!((bytes.len(), bytes[4999], bytes[0]), (5000, 7, 0));
+        let unaligned = bytes.slice(1..);
+        assert_eq!((aligned(unaligned.clone()).as_ptr() as usize) % ALIGNMENT, 0);
+        assert_eq!(aligned(unaligned.clone()), unaligned);
+    }
+}

@@ -1,0 +1,255 @@
+//! What an operator asks of a group, and how it is answered.
+
+use crate::{
+    format::text::Name,
+    pair::{Level, PairState, Role, WithoutPeer},
+    units::{Epoch, Generation, MediumUuid, NodeKey, Position, Seq, VolumeId},
+};
+use alloc::string::String;
+use serde::Serialize;
+
+/// Chosen by the shell; comes back with the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CommandId(pub u64);
+
+/// What a volume is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeSpec {
+    /// Its number in the group.
+    pub id: VolumeId,
+    /// Its name in the group.
+    pub name: Name,
+    /// Size in bytes.
+    pub size: u64,
+    /// 512 or 4096 bytes.
+    pub logical_block_size: u32,
+    /// Size of a table block in bytes.
+    pub table_block_size: u32,
+    /// Names the pool medium.
+    pub pool: MediumUuid,
+    /// Where the shell finds the pool: at most 255 bytes. Means nothing to the core.
+    pub pool_path: String,
+}
+
+/// An operator's command. A command that the state does not allow changes nothing.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Adds a volume whose pool has been formatted ([`crate::group::format_pool`]).
+    AddVolume(VolumeSpec),
+    /// Forgets a volume.
+    RemoveVolume(VolumeId),
+    /// Makes the group a pair with the node that has this key; what is stored is copied to it.
+    CreatePair {
+        /// The peer.
+        peer: NodeKey,
+    },
+    /// Ends the pair; the group is simplex afterwards. A secondary becomes a read-only orphan that can be promoted.
+    DeletePair,
+    /// Stops sending; writes are noted in the bitmap.
+    SuspendPair,
+    /// Sends again: from the journal if it holds the gap, else by bitmap.
+    ResumePair,
+    /// Sets when a host's write is answered.
+    SetLevel(Level),
+    /// Sets what a synchronous group does without its peer.
+    SetWithoutPeer(WithoutPeer),
+    /// Declares that the application can restart from the present state.
+    RestartPoint {
+        /// For people.
+        label: Name,
+    },
+    /// Makes a secondary the primary.
+    Promote(PromoteTarget),
+    /// Makes a primary (or a fenced former primary) a secondary.
+    Demote {
+        /// Give up what this node wrote that its peer never got.
+        discard_fork: bool,
+    },
+    /// Stop cleanly: everything durable, marked clean; nothing is served afterwards.
+    Stop,
+}
+
+/// To which state a secondary is promoted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PromoteTarget {
+    /// The last restart point that arrived.
+    RestartPoint,
+    /// All that was received.
+    Latest,
+}
+
+/// The answer to a command that succeeded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CommandReply {
+    /// It is done (or was already so).
+    Done,
+    /// A restart point was declared and is durable on this node.
+    RestartPoint {
+        /// Its number.
+        generation: Generation,
+        /// Its record.
+        at: Position,
+    },
+    /// The node is primary now.
+    Promoted {
+        /// The new epoch.
+        epoch: Epoch,
+        /// The restart point whose state is served, if that was the target.
+        generation: Option<Generation>,
+        /// The last record that is part of the state.
+        at: Position,
+        /// Records that had arrived and are not part of the state.
+        dropped_record_count: u64,
+    },
+}
+
+/// Why a command was refused or failed. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// The role does not allow it.
+    #[error("The group is {role} on this node; {hint}")]
+    WrongRole {
+        /// The role it has.
+        role: Role,
+        /// What to do first.
+        hint: &'static str,
+    },
+    /// The pair state does not allow it.
+    #[error("The pair is {state}; {hint}")]
+    WrongPairState {
+        /// The state it has.
+        state: PairState,
+        /// What to do first.
+        hint: &'static str,
+    },
+    /// No restart point has arrived.
+    #[error("No restart point has arrived; promote to the latest state instead, if the application can start from any instant")]
+    NoRestartPoint,
+    /// The secondary's state is between two states while it is being copied.
+    #[error("The latest state is being copied and is not consistent; promote to the restart point, or wait for the copy")]
+    CopyInProgress,
+    /// The peer has what this node lacks.
+    #[error("This node has records up to {have} but its peer was seen with {peer}; connect the peer first, or use --force")]
+    Behind {
+        /// Last record here.
+        have: Position,
+        /// Last record seen there.
+        peer: Position,
+    },
+    /// There are records that only this node has.
+    #[error("{record_count} records since {fork} exist only on this node; give them up with --discard-fork")]
+    ForkWouldBeLost {
+        /// The last common record.
+        fork: Position,
+        /// How many were written after it.
+        record_count: u64,
+    },
+    /// There is no room for another volume, or the name is taken.
+    #[error("Volume {name} cannot be added: {reason}")]
+    Volume {
+        /// Its name.
+        name: Name,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// A medium failed.
+    #[error("A medium failed; the group has stopped to protect its data")]
+    Io,
+    /// The group has stopped.
+    #[error("The group has stopped")]
+    Stopped,
+    /// Another command of this kind is in progress.
+    #[error("A {0} is in progress; wait until it ends")]
+    InProgress(&'static str),
+}
+
+/// A restart point as people see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct RestartPointInfo {
+    /// Its number.
+    pub generation: Generation,
+    /// Its record.
+    pub at: Position,
+    /// When it was declared, microseconds since 1970.
+    pub time: crate::units::WallClock,
+    /// For people.
+    pub label: Name,
+}
+
+/// A group as an operator sees it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// The role on this node.
+    pub role: Role,
+    /// The pair's state.
+    pub pair: PairState,
+    /// The peer, if there is a pair.
+    pub peer: Option<NodeKey>,
+    /// Whether a session to the peer is up and its greeting was understood.
+    pub connected: bool,
+    /// When a host's write is answered.
+    pub level: Level,
+    /// What happens without the peer at level remote.
+    pub without_peer: WithoutPeer,
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Last record made or received.
+    pub head: Position,
+    /// Last record durable here.
+    pub durable: Seq,
+    /// Last record applied to the tables.
+    pub applied: Seq,
+    /// Last record that the peer has made durable (primary only).
+    pub acknowledged: Seq,
+    /// How far the peer is behind.
+    pub lag: Lag,
+    /// Last restart point here.
+    pub restart_point: Option<RestartPointInfo>,
+    /// Generation of the last restart point that the peer has made durable.
+    pub restart_point_acknowledged: Option<Generation>,
+    /// Blocks that still have to be copied to the peer, in bytes.
+    pub dirty_bytes: u64,
+    /// Journal's size and use in bytes.
+    pub journal_size: u64,
+    /// Bytes of the journal that cannot be reused yet.
+    pub journal_used: u64,
+    /// The volumes.
+    pub volumes: alloc::vec::Vec<VolumeStatus>,
+    /// Records past the fork that only this node has (a fenced former primary).
+    pub fork_record_count: u64,
+    /// Why the group has stopped, if it has.
+    pub stopped: Option<&'static str>,
+}
+
+/// How far the peer is behind: what it has not made durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Lag {
+    /// Age of the oldest record it lacks, in microseconds.
+    pub micros: u64,
+    /// Number of records it lacks.
+    pub records: u64,
+    /// Their payload in bytes.
+    pub bytes: u64,
+}
+
+/// A volume as an operator sees it.
+#[derive(Clone, Debug, Serialize)]
+pub struct VolumeStatus {
+    /// Its number in the group.
+    pub id: VolumeId,
+    /// Its name in the group.
+    pub name: Name,
+    /// Size in bytes.
+    pub size: u64,
+    /// 512 or 4096.
+    pub logical_block_size: u32,
+    /// Size of a table block in bytes.
+    pub table_block_size: u32,
+    /// Where the pool is.
+    pub pool_path: String,
+    /// Physical blocks in the pool.
+    pub pool_block_count: u32,
+    /// Physical blocks in use.
+    pub pool_used_count: u32,
+}

@@ -1,0 +1,7 @@
+//! Every byte on a medium or in a frame: one file a format.
+//!
+//! All integers are little-endian; reserved bytes are written zero and checked zero; each structure has a magic, a
+//! version and a CRC32C. Bytes that were not checked have no type here: a parser gives the checked structure or an
+//! error.
+
+pub mod text;

@@ -1,0 +1,93 @@
+//! What a group asks of its shell.
+
+use crate::{
+    command::{CommandError, CommandId, CommandReply},
+    disk::DiskOperation,
+    pair::{PairState, Role},
+    request::{Reply, RequestError, RequestId},
+    units::{Epoch, Generation, Position, Seq},
+};
+use alloc::string::String;
+use bytes::Bytes;
+
+/// One thing to do. Outputs are to be carried out in the order in which they are polled.
+#[derive(Debug)]
+pub enum Output {
+    /// Carry out a disk operation and report its outcome.
+    Disk(DiskOperation),
+    /// Answer a host.
+    Answer {
+        /// The request.
+        id: RequestId,
+        /// How it ended.
+        result: Result<Reply, RequestError>,
+    },
+    /// Answer an operator.
+    CommandAnswer {
+        /// The command.
+        id: CommandId,
+        /// How it ended.
+        result: Result<CommandReply, CommandError>,
+    },
+    /// Hand a frame to the carrier, to the peer, on the group's channel; in order.
+    Send(Frame),
+    /// Tell the peer, through the carrier's acknowledgements, that everything up to here is durable.
+    Durable(Seq),
+    /// For the log and the metrics.
+    Event(Event),
+}
+
+/// A frame's body: the header, then the payload (which may be empty).
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// A record header as it is on disk.
+    pub header: Bytes,
+    /// What follows it.
+    pub payload: Bytes,
+}
+
+/// A rare change of state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The role changed.
+    RoleChanged {
+        /// The new role.
+        role: Role,
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// The pair state changed.
+    PairChanged {
+        /// The new state.
+        state: PairState,
+    },
+    /// The peer's greeting was understood.
+    PeerGreeted {
+        /// Last record there.
+        head: Position,
+    },
+    /// The peer was refused.
+    PeerRefused {
+        /// Why.
+        reason: String,
+    },
+    /// A restart point is durable here.
+    RestartPoint {
+        /// Its number.
+        generation: Generation,
+        /// Its record.
+        at: Position,
+    },
+    /// A copy (initial or by bitmap) ended.
+    CopyEnded {
+        /// Bytes sent.
+        bytes: u64,
+    },
+    /// A medium failed; the group has stopped.
+    MediumFailed {
+        /// Which, and how.
+        reason: String,
+    },
+    /// The pool has no free block; destaging waits.
+    PoolFull,
+}

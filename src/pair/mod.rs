@@ -1,0 +1,105 @@
+//! The two nodes of a group: roles, pair states, and what is allowed in each.
+
+use core::fmt;
+use serde::{Deserialize, Serialize};
+
+/// What a node is for a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Serves reads and writes.
+    Primary,
+    /// Receives the stream.
+    Secondary,
+    /// Was primary and has met a higher epoch: serves nothing until it is demoted.
+    Fenced,
+}
+
+/// The pair's state, as the node sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "state", content = "cause")]
+pub enum PairState {
+    /// No peer.
+    Simplex,
+    /// What was stored before the pair was made is being copied.
+    InitialCopy,
+    /// Every record is sent as it is made.
+    Duplex,
+    /// Nothing is sent; what changes is noted in the bitmap.
+    Suspended(Cause),
+    /// After a suspension: the bitmap's blocks are being copied.
+    DuplexPending,
+}
+
+/// Why a pair is suspended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// An operator asked for it.
+    Command,
+    /// The peer was away until the journal was nearly full.
+    JournalFull,
+    /// A synchronous group went on without its peer.
+    Peer,
+}
+
+/// When a host's write is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    /// When it is in the journal here.
+    Local,
+    /// When it is durable at the secondary too.
+    Remote,
+}
+
+/// What a group at level remote does without its peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WithoutPeer {
+    /// Answer writes when they are in the journal here.
+    Continue,
+    /// Answer no write until the peer is back.
+    Freeze,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Primary => "primary",
+            Self::Secondary => "secondary",
+            Self::Fenced => "fenced",
+        })
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Command => "by command",
+            Self::JournalFull => "journal full",
+            Self::Peer => "peer lost",
+        })
+    }
+}
+
+impl fmt::Display for PairState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Simplex => f.write_str("simplex"),
+            Self::InitialCopy => f.write_str("initial-copy"),
+            Self::Duplex => f.write_str("duplex"),
+            Self::Suspended(cause) => write!(f, "suspended ({cause})"),
+            Self::DuplexPending => f.write_str("duplex-pending"),
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Local => "local",
+            Self::Remote => "remote",
+        })
+    }
+}
