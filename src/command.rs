@@ -124,13 +124,19 @@ pub enum CommandError {
         hint: &'static str,
     },
     /// No restart point has arrived.
-    #[error("No restart point has arrived; promote to the latest state instead, if the application can start from any instant")]
+    #[error(
+        "No restart point has arrived; promote to the latest state instead, if the application can start from any instant"
+    )]
     NoRestartPoint,
     /// The secondary's state is between two states while it is being copied.
-    #[error("The latest state is being copied and is not consistent; promote to the restart point, or wait for the copy")]
+    #[error(
+        "The latest state is being copied and is not consistent; promote to the restart point, or wait for the copy"
+    )]
     CopyInProgress,
     /// The peer has what this node lacks.
-    #[error("This node has records up to {have} but its peer was seen with {peer}; connect the peer first, or use --force")]
+    #[error(
+        "This node has records up to {have} but its peer was seen with {peer}; connect the peer first, or use --force"
+    )]
     Behind {
         /// Last record here.
         have: Position,
@@ -138,7 +144,9 @@ pub enum CommandError {
         peer: Position,
     },
     /// There are records that only this node has.
-    #[error("{record_count} records since {fork} exist only on this node; give them up with --discard-fork")]
+    #[error(
+        "{record_count} records since {fork} exist only on this node; give them up with --discard-fork"
+    )]
     ForkWouldBeLost {
         /// The last common record.
         fork: Position,

@@ -25,4 +25,5 @@ pub mod group;
 pub mod output;
 pub mod pair;
 pub mod request;
+pub mod stream_state;
 pub mod units;

@@ -5,7 +5,7 @@ use crate::{
     disk::DiskOperation,
     pair::{PairState, Role},
     request::{Reply, RequestError, RequestId},
-    units::{Epoch, Generation, Position, Seq},
+    units::{Epoch, FrameCount, Generation, Position},
 };
 use alloc::string::String;
 use bytes::Bytes;
@@ -31,8 +31,13 @@ pub enum Output {
     },
     /// Hand a frame to the carrier, to the peer, on the group's channel; in order.
     Send(Frame),
-    /// Tell the peer, through the carrier's acknowledgements, that everything up to here is durable.
-    Durable(Seq),
+    /// Tell the peer, through the carrier's acknowledgements, that this many journalled frames of the session are
+    /// durable here.
+    Durable(FrameCount),
+    /// The group has taken this many bytes of frames out of memory: the carrier may let the peer send as many more.
+    Consumed(u64),
+    /// The peer broke the protocol, or must greet again: end the session to it and let it come up anew.
+    Reconnect,
     /// For the log and the metrics.
     Event(Event),
 }

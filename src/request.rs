@@ -137,4 +137,3 @@ pub enum RequestError {
 /// The engine has no room for the request now; offer it again after the next completion.
 #[derive(Debug)]
 pub struct Busy(pub Request);
-

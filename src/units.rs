@@ -34,16 +34,54 @@ number! {
     Seq(u64)
 }
 number! {
-    /// Raised at each promotion and after an unclean stop of a primary; (epoch, seq) orders all that ever happened.
-    Epoch(u32)
+    /// How many journalled frames (records, copies and their marks) a session has carried in one direction.
+    FrameCount(u64)
 }
+number! {
+    /// A journal entry's number on this node, from 1, no gaps; counts what has no seq of its own as well.
+    Order(u64)
+}
+
+/// Raised at each promotion and after an unclean stop of a primary; (epoch, seq) orders all that ever happened.
+///
+/// The upper 32 bits count promotions, the lower 32 the unclean restarts of one primary, so that a promotion always
+/// outranks a former primary that merely restarts.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Epoch(pub u64);
+
+impl Epoch {
+    /// The epoch of a new group.
+    pub const FIRST: Self = Self(1 << 32);
+
+    /// The epoch that a promotion opens.
+    #[must_use]
+    pub fn promoted(self) -> Self {
+        Self(((self.0 >> 32) + 1) << 32)
+    }
+
+    /// The epoch that a primary opens after an unclean stop.
+    #[must_use]
+    pub fn restarted(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.0 >> 32, self.0 as u32)
+    }
+}
+
 number! {
     /// The state of the volumes at a restart point; also the number of the interval that ends there. From 1.
     Generation(u32)
 }
 number! {
     /// A volume's number in its group, from 1.
-    VolumeId(u32)
+    VolumeId(u16)
 }
 number! {
     /// Microseconds of a clock that never goes back, from an arbitrary start.

@@ -4,4 +4,13 @@
 //! version and a CRC32C. Bytes that were not checked have no type here: a parser gives the checked structure or an
 //! error.
 
+pub mod batch;
+pub mod journal_superblock;
+pub mod message;
+mod parts;
+pub mod pool_superblock;
+pub mod record;
+pub mod table_page;
 pub mod text;
+
+pub use parts::{FormatError, VERSION};

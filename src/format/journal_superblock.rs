@@ -1,0 +1,488 @@
+//! The journal's superblock: what a group is, and where its journal begins. Two slots of 64 KiB, written in turn; the
+//! valid one with the higher write count counts. The ring follows at 128 KiB.
+//!
+//! ```text
+//!  slot: 0 magic "HOLDFAST"  8 kind "JRNL"  12 version  14 0  16 checksum (of all 36,864 bytes)  20 volume count
+//!  24 write count  32 group  48 medium  64 name  128 ring size  136 tail position  144 tail order
+//!  152 tail previous checksum  156 clean  160 stream state at the tail (1,168)  1328 pair (80)  1408 0 … 4096
+//!  4096: 64 volumes of 512 bytes
+//! ```
+
+use super::{
+    parts::{FormatError, RawPosition, U16, U32, U64, VERSION, checksum_without, prefix, require},
+    text::Name,
+};
+use crate::{
+    buffer::{ALIGNMENT, AlignedBuffer},
+    command::{RestartPointInfo, VolumeSpec},
+    pair::{Cause, Level, PairState, Role, WithoutPeer},
+    stream_state::{EPOCH_HISTORY_MAX, EpochStart, StreamState},
+    units::{
+        Epoch, Generation, GroupId, MediumUuid, NAME_SIZE_MAX, NodeKey, Order, Position, Seq,
+        TABLE_BLOCK_SIZE_MAX, TABLE_BLOCK_SIZE_MIN, VOLUME_COUNT_MAX, VOLUME_SIZE_MAX,
+        VOLUME_SIZE_MIN, VolumeId, WallClock,
+    },
+};
+use alloc::{borrow::ToOwned, vec::Vec};
+use bytes::Bytes;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Where the two slots begin on the medium.
+pub const SLOTS: [u64; 2] = [0, 64 << 10];
+/// Bytes of a slot that are used.
+pub const JOURNAL_SUPERBLOCK_SIZE: usize = 4096 + VOLUME_COUNT_MAX * 512;
+/// Where the ring begins on the medium.
+pub const RING_OFFSET: u64 = 128 << 10;
+/// Longest path of a pool in bytes.
+pub const POOL_PATH_SIZE_MAX: usize = 255;
+
+const MAGIC: [u8; 8] = *b"HOLDFAST";
+const KIND: [u8; 4] = *b"JRNL";
+const WHAT: &str = "journal superblock";
+const CHECKSUM_AT: usize = 16;
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawStream {
+    last: RawPosition,
+    generation: U32,
+    copying: u8,
+    has_restart_point: u8,
+    reserved: [u8; 2],
+    restart_at: RawPosition,
+    restart_time: U64,
+    restart_generation: U32,
+    epoch_count: U32,
+    restart_label: Name,
+    restart_order: U64,
+    epochs: [RawPosition; EPOCH_HISTORY_MAX],
+    reserved2: [u8; 16],
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawPair {
+    role: u8,
+    state: u8,
+    cause: u8,
+    level: u8,
+    without_peer: u8,
+    has_peer: u8,
+    reserved: [u8; 2],
+    peer: [u8; 32],
+    synced: RawPosition,
+    peer_epoch: U64,
+    fork: RawPosition,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawHead {
+    magic: [u8; 8],
+    kind: [u8; 4],
+    version: U16,
+    reserved0: U16,
+    checksum: U32,
+    volume_count: U32,
+    write_count: U64,
+    group: [u8; 16],
+    medium: [u8; 16],
+    name: Name,
+    ring_size: U64,
+    tail_position: U64,
+    tail_order: U64,
+    tail_previous_checksum: U32,
+    clean: u8,
+    reserved1: [u8; 3],
+    stream: RawStream,
+    pair: RawPair,
+    reserved2: [u8; 2688],
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawVolume {
+    id: U16,
+    path_size: u8,
+    reserved0: u8,
+    logical_block_size: U32,
+    size: U64,
+    table_block_size: U32,
+    reserved1: U32,
+    pool: [u8; 16],
+    name: Name,
+    path: [u8; POOL_PATH_SIZE_MAX],
+    reserved2: [u8; 153],
+}
+
+const _: () =
+    assert!(size_of::<RawStream>() == 1168 && size_of::<RawPair>() == 80 && NAME_SIZE_MAX == 63);
+const _: () = assert!(size_of::<RawHead>() == 4096 && size_of::<RawVolume>() == 512);
+
+/// What the node remembers of the pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PairRecord {
+    /// The role on this node.
+    pub role: Role,
+    /// The pair's state.
+    pub state: PairState,
+    /// When a host's write is answered.
+    pub level: Level,
+    /// What happens without the peer at level remote.
+    pub without_peer: WithoutPeer,
+    /// The peer.
+    pub peer: Option<NodeKey>,
+    /// The last record that both nodes are known to have.
+    pub synced: Position,
+    /// The highest epoch that the peer was seen with.
+    pub peer_epoch: Epoch,
+    /// For a fenced node: the last record that is part of the peer's history.
+    pub fork: Position,
+}
+
+/// The superblock, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JournalSuperblock {
+    /// Raised at each write; its parity is the slot.
+    pub write_count: u64,
+    /// The group.
+    pub group: GroupId,
+    /// The medium.
+    pub medium: MediumUuid,
+    /// The group's name.
+    pub name: Name,
+    /// Size of the ring in bytes.
+    pub ring_size: u64,
+    /// Where the first batch that is still needed begins, in bytes from the start of the journal's life.
+    pub tail_position: u64,
+    /// The number of the last entry before it.
+    pub tail_order: Order,
+    /// The header checksum of the batch before it.
+    pub tail_previous_checksum: u32,
+    /// The group was stopped in good order: nothing that was ever accepted can be missing.
+    pub clean: bool,
+    /// What the entries before the tail amount to.
+    pub stream: StreamState,
+    /// The pair.
+    pub pair: PairRecord,
+    /// The volumes.
+    pub volumes: Vec<VolumeSpec>,
+}
+
+impl JournalSuperblock {
+    /// Where it is to be written.
+    pub fn slot(&self) -> u64 {
+        SLOTS[(self.write_count % 2) as usize]
+    }
+
+    /// Its bytes.
+    pub fn encode(&self) -> Bytes {
+        let (state, cause) = encode_state(self.pair.state);
+        let head = RawHead {
+            magic: MAGIC,
+            kind: KIND,
+            version: VERSION.into(),
+            reserved0: 0.into(),
+            checksum: 0.into(),
+            volume_count: (self.volumes.len() as u32).into(),
+            write_count: self.write_count.into(),
+            group: self.group.0,
+            medium: self.medium.0,
+            name: self.name,
+            ring_size: self.ring_size.into(),
+            tail_position: self.tail_position.into(),
+            tail_order: self.tail_order.0.into(),
+            tail_previous_checksum: self.tail_previous_checksum.into(),
+            clean: self.clean.into(),
+            reserved1: [0; 3],
+            stream: encode_stream(&self.stream),
+            pair: RawPair {
+                role: self.pair.role as u8,
+                state,
+                cause,
+                level: self.pair.level as u8,
+                without_peer: self.pair.without_peer as u8,
+                has_peer: self.pair.peer.is_some().into(),
+                reserved: [0; 2],
+                peer: self.pair.peer.unwrap_or_default().0,
+                synced: self.pair.synced.into(),
+                peer_epoch: self.pair.peer_epoch.0.into(),
+                fork: self.pair.fork.into(),
+            },
+            reserved2: [0; 2688],
+        };
+        let mut buffer = AlignedBuffer::new(JOURNAL_SUPERBLOCK_SIZE);
+        let bytes = buffer.as_mut_slice();
+        bytes[..4096].copy_from_slice(head.as_bytes());
+        for (spec, slot) in self.volumes.iter().zip(bytes[4096..].chunks_exact_mut(512)) {
+            slot.copy_from_slice(encode_volume(spec).as_bytes());
+        }
+        let checksum = checksum_without(bytes, CHECKSUM_AT);
+        bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.to_le_bytes());
+        buffer.freeze()
+    }
+
+    /// Reads one slot.
+    pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
+        let bytes = bytes
+            .get(..JOURNAL_SUPERBLOCK_SIZE)
+            .ok_or(FormatError::Short(WHAT))?;
+        let (raw, rest) = prefix::<RawHead>(bytes, WHAT)?;
+        if raw.magic != MAGIC || raw.kind != KIND {
+            return Err(FormatError::Absent(WHAT));
+        }
+        // The version comes before the checksum: a newer one may be computed differently.
+        if raw.version.get() != VERSION {
+            return Err(FormatError::Version {
+                what: WHAT,
+                found: raw.version.get(),
+            });
+        }
+        let (found, expected) = (checksum_without(bytes, CHECKSUM_AT), raw.checksum.get());
+        if found != expected {
+            return Err(FormatError::Checksum {
+                what: WHAT,
+                found,
+                expected,
+            });
+        }
+        let count = raw.volume_count.get() as usize;
+        require(count <= VOLUME_COUNT_MAX, WHAT, "volume count")?;
+        require(raw.name.check().is_ok(), WHAT, "name")?;
+        require(
+            raw.ring_size.get().is_multiple_of(ALIGNMENT as u64) && raw.ring_size.get() > 0,
+            WHAT,
+            "ring size",
+        )?;
+        require(
+            raw.tail_position.get().is_multiple_of(ALIGNMENT as u64),
+            WHAT,
+            "tail position",
+        )?;
+        require(
+            raw.clean <= 1 && raw.reserved1 == [0; 3] && raw.reserved0.get() == 0,
+            WHAT,
+            "reserved field",
+        )?;
+        require(
+            raw.reserved2.iter().all(|byte| *byte == 0),
+            WHAT,
+            "reserved field",
+        )?;
+        let mut volumes = Vec::with_capacity(count);
+        let mut rest = rest;
+        for _ in 0..count {
+            let (volume, after) = prefix::<RawVolume>(rest, WHAT)?;
+            rest = after;
+            volumes.push(parse_volume(volume)?);
+        }
+        Ok(Self {
+            write_count: raw.write_count.get(),
+            group: GroupId(raw.group),
+            medium: MediumUuid(raw.medium),
+            name: raw.name,
+            ring_size: raw.ring_size.get(),
+            tail_position: raw.tail_position.get(),
+            tail_order: Order(raw.tail_order.get()),
+            tail_previous_checksum: raw.tail_previous_checksum.get(),
+            clean: raw.clean == 1,
+            stream: parse_stream(&raw.stream)?,
+            pair: parse_pair(&raw.pair)?,
+            volumes,
+        })
+    }
+}
+
+fn encode_state(state: PairState) -> (u8, u8) {
+    match state {
+        PairState::Simplex => (0, 0),
+        PairState::InitialCopy => (1, 0),
+        PairState::Duplex => (2, 0),
+        PairState::Suspended(cause) => (3, cause as u8),
+        PairState::DuplexPending => (4, 0),
+    }
+}
+
+fn parse_pair(raw: &RawPair) -> Result<PairRecord, FormatError> {
+    let bad = |field| FormatError::Field { what: WHAT, field };
+    let state = match (raw.state, raw.cause) {
+        (0, 0) => PairState::Simplex,
+        (1, 0) => PairState::InitialCopy,
+        (2, 0) => PairState::Duplex,
+        (3, 0) => PairState::Suspended(Cause::Command),
+        (3, 1) => PairState::Suspended(Cause::JournalFull),
+        (3, 2) => PairState::Suspended(Cause::Peer),
+        (4, 0) => PairState::DuplexPending,
+        _ => return Err(bad("pair state")),
+    };
+    require(raw.reserved == [0; 2], WHAT, "reserved field")?;
+    Ok(PairRecord {
+        role: match raw.role {
+            0 => Role::Primary,
+            1 => Role::Secondary,
+            2 => Role::Fenced,
+            _ => return Err(bad("role")),
+        },
+        state,
+        level: match raw.level {
+            0 => Level::Local,
+            1 => Level::Remote,
+            _ => return Err(bad("acknowledgement level")),
+        },
+        without_peer: match raw.without_peer {
+            0 => WithoutPeer::Continue,
+            1 => WithoutPeer::Freeze,
+            _ => return Err(bad("policy")),
+        },
+        peer: match raw.has_peer {
+            0 => None,
+            1 => Some(NodeKey(raw.peer)),
+            _ => return Err(bad("peer")),
+        },
+        synced: raw.synced.into(),
+        peer_epoch: Epoch(raw.peer_epoch.get()),
+        fork: raw.fork.into(),
+    })
+}
+
+fn encode_stream(state: &StreamState) -> RawStream {
+    let mut epochs = [RawPosition::default(); EPOCH_HISTORY_MAX];
+    for (raw, start) in epochs.iter_mut().zip(&state.epochs) {
+        *raw = Position {
+            epoch: start.epoch,
+            seq: start.first,
+        }
+        .into();
+    }
+    let point = state.restart_point;
+    RawStream {
+        last: state.last.into(),
+        generation: state.generation.0.into(),
+        copying: state.copying.into(),
+        has_restart_point: point.is_some().into(),
+        reserved: [0; 2],
+        restart_at: point.map(|(point, _)| point.at).unwrap_or_default().into(),
+        restart_time: point
+            .map(|(point, _)| point.time.0)
+            .unwrap_or_default()
+            .into(),
+        restart_generation: point
+            .map(|(point, _)| point.generation.0)
+            .unwrap_or_default()
+            .into(),
+        epoch_count: (state.epochs.len() as u32).into(),
+        restart_label: point.map(|(point, _)| point.label).unwrap_or_default(),
+        restart_order: point.map(|(_, order)| order.0).unwrap_or_default().into(),
+        epochs,
+        reserved2: [0; 16],
+    }
+}
+
+fn parse_stream(raw: &RawStream) -> Result<StreamState, FormatError> {
+    require(raw.copying <= 1 && raw.has_restart_point <= 1, WHAT, "flag")?;
+    require(
+        raw.reserved == [0; 2] && raw.reserved2 == [0; 16],
+        WHAT,
+        "reserved field",
+    )?;
+    require(raw.restart_label.check().is_ok(), WHAT, "label")?;
+    let count = raw.epoch_count.get() as usize;
+    let epochs = raw.epochs.get(..count).ok_or(FormatError::Field {
+        what: WHAT,
+        field: "epoch count",
+    })?;
+    let epochs: Vec<_> = epochs
+        .iter()
+        .map(|raw| EpochStart {
+            epoch: Epoch(raw.epoch.get()),
+            first: Seq(raw.seq.get()),
+        })
+        .collect();
+    require(
+        epochs.is_sorted_by(|a, b| a.epoch < b.epoch && a.first <= b.first),
+        WHAT,
+        "epoch history",
+    )?;
+    let point = RestartPointInfo {
+        generation: Generation(raw.restart_generation.get()),
+        at: raw.restart_at.into(),
+        time: WallClock(raw.restart_time.get()),
+        label: raw.restart_label,
+    };
+    Ok(StreamState {
+        last: raw.last.into(),
+        generation: Generation(raw.generation.get()),
+        copying: raw.copying == 1,
+        restart_point: (raw.has_restart_point == 1)
+            .then_some((point, Order(raw.restart_order.get()))),
+        epochs,
+    })
+}
+
+fn encode_volume(spec: &VolumeSpec) -> RawVolume {
+    let mut path = [0; POOL_PATH_SIZE_MAX];
+    let size = spec.pool_path.len().min(POOL_PATH_SIZE_MAX);
+    path[..size].copy_from_slice(&spec.pool_path.as_bytes()[..size]);
+    RawVolume {
+        id: spec.id.0.into(),
+        path_size: size as u8,
+        reserved0: 0,
+        logical_block_size: spec.logical_block_size.into(),
+        size: spec.size.into(),
+        table_block_size: spec.table_block_size.into(),
+        reserved1: 0.into(),
+        pool: spec.pool.0,
+        name: spec.name,
+        path,
+        reserved2: [0; 153],
+    }
+}
+
+fn parse_volume(raw: &RawVolume) -> Result<VolumeSpec, FormatError> {
+    let path = raw
+        .path
+        .get(..usize::from(raw.path_size))
+        .and_then(|path| core::str::from_utf8(path).ok());
+    require(
+        raw.name.check().is_ok() && raw.id.get() != 0,
+        WHAT,
+        "volume",
+    )?;
+    let spec = VolumeSpec {
+        id: VolumeId(raw.id.get()),
+        name: raw.name,
+        size: raw.size.get(),
+        logical_block_size: raw.logical_block_size.get(),
+        table_block_size: raw.table_block_size.get(),
+        pool: MediumUuid(raw.pool),
+        pool_path: path
+            .ok_or(FormatError::Field {
+                what: WHAT,
+                field: "pool path",
+            })?
+            .to_owned(),
+    };
+    require(check_geometry(&spec).is_ok(), WHAT, "volume geometry")?;
+    Ok(spec)
+}
+
+/// Whether the sizes of a volume are within what the formats can hold; else what is wrong.
+pub fn check_geometry(spec: &VolumeSpec) -> Result<(), &'static str> {
+    if !matches!(spec.logical_block_size, 512 | 4096) {
+        return Err("its logical block is neither 512 nor 4096 bytes");
+    }
+    if !(VOLUME_SIZE_MIN..=VOLUME_SIZE_MAX).contains(&spec.size) {
+        return Err("its size is not between 16 MiB and 16 TiB");
+    }
+    if !spec.size.is_multiple_of(4096) {
+        return Err("its size is no multiple of 4096 bytes");
+    }
+    let block = spec.table_block_size;
+    if !(TABLE_BLOCK_SIZE_MIN..=TABLE_BLOCK_SIZE_MAX).contains(&block) || !block.is_power_of_two() {
+        return Err("its table block is no power of two between 16 KiB and 1 MiB");
+    }
+    if spec.pool_path.len() > POOL_PATH_SIZE_MAX {
+        return Err("the path of its pool is longer than 255 bytes");
+    }
+    Ok(())
+}

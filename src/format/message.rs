@@ -1,0 +1,264 @@
+//! Payloads of the frames that are not data: restart points, epoch changes, the start of a copy, greetings.
+//!
+//! ```text
+//!  restart point: label (64)
+//!  history:   0 count  4 0  8: (epoch 8, first seq 8) each
+//!  greeting:  0 role  1 copying  2 has restart point  3 ranges known  4 generation  8 head (16)
+//!             24 restart point's generation  28 0  32 restart point (16)  48 volume digest  52 0  56: history
+//!  ranges:    0 count  4 complete (1 or 0)  8: (volume 2, 0 6, offset 8, size 8) each
+//! ```
+
+use super::{
+    parts::{FormatError, RawPosition, U16, U32, U64, prefix, require},
+    text::Name,
+};
+use crate::{
+    pair::Role,
+    stream_state::{EPOCH_HISTORY_MAX, EpochStart},
+    units::{Epoch, Generation, Position, Seq, VolumeId},
+};
+use alloc::vec::Vec;
+use bytes::Bytes;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Most ranges in one message.
+pub const RANGE_COUNT_MAX: usize = 16_384;
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawGreeting {
+    role: u8,
+    copying: u8,
+    has_restart_point: u8,
+    reserved0: u8,
+    generation: U32,
+    head: RawPosition,
+    restart_generation: U32,
+    reserved1: U32,
+    restart_at: RawPosition,
+    volumes: U32,
+    reserved2: U32,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawCount {
+    count: U32,
+    flag: U32,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawRange {
+    volume: U16,
+    reserved: [u8; 6],
+    offset: U64,
+    size: U64,
+}
+
+const _: () = assert!(size_of::<RawGreeting>() == 56 && size_of::<RawRange>() == 24);
+
+/// What each node tells the other first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Greeting {
+    /// The role there.
+    pub role: Role,
+    /// The volumes there are between two states.
+    pub copying: bool,
+    /// The open interval.
+    pub generation: Generation,
+    /// The last record that is durable there (on a primary: that was made).
+    pub head: Position,
+    /// The last restart point there.
+    pub restart_point: Option<(Generation, Position)>,
+    /// A digest of the volumes' numbers and sizes.
+    pub volumes: u32,
+    /// The epochs.
+    pub epochs: Vec<EpochStart>,
+}
+
+/// A range of a volume in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Range {
+    /// The volume.
+    pub volume: VolumeId,
+    /// First byte.
+    pub offset: u64,
+    /// How many bytes.
+    pub size: u64,
+}
+
+/// A restart point's payload.
+pub fn encode_label(label: Name) -> Bytes {
+    Bytes::copy_from_slice(label.as_bytes())
+}
+
+/// Reads a restart point's payload.
+pub fn parse_label(payload: &[u8]) -> Result<Name, FormatError> {
+    const WHAT: &str = "restart point";
+    let (name, rest) = prefix::<Name>(payload, WHAT)?;
+    require(rest.is_empty() && name.check().is_ok(), WHAT, "label")?;
+    Ok(*name)
+}
+
+/// A copy's first frame: the epochs.
+pub fn encode_history(epochs: &[EpochStart]) -> Bytes {
+    let mut bytes = Vec::new();
+    push_history(&mut bytes, epochs);
+    bytes.into()
+}
+
+/// Reads [`encode_history`]'s payload.
+pub fn parse_history(payload: &[u8]) -> Result<Vec<EpochStart>, FormatError> {
+    const WHAT: &str = "epoch history";
+    let (raw, mut rest) = prefix::<RawCount>(payload, WHAT)?;
+    let count = raw.count.get() as usize;
+    require(
+        (1..=EPOCH_HISTORY_MAX).contains(&count) && raw.flag.get() == 0,
+        WHAT,
+        "count",
+    )?;
+    let mut epochs = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (raw, after) = prefix::<RawPosition>(rest, WHAT)?;
+        rest = after;
+        epochs.push(EpochStart {
+            epoch: Epoch(raw.epoch.get()),
+            first: Seq(raw.seq.get()),
+        });
+    }
+    require(rest.is_empty(), WHAT, "size")?;
+    require(
+        epochs.is_sorted_by(|a, b| a.epoch < b.epoch && a.first <= b.first),
+        WHAT,
+        "order",
+    )?;
+    Ok(epochs)
+}
+
+fn push_history(bytes: &mut Vec<u8>, epochs: &[EpochStart]) {
+    let count = RawCount {
+        count: (epochs.len() as u32).into(),
+        flag: 0.into(),
+    };
+    bytes.extend_from_slice(count.as_bytes());
+    for start in epochs {
+        let raw: RawPosition = Position {
+            epoch: start.epoch,
+            seq: start.first,
+        }
+        .into();
+        bytes.extend_from_slice(raw.as_bytes());
+    }
+}
+
+impl Greeting {
+    /// Its payload.
+    pub fn encode(&self) -> Bytes {
+        let (generation, at) = self.restart_point.unwrap_or_default();
+        let raw = RawGreeting {
+            role: self.role as u8,
+            copying: self.copying.into(),
+            has_restart_point: self.restart_point.is_some().into(),
+            reserved0: 0,
+            generation: self.generation.0.into(),
+            head: self.head.into(),
+            restart_generation: generation.0.into(),
+            reserved1: 0.into(),
+            restart_at: at.into(),
+            volumes: self.volumes.into(),
+            reserved2: 0.into(),
+        };
+        let mut bytes = raw.as_bytes().to_vec();
+        push_history(&mut bytes, &self.epochs);
+        bytes.into()
+    }
+
+    /// Reads a payload.
+    pub fn parse(payload: &[u8]) -> Result<Self, FormatError> {
+        const WHAT: &str = "greeting";
+        let (raw, rest) = prefix::<RawGreeting>(payload, WHAT)?;
+        require(
+            raw.copying <= 1 && raw.has_restart_point <= 1 && raw.reserved0 == 0,
+            WHAT,
+            "flag",
+        )?;
+        require(
+            raw.reserved1.get() == 0 && raw.reserved2.get() == 0,
+            WHAT,
+            "reserved field",
+        )?;
+        Ok(Self {
+            role: match raw.role {
+                0 => Role::Primary,
+                1 => Role::Secondary,
+                2 => Role::Fenced,
+                _ => {
+                    return Err(FormatError::Field {
+                        what: WHAT,
+                        field: "role",
+                    });
+                }
+            },
+            copying: raw.copying == 1,
+            generation: Generation(raw.generation.get()),
+            head: raw.head.into(),
+            restart_point: (raw.has_restart_point == 1).then_some((
+                Generation(raw.restart_generation.get()),
+                raw.restart_at.into(),
+            )),
+            volumes: raw.volumes.get(),
+            epochs: parse_history(rest)?,
+        })
+    }
+}
+
+/// A list of ranges; `None` if the sender cannot list them: all may differ.
+pub fn encode_ranges(ranges: Option<&[Range]>) -> Bytes {
+    let list = ranges.unwrap_or_default();
+    let count = RawCount {
+        count: (list.len() as u32).into(),
+        flag: u32::from(ranges.is_some()).into(),
+    };
+    let mut bytes = count.as_bytes().to_vec();
+    for range in list {
+        let raw = RawRange {
+            volume: range.volume.0.into(),
+            reserved: [0; 6],
+            offset: range.offset.into(),
+            size: range.size.into(),
+        };
+        bytes.extend_from_slice(raw.as_bytes());
+    }
+    bytes.into()
+}
+
+/// Reads [`encode_ranges`]'s payload.
+pub fn parse_ranges(payload: &[u8]) -> Result<Option<Vec<Range>>, FormatError> {
+    const WHAT: &str = "list of ranges";
+    let (raw, mut rest) = prefix::<RawCount>(payload, WHAT)?;
+    let count = raw.count.get() as usize;
+    require(
+        count <= RANGE_COUNT_MAX && raw.flag.get() <= 1,
+        WHAT,
+        "count",
+    )?;
+    if raw.flag.get() == 0 {
+        return Ok(None);
+    }
+    let mut ranges = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (raw, after) = prefix::<RawRange>(rest, WHAT)?;
+        rest = after;
+        require(raw.reserved == [0; 6], WHAT, "reserved field")?;
+        let (offset, size) = (raw.offset.get(), raw.size.get());
+        require(offset.checked_add(size).is_some(), WHAT, "range")?;
+        ranges.push(Range {
+            volume: VolumeId(raw.volume.get()),
+            offset,
+            size,
+        });
+    }
+    require(rest.is_empty(), WHAT, "size")?;
+    Ok(Some(ranges))
+}

@@ -1,0 +1,213 @@
+//! A pool's superblock: whose pool it is, how it is laid out, and which table in it counts. Two slots of 64 KiB,
+//! written in turn. The table's pages follow at 128 KiB, two slots of 4 KiB for each; then the physical blocks.
+//!
+//! ```text
+//!  slot: 0 magic "HOLDFAST"  8 kind "POOL"  12 version  14 0  16 checksum (of all 4,096 bytes)  20 block size
+//!  24 write count  32 group  48 medium  64 volume size  72 logical block  76 block count  80 blocks' offset
+//!  88 checkpoint  96 digest  104 applied order  112 stamp  116 void count  120 volume  122 0
+//!  128: 16 void ranges (first stamp, last stamp)  256: 0 … 4096
+//! ```
+
+use super::parts::{FormatError, U16, U32, U64, VERSION, checksum_without, prefix, require};
+use crate::{
+    buffer::AlignedBuffer,
+    units::{GroupId, MediumUuid, Order, TABLE_BLOCK_SIZE_MAX, TABLE_BLOCK_SIZE_MIN, VolumeId},
+};
+use alloc::vec::Vec;
+use bytes::Bytes;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Bytes of a slot that are used.
+pub const POOL_SUPERBLOCK_SIZE: usize = 4096;
+/// Where the table's pages begin on the medium.
+pub const TABLE_OFFSET: u64 = 128 << 10;
+/// Most ranges of void stamps.
+pub const VOID_COUNT_MAX: usize = 16;
+
+const MAGIC: [u8; 8] = *b"HOLDFAST";
+const KIND: [u8; 4] = *b"POOL";
+const WHAT: &str = "pool superblock";
+const CHECKSUM_AT: usize = 16;
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct Raw {
+    magic: [u8; 8],
+    kind: [u8; 4],
+    version: U16,
+    reserved0: U16,
+    checksum: U32,
+    block_size: U32,
+    write_count: U64,
+    group: [u8; 16],
+    medium: [u8; 16],
+    volume_size: U64,
+    logical_block_size: U32,
+    block_count: U32,
+    blocks_offset: U64,
+    checkpoint: U64,
+    digest: U64,
+    applied: U64,
+    stamp: U32,
+    void_count: U32,
+    volume: U16,
+    reserved1: [u8; 6],
+    void: [[U32; 2]; VOID_COUNT_MAX],
+    reserved2: [u8; 3840],
+}
+
+const _: () = assert!(size_of::<Raw>() == POOL_SUPERBLOCK_SIZE);
+
+/// The superblock, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolSuperblock {
+    /// Raised at each write; its parity is the slot.
+    pub write_count: u64,
+    /// The group.
+    pub group: GroupId,
+    /// The medium.
+    pub medium: MediumUuid,
+    /// The volume.
+    pub volume: VolumeId,
+    /// The volume's size in bytes.
+    pub volume_size: u64,
+    /// The volume's logical block in bytes.
+    pub logical_block_size: u32,
+    /// Size of a table block in bytes.
+    pub block_size: u32,
+    /// Physical blocks; they are numbered from 1.
+    pub block_count: u32,
+    /// Where physical block 1 begins on the medium.
+    pub blocks_offset: u64,
+    /// Table pages with a higher checkpoint number do not count.
+    pub checkpoint: u64,
+    /// Sum over the pages that count, so that none can be missing unnoticed.
+    pub digest: u64,
+    /// The last journal entry that the table contains.
+    pub applied: Order,
+    /// The stamp of entries that change now.
+    pub stamp: u32,
+    /// Stamps whose changes were taken back: first and last.
+    pub void: Vec<[u32; 2]>,
+}
+
+impl PoolSuperblock {
+    /// Where it is to be written.
+    pub fn slot(&self) -> u64 {
+        super::journal_superblock::SLOTS[(self.write_count % 2) as usize]
+    }
+
+    /// Its bytes.
+    pub fn encode(&self) -> Bytes {
+        let mut void = [[U32::new(0); 2]; VOID_COUNT_MAX];
+        for (raw, range) in void.iter_mut().zip(&self.void) {
+            *raw = [range[0].into(), range[1].into()];
+        }
+        let raw = Raw {
+            magic: MAGIC,
+            kind: KIND,
+            version: VERSION.into(),
+            reserved0: 0.into(),
+            checksum: 0.into(),
+            block_size: self.block_size.into(),
+            write_count: self.write_count.into(),
+            group: self.group.0,
+            medium: self.medium.0,
+            volume_size: self.volume_size.into(),
+            logical_block_size: self.logical_block_size.into(),
+            block_count: self.block_count.into(),
+            blocks_offset: self.blocks_offset.into(),
+            checkpoint: self.checkpoint.into(),
+            digest: self.digest.into(),
+            applied: self.applied.0.into(),
+            stamp: self.stamp.into(),
+            void_count: (self.void.len() as u32).into(),
+            volume: self.volume.0.into(),
+            reserved1: [0; 6],
+            void,
+            reserved2: [0; 3840],
+        };
+        let mut buffer = AlignedBuffer::new(POOL_SUPERBLOCK_SIZE);
+        let bytes = buffer.as_mut_slice();
+        bytes.copy_from_slice(raw.as_bytes());
+        let checksum = checksum_without(bytes, CHECKSUM_AT);
+        bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.to_le_bytes());
+        buffer.freeze()
+    }
+
+    /// Reads one slot.
+    pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
+        let bytes = bytes
+            .get(..POOL_SUPERBLOCK_SIZE)
+            .ok_or(FormatError::Short(WHAT))?;
+        let (raw, _) = prefix::<Raw>(bytes, WHAT)?;
+        if raw.magic != MAGIC || raw.kind != KIND {
+            return Err(FormatError::Absent(WHAT));
+        }
+        if raw.version.get() != VERSION {
+            return Err(FormatError::Version {
+                what: WHAT,
+                found: raw.version.get(),
+            });
+        }
+        let (found, expected) = (checksum_without(bytes, CHECKSUM_AT), raw.checksum.get());
+        if found != expected {
+            return Err(FormatError::Checksum {
+                what: WHAT,
+                found,
+                expected,
+            });
+        }
+        let block_size = raw.block_size.get();
+        let range = TABLE_BLOCK_SIZE_MIN..=TABLE_BLOCK_SIZE_MAX;
+        require(
+            range.contains(&block_size) && block_size.is_power_of_two(),
+            WHAT,
+            "block size",
+        )?;
+        require(
+            matches!(raw.logical_block_size.get(), 512 | 4096),
+            WHAT,
+            "logical block",
+        )?;
+        require(
+            raw.blocks_offset.get().is_multiple_of(4096),
+            WHAT,
+            "blocks' offset",
+        )?;
+        require(
+            raw.reserved0.get() == 0 && raw.reserved1 == [0; 6],
+            WHAT,
+            "reserved field",
+        )?;
+        require(
+            raw.reserved2.iter().all(|byte| *byte == 0),
+            WHAT,
+            "reserved field",
+        )?;
+        let void = raw.void.get(..raw.void_count.get() as usize);
+        let void = void.ok_or(FormatError::Field {
+            what: WHAT,
+            field: "void count",
+        })?;
+        Ok(Self {
+            write_count: raw.write_count.get(),
+            group: GroupId(raw.group),
+            medium: MediumUuid(raw.medium),
+            volume: VolumeId(raw.volume.get()),
+            volume_size: raw.volume_size.get(),
+            logical_block_size: raw.logical_block_size.get(),
+            block_size,
+            block_count: raw.block_count.get(),
+            blocks_offset: raw.blocks_offset.get(),
+            checkpoint: raw.checkpoint.get(),
+            digest: raw.digest.get(),
+            applied: Order(raw.applied.get()),
+            stamp: raw.stamp.get(),
+            void: void
+                .iter()
+                .map(|range| [range[0].get(), range[1].get()])
+                .collect(),
+        })
+    }
+}

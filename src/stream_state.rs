@@ -1,0 +1,129 @@
+//! What a sequence of records amounts to: the same function gives the state at the journal's tail, at its head, and
+//! after recovery.
+
+use crate::{
+    command::RestartPointInfo,
+    format::{
+        record::{Kind, Record},
+        text::Name,
+    },
+    units::{Epoch, Generation, Order, Position, Seq},
+};
+use alloc::vec::Vec;
+
+/// Most epochs that are remembered; a peer that knows only older ones is copied anew.
+pub const EPOCH_HISTORY_MAX: usize = 64;
+
+/// Where an epoch begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EpochStart {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Its first record.
+    pub first: Seq,
+}
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamState {
+    /// The last record.
+    pub last: Position,
+    /// The interval that is open: the number that the next restart point will have.
+    pub generation: Generation,
+    /// Between [`Kind::CopyBegin`] and [`Kind::CopyEnd`]: what the volumes hold now is no state of the primary.
+    pub copying: bool,
+    /// The last restart point to which the volumes can be taken back, and its entry.
+    pub restart_point: Option<(RestartPointInfo, Order)>,
+    /// The epochs, oldest first.
+    pub epochs: Vec<EpochStart>,
+}
+
+impl StreamState {
+    /// The state of a new group.
+    pub fn new() -> Self {
+        Self {
+            last: Position {
+                epoch: Epoch::FIRST,
+                seq: Seq(0),
+            },
+            generation: Generation(1),
+            copying: false,
+            restart_point: None,
+            epochs: alloc::vec![EpochStart {
+                epoch: Epoch::FIRST,
+                first: Seq(1)
+            }],
+        }
+    }
+
+    /// Takes the next entry into account. `label` is that of a restart point, `history` the epochs that a
+    /// [`Kind::CopyBegin`] brings.
+    pub fn apply(&mut self, order: Order, record: &Record, note: &Note) {
+        match (record.kind, note) {
+            (Kind::CopyBegin, Note::History(epochs)) => {
+                self.copying = true;
+                self.epochs.clone_from(epochs);
+                self.generation = record.generation;
+            }
+            (Kind::CopyEnd, _) => self.copying = false,
+            (Kind::EpochChange, _) => {
+                self.epochs.retain(|start| start.epoch < record.at.epoch);
+                self.epochs.push(EpochStart {
+                    epoch: record.at.epoch,
+                    first: record.at.seq,
+                });
+                if self.epochs.len() > EPOCH_HISTORY_MAX {
+                    self.epochs.remove(0);
+                }
+                self.generation = record.generation;
+            }
+            (Kind::RestartPoint, note) => {
+                self.generation = record.generation.next();
+                if !self.copying {
+                    let label = if let Note::Label(label) = note {
+                        *label
+                    } else {
+                        Name::default()
+                    };
+                    let info = RestartPointInfo {
+                        generation: record.generation,
+                        at: record.at,
+                        time: record.time,
+                        label,
+                    };
+                    self.restart_point = Some((info, order));
+                }
+            }
+            _ => {}
+        }
+        self.last = record.at;
+    }
+
+    /// The last record of `epoch` in this history, if the epoch is in it.
+    pub fn end_of(&self, epoch: Epoch) -> Option<Seq> {
+        let index = self.epochs.iter().position(|start| start.epoch == epoch)?;
+        let next = self
+            .epochs
+            .get(index + 1)
+            .map(|start| Seq(start.first.0.saturating_sub(1)));
+        Some(next.unwrap_or(self.last.seq))
+    }
+}
+
+impl Default for StreamState {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What of a payload the stream's state needs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Note {
+    /// Nothing.
+    #[default]
+    None,
+    /// A restart point's label.
+    Label(Name),
+    /// The epochs that a copy brings.
+    History(Vec<EpochStart>),
+}
