@@ -34,8 +34,6 @@ pub struct VolumeSpec {
 /// An operator's command. A command that the state does not allow changes nothing.
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// Adds a volume whose pool has been formatted ([`crate::group::format_pool`]).
-    AddVolume(VolumeSpec),
     /// Forgets a volume.
     RemoveVolume(VolumeId),
     /// Makes the group a pair with the node that has this key; what is stored is copied to it.

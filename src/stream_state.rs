@@ -67,7 +67,9 @@ impl StreamState {
             }
             (Kind::CopyEnd, _) => self.copying = false,
             (Kind::EpochChange, _) => {
-                self.epochs.retain(|start| start.epoch < record.at.epoch);
+                // What the new epoch's first record displaces is no part of the history.
+                self.epochs
+                    .retain(|start| start.epoch < record.at.epoch && start.first < record.at.seq);
                 self.epochs.push(EpochStart {
                     epoch: record.at.epoch,
                     first: record.at.seq,
@@ -76,6 +78,7 @@ impl StreamState {
                     self.epochs.remove(0);
                 }
                 self.generation = record.generation;
+                self.copying = false;
             }
             (Kind::RestartPoint, note) => {
                 self.generation = record.generation.next();

@@ -180,6 +180,8 @@ pub const TABLE_BLOCK_SIZE_MAX: u32 = 1 << 20;
 pub const TABLE_BLOCK_SIZE_DEFAULT: u32 = 64 << 10;
 /// Most bytes that one record carries; a longer request becomes several records.
 pub const RECORD_PAYLOAD_SIZE_MAX: u32 = 1 << 20;
+/// Most bytes that one record discards or zeroes; a longer request becomes several records.
+pub const ZEROES_SIZE_MAX: u64 = 1 << 30;
 /// Most volumes in a group.
 pub const VOLUME_COUNT_MAX: usize = 64;
 /// Smallest journal medium in bytes.

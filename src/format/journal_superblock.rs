@@ -4,7 +4,7 @@
 //! ```text
 //!  slot: 0 magic "HOLDFAST"  8 kind "JRNL"  12 version  14 0  16 checksum (of all 36,864 bytes)  20 volume count
 //!  24 write count  32 group  48 medium  64 name  128 ring size  136 tail position  144 tail order
-//!  152 tail previous checksum  156 clean  160 stream state at the tail (1,168)  1328 pair (80)  1408 0 … 4096
+//!  152 tail previous checksum  156 clean  160 stream state at the tail (1,168)  1328 pair (80)  1408 clean order  1416 0 … 4096
 //!  4096: 64 volumes of 512 bytes
 //! ```
 
@@ -96,7 +96,8 @@ struct RawHead {
     reserved1: [u8; 3],
     stream: RawStream,
     pair: RawPair,
-    reserved2: [u8; 2688],
+    clean_order: U64,
+    reserved2: [u8; 2680],
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -159,8 +160,8 @@ pub struct JournalSuperblock {
     pub tail_order: Order,
     /// The header checksum of the batch before it.
     pub tail_previous_checksum: u32,
-    /// The group was stopped in good order: nothing that was ever accepted can be missing.
-    pub clean: bool,
+    /// The group was stopped in good order after this entry: nothing that was ever accepted can be missing.
+    pub clean: Option<Order>,
     /// What the entries before the tail amount to.
     pub stream: StreamState,
     /// The pair.
@@ -193,7 +194,7 @@ impl JournalSuperblock {
             tail_position: self.tail_position.into(),
             tail_order: self.tail_order.0.into(),
             tail_previous_checksum: self.tail_previous_checksum.into(),
-            clean: self.clean.into(),
+            clean: self.clean.is_some().into(),
             reserved1: [0; 3],
             stream: encode_stream(&self.stream),
             pair: RawPair {
@@ -209,7 +210,8 @@ impl JournalSuperblock {
                 peer_epoch: self.pair.peer_epoch.0.into(),
                 fork: self.pair.fork.into(),
             },
-            reserved2: [0; 2688],
+            clean_order: self.clean.unwrap_or_default().0.into(),
+            reserved2: [0; 2680],
         };
         let mut buffer = AlignedBuffer::new(JOURNAL_SUPERBLOCK_SIZE);
         let bytes = buffer.as_mut_slice();
@@ -285,7 +287,7 @@ impl JournalSuperblock {
             tail_position: raw.tail_position.get(),
             tail_order: Order(raw.tail_order.get()),
             tail_previous_checksum: raw.tail_previous_checksum.get(),
-            clean: raw.clean == 1,
+            clean: (raw.clean == 1).then_some(Order(raw.clean_order.get())),
             stream: parse_stream(&raw.stream)?,
             pair: parse_pair(&raw.pair)?,
             volumes,

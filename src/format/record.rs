@@ -11,6 +11,7 @@
 use super::parts::{FormatError, U16, U32, U64, VERSION, prefix, require};
 use crate::units::{
     Epoch, Generation, GroupId, Position, RECORD_PAYLOAD_SIZE_MAX, Seq, VolumeId, WallClock,
+    ZEROES_SIZE_MAX,
 };
 use bytes::Bytes;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -256,6 +257,11 @@ impl Record {
             !self.kind.zeroes() || self.payload_size == 0,
             WHAT,
             "payload size",
+        )?;
+        require(
+            !self.kind.zeroes() || self.size <= ZEROES_SIZE_MAX,
+            WHAT,
+            "size",
         )?;
         require(
             !self.kind.changes_data() || (self.size > 0 && self.volume.0 != 0),

@@ -2,3 +2,204 @@
 //!
 //! Call order: `handle_*` with an event, then [`Group::poll_output`] until `None`, then [`Group::poll_timeout`] for
 //! the time of the next [`Group::handle_timeout`].
+//!
+//! The life of an entry, each step behind the one before:
+//! `staged` (has its number) → `sealed` (in a batch that is being written) → `completed` (written) → `durable` (synced)
+//! → `applied` (in the tables) → retired (the journal's tail has passed it). Beside that it is sent to the peer as soon
+//! as it is sealed, and acknowledged when it is durable there.
+
+mod batch;
+mod checkpoint;
+mod commands;
+mod copy;
+mod create;
+mod destage;
+mod fault;
+mod greeting;
+mod open;
+mod plan;
+mod read;
+mod receive;
+mod status;
+mod stream;
+mod superblock;
+mod sync;
+mod write;
+
+pub use crate::table::{LoadError, pool_size_for};
+pub use create::{FormatError, GroupSpec, JournalLabel, format_journal, format_pool, read_label};
+pub use open::{OpenError, RecoveryReport};
+
+use crate::{
+    command::VolumeSpec,
+    disk::{DiskAction, DiskOperation, DiskOutcome, MediumId, OperationId},
+    format::{journal_superblock::PairRecord, text::Name},
+    journal::Journal,
+    output::{Event, Output},
+    overlay::Overlay,
+    request::{Reply, Request, RequestError, RequestId},
+    stream_state::StreamState,
+    table::{ReadCount, Table},
+    units::{GroupId, MediumUuid, Monotonic, Now, Order, VolumeId},
+};
+use alloc::{
+    collections::{BTreeMap, VecDeque},
+    vec::Vec,
+};
+
+/// A volume of the group.
+struct Volume {
+    spec: VolumeSpec,
+    table: Table,
+    overlay: Overlay,
+    /// Redirected data was written to the pool since its last sync began.
+    unsynced: bool,
+    /// Entries up to here were in the table when the group was opened.
+    applied_before: Order,
+}
+
+/// What a disk operation in flight is for.
+enum Purpose {
+    Batch { first: Order },
+    Redirect { order: Order },
+    Sync,
+    Read { read: ReadCount, piece: usize },
+    Destage { slot: usize },
+    Checkpoint,
+    Superblock,
+    Resend { order: Order },
+}
+
+/// See the module.
+pub struct Group {
+    id: GroupId,
+    name: Name,
+    medium: MediumUuid,
+    volumes: BTreeMap<VolumeId, Volume>,
+    journal: Journal,
+    stream: StreamState,
+    pair: PairRecord,
+    now: Now,
+
+    sealed: Order,
+    completed: Order,
+    durable: Order,
+    applied: Order,
+    in_flight: VecDeque<batch::InFlight>,
+    redirects_in_flight: BTreeMap<Order, u32>,
+    memory: batch::Memory,
+    waiting: write::Waiting,
+    held: VecDeque<Request>,
+    sync: sync::Sync,
+    reads: read::Reads,
+    destage: destage::Destage,
+    checkpoint: checkpoint::Checkpoint,
+    superblock: superblock::SuperblockWriter,
+    peer: stream::Peer,
+    confirmation: greeting::Confirmation,
+    copy: copy::Copier,
+    commands: commands::Commands,
+
+    operations: BTreeMap<OperationId, Purpose>,
+    next_operation: u64,
+    outputs: VecDeque<Output>,
+    stopped: Option<&'static str>,
+}
+
+impl Group {
+    /// The outcome of a disk operation.
+    pub fn handle_disk(&mut self, now: Now, id: OperationId, outcome: DiskOutcome) {
+        self.now = now;
+        let Some(purpose) = self.operations.remove(&id) else {
+            return;
+        };
+        match purpose {
+            Purpose::Batch { first } => self.batch_written(first, outcome),
+            Purpose::Redirect { order } => self.redirect_written(order, outcome),
+            Purpose::Sync => self.sync_done(outcome),
+            Purpose::Read { read, piece } => self.read_done(read, piece, outcome),
+            Purpose::Destage { slot } => self.destage_done(slot, outcome),
+            Purpose::Checkpoint => self.checkpoint_done(outcome),
+            Purpose::Superblock => self.superblock_done(outcome),
+            Purpose::Resend { order } => self.resend_read(order, outcome),
+        }
+    }
+
+    /// The time that [`Group::poll_timeout`] named has come.
+    pub fn handle_timeout(&mut self, now: Now) {
+        self.now = now;
+    }
+
+    /// The next thing to do, `None` when there is nothing until the next event.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        if self.outputs.is_empty() {
+            self.advance();
+        }
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`Group::handle_timeout`] if nothing else happens.
+    pub fn poll_timeout(&self) -> Option<Monotonic> {
+        if self.stopped.is_some() {
+            return None;
+        }
+        [
+            self.destage_timeout(),
+            self.checkpoint_timeout(),
+            self.confirm_timeout(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Starts whatever can be started now.
+    fn advance(&mut self) {
+        if self.stopped.is_some() {
+            return;
+        }
+        self.confirm();
+        self.release_held();
+        self.seal();
+        self.start_sync();
+        self.start_destage();
+        self.start_checkpoint();
+        self.retire();
+        self.suspend_when_nearly_full();
+        self.start_superblock();
+        self.greet();
+        self.begin_copy();
+        self.send();
+        self.copy_next();
+        self.continue_commands();
+    }
+
+    fn disk(&mut self, medium: MediumId, action: DiskAction, purpose: Purpose) {
+        let id = OperationId(self.next_operation);
+        self.next_operation += 1;
+        self.operations.insert(id, purpose);
+        self.outputs
+            .push_back(Output::Disk(DiskOperation { id, medium, action }));
+    }
+
+    fn answer(&mut self, id: RequestId, result: Result<Reply, RequestError>) {
+        self.outputs.push_back(Output::Answer { id, result });
+    }
+
+    fn event(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    fn pools(&self) -> Vec<VolumeId> {
+        self.volumes.keys().copied().collect()
+    }
+
+    /// What the tables of all volumes contain durably.
+    fn applied_durable(&self) -> Order {
+        self.volumes
+            .values()
+            .map(|volume| volume.table.applied_durable())
+            .min()
+            .unwrap_or(self.applied)
+    }
+}

@@ -1,0 +1,228 @@
+//! Checkpoints: the tables become durable, so that the journal before them is needed no more.
+//!
+//! Steps, each on all pools: changed table pages; sync; superblocks; sync. Then the journal's tail may move. No cycle of
+//! destaging runs meanwhile.
+
+use super::{Group, Purpose};
+use crate::{
+    disk::{DiskAction, DiskOutcome, MediumId},
+    units::{Monotonic, Order, VolumeId},
+};
+use alloc::{vec, vec::Vec};
+use bytes::Bytes;
+
+/// A checkpoint is made when nothing was written for so long.
+const IDLE_MICROS: u64 = 1_000_000;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Pages,
+    PagesSync,
+    Superblocks,
+    SuperblocksSync,
+}
+
+struct Running {
+    step: Step,
+    pending: usize,
+    applied: Order,
+    superblocks: Vec<(VolumeId, u64, Bytes)>,
+    /// What was dirty when it began is durable when it ends.
+    covers_tracking: bool,
+}
+
+/// The state of checkpoints.
+#[derive(Default)]
+pub(super) struct Checkpoint {
+    running: Option<Running>,
+    /// One is to be made as soon as possible.
+    pub(super) wanted: bool,
+    /// The table changed without an entry (a mark in the bitmap).
+    pub(super) marked: bool,
+}
+
+impl Checkpoint {
+    /// Whether one is being made.
+    pub(super) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+}
+
+impl Group {
+    /// When a checkpoint wants to be made at the latest.
+    pub(super) fn checkpoint_timeout(&self) -> Option<Monotonic> {
+        let due = !self.checkpoint.is_running()
+            && self.applied == self.journal.last()
+            && self.needs_checkpoint();
+        due.then(|| self.destage_idle_since().after(IDLE_MICROS))
+    }
+
+    fn needs_checkpoint(&self) -> bool {
+        self.applied > self.applied_durable() || self.checkpoint.marked
+    }
+
+    /// Starts a checkpoint if it is time.
+    pub(super) fn start_checkpoint(&mut self) {
+        if self.checkpoint.is_running() || self.destage.is_running() {
+            return;
+        }
+        // Half of what makes destaging hurry: the tail must move before the ring is full.
+        let ring_wants = self.applied > self.applied_durable()
+            && self.applied_size_waiting() >= self.journal.ring_size() / 8;
+        let idle = self.needs_checkpoint()
+            && self.applied == self.journal.last()
+            && self.now.monotonic >= self.destage_idle_since().after(IDLE_MICROS);
+        if !(self.checkpoint.wanted || ring_wants || idle) {
+            return;
+        }
+        if !self.needs_checkpoint()
+            && !self
+                .volumes
+                .values()
+                .any(|volume| volume.table.is_changed())
+        {
+            self.checkpoint.wanted = false;
+            return;
+        }
+        self.begin_checkpoint();
+    }
+
+    /// Bytes of the ring that a checkpoint could set free.
+    fn applied_size_waiting(&self) -> u64 {
+        self.journal
+            .size_between(self.applied_durable(), self.applied)
+    }
+
+    fn begin_checkpoint(&mut self) {
+        self.checkpoint.wanted = false;
+        self.checkpoint.marked = false;
+        let applied = self.applied;
+        let (mut superblocks, mut writes) = (Vec::new(), Vec::new());
+        for (id, volume) in &mut self.volumes {
+            let made = volume.table.begin_checkpoint(applied);
+            superblocks.push((*id, made.superblock.0, made.superblock.1));
+            writes.extend(
+                made.pages
+                    .into_iter()
+                    .map(|(offset, bytes)| (*id, offset, bytes)),
+            );
+        }
+        let covers_tracking = self.is_tracking();
+        let step = Step::Pages;
+        self.checkpoint.running = Some(Running {
+            step,
+            pending: 0,
+            applied,
+            superblocks,
+            covers_tracking,
+        });
+        self.checkpoint_step(writes, step);
+    }
+
+    fn checkpoint_step(&mut self, writes: Vec<(VolumeId, u64, Bytes)>, step: Step) {
+        let mut actions: Vec<(VolumeId, DiskAction)> = Vec::new();
+        if matches!(step, Step::PagesSync | Step::SuperblocksSync) {
+            actions.extend(self.volumes.keys().map(|id| (*id, DiskAction::Sync)));
+        }
+        for (id, offset, bytes) in writes {
+            // Neighbouring pages alternate between slots, so they rarely touch; each is written alone.
+            actions.push((
+                id,
+                DiskAction::Write {
+                    offset,
+                    pieces: vec![bytes],
+                },
+            ));
+        }
+        if let Some(running) = &mut self.checkpoint.running {
+            (running.step, running.pending) = (step, actions.len());
+        }
+        if actions.is_empty() {
+            return self.next_checkpoint_step();
+        }
+        for (id, action) in actions {
+            self.disk(MediumId::Pool(id), action, Purpose::Checkpoint);
+        }
+    }
+
+    /// A write or sync of the checkpoint ended.
+    pub(super) fn checkpoint_done(&mut self, outcome: DiskOutcome) {
+        if let Err(error) = outcome {
+            return self.fail(MediumId::Pool(VolumeId::default()), error);
+        }
+        let Some(running) = &mut self.checkpoint.running else {
+            return;
+        };
+        running.pending -= 1;
+        if running.pending == 0 {
+            self.next_checkpoint_step();
+        }
+    }
+
+    fn next_checkpoint_step(&mut self) {
+        let Some(running) = &mut self.checkpoint.running else {
+            return;
+        };
+        match running.step {
+            Step::Pages => self.checkpoint_step(Vec::new(), Step::PagesSync),
+            Step::PagesSync => {
+                let superblocks = core::mem::take(&mut running.superblocks);
+                self.checkpoint_step(superblocks, Step::Superblocks);
+            }
+            Step::Superblocks => self.checkpoint_step(Vec::new(), Step::SuperblocksSync),
+            Step::SuperblocksSync => self.end_checkpoint(),
+        }
+    }
+
+    fn end_checkpoint(&mut self) {
+        let Some(running) = self.checkpoint.running.take() else {
+            return;
+        };
+        let reads = self.reads.next();
+        for volume in self.volumes.values_mut() {
+            volume.table.commit_checkpoint(running.applied, reads);
+        }
+        if running.covers_tracking {
+            self.peer.tracking_is_durable();
+        }
+        self.release_blocks();
+        self.retire();
+        self.superblock.wanted = true;
+    }
+
+    /// Gives blocks back that nothing needs any more.
+    pub(super) fn release_blocks(&mut self) {
+        let (oldest, tail) = (self.reads.oldest(), self.journal.durable_tail_order);
+        for volume in self.volumes.values_mut() {
+            volume.table.blocks.release(oldest, tail);
+        }
+    }
+
+    /// Moves the journal's tail as far as it may and needs to go.
+    pub(super) fn retire(&mut self) {
+        let mut limit = self.applied_durable().min(self.acknowledged_limit());
+        if let Some(oldest) = self.reads.oldest_entry() {
+            limit = limit.min(Order(oldest.0 - 1));
+        }
+        // What is not in the way is kept: a peer that comes back may ask for it.
+        const ENTRY_COUNT_MAX: usize = 65_536;
+        let pool_is_short = self
+            .volumes
+            .values()
+            .any(|volume| volume.table.blocks.free_count() < 1024);
+        while self.journal.entry_count() > ENTRY_COUNT_MAX
+            || self.journal.live_size() > self.journal.ring_size() / 4
+            || pool_is_short
+        {
+            let mut gone = Vec::new();
+            if !self.journal.retire(limit, |order, entry| {
+                gone.push((order, entry.record.payload_size))
+            }) {
+                break;
+            }
+            gone.into_iter()
+                .for_each(|(order, size)| self.forget_entry(order, size));
+            self.superblock.wanted = true;
+        }
+    }
+}

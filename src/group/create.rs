@@ -1,0 +1,172 @@
+//! Making a group's media, and reading who they belong to.
+
+use crate::{
+    command::VolumeSpec,
+    disk::{DiskError, MediumId, Storage},
+    format::{
+        FormatError as BytesError,
+        journal_superblock::{
+            JOURNAL_SUPERBLOCK_SIZE, JournalSuperblock, PairRecord, RING_OFFSET, SLOTS,
+        },
+        text::Name,
+    },
+    pair::{Level, PairState, Role, WithoutPeer},
+    stream_state::StreamState,
+    table::{self, LoadError},
+    units::{Epoch, GroupId, JOURNAL_SIZE_MIN, MediumUuid, NodeKey, Order, Position},
+};
+use alloc::vec::Vec;
+
+/// What a new group is.
+#[derive(Clone, Debug)]
+pub struct GroupSpec {
+    /// Its id, random.
+    pub id: GroupId,
+    /// Its name.
+    pub name: Name,
+    /// The journal's id, random.
+    pub journal: MediumUuid,
+    /// The role on this node.
+    pub role: Role,
+    /// The peer, for a secondary.
+    pub peer: Option<NodeKey>,
+}
+
+/// Who a journal belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JournalLabel {
+    /// The group.
+    pub group: GroupId,
+    /// Its name.
+    pub name: Name,
+    /// The role on this node.
+    pub role: Role,
+    /// The peer.
+    pub peer: Option<NodeKey>,
+    /// The volumes.
+    pub volumes: Vec<VolumeSpec>,
+}
+
+/// Why a medium was not formatted, or not recognised.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FormatError {
+    /// The medium failed.
+    #[error("Cannot read or write the medium")]
+    Disk(#[from] DiskError),
+    /// It carries a journal already.
+    #[error(
+        "The medium already holds the journal of group {name} ({group}); erase its first MiB if that is no longer wanted"
+    )]
+    InUse {
+        /// Whose.
+        group: GroupId,
+        /// Its name.
+        name: Name,
+    },
+    /// Too small.
+    #[error("The journal's medium has {size} bytes; at least {JOURNAL_SIZE_MIN} are needed")]
+    Small {
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// Nothing of ours, damaged, or of another version.
+    #[error("The journal cannot be used: {0}")]
+    Format(#[from] BytesError),
+    /// A pool was not accepted.
+    #[error(transparent)]
+    Pool(#[from] LoadError),
+}
+
+/// Formats a journal for a new group.
+pub fn format_journal(storage: &mut dyn Storage, spec: &GroupSpec) -> Result<(), FormatError> {
+    let size = storage.size(MediumId::Journal)?;
+    if size < JOURNAL_SIZE_MIN {
+        return Err(FormatError::Small { size });
+    }
+    match read_superblock(storage) {
+        Ok(old) => {
+            return Err(FormatError::InUse {
+                group: old.group,
+                name: old.name,
+            });
+        }
+        Err(FormatError::Format(error @ BytesError::Version { .. })) => return Err(error.into()),
+        Err(FormatError::Disk(error)) => return Err(error.into()),
+        Err(_) => {}
+    }
+    let mut superblock = JournalSuperblock {
+        write_count: 0,
+        group: spec.id,
+        medium: spec.journal,
+        name: spec.name,
+        ring_size: (size - RING_OFFSET) & !0xFFFF,
+        tail_position: 0,
+        tail_order: Order(0),
+        tail_previous_checksum: 0,
+        clean: Some(Order(0)),
+        stream: StreamState::new(),
+        pair: PairRecord {
+            role: spec.role,
+            state: if spec.peer.is_some() {
+                PairState::InitialCopy
+            } else {
+                PairState::Simplex
+            },
+            level: Level::Local,
+            without_peer: WithoutPeer::Continue,
+            peer: spec.peer,
+            synced: Position::default(),
+            peer_epoch: Epoch::default(),
+            fork: Position::default(),
+        },
+        volumes: Vec::new(),
+    };
+    for write_count in 0..2 {
+        superblock.write_count = write_count;
+        storage.write(MediumId::Journal, superblock.slot(), superblock.encode())?;
+    }
+    Ok(storage.sync(MediumId::Journal)?)
+}
+
+/// Formats a volume's pool.
+pub fn format_pool(
+    storage: &mut dyn Storage,
+    group: GroupId,
+    spec: &VolumeSpec,
+) -> Result<(), FormatError> {
+    Ok(table::format_pool(storage, group, spec)?)
+}
+
+/// Reads who a journal belongs to.
+pub fn read_label(storage: &mut dyn Storage) -> Result<JournalLabel, FormatError> {
+    let superblock = read_superblock(storage)?;
+    Ok(JournalLabel {
+        group: superblock.group,
+        name: superblock.name,
+        role: superblock.pair.role,
+        peer: superblock.pair.peer,
+        volumes: superblock.volumes,
+    })
+}
+
+/// The superblock that counts.
+pub(super) fn read_superblock(storage: &mut dyn Storage) -> Result<JournalSuperblock, FormatError> {
+    let mut best: Result<JournalSuperblock, FormatError> =
+        Err(BytesError::Absent("journal").into());
+    for slot in SLOTS {
+        let bytes = storage.read(MediumId::Journal, slot, JOURNAL_SUPERBLOCK_SIZE as u32)?;
+        match JournalSuperblock::parse(&bytes) {
+            Ok(found)
+                if best
+                    .as_ref()
+                    .is_ok_and(|best| best.write_count >= found.write_count) => {}
+            Ok(found) => best = Ok(found),
+            // A newer program has been here: the older slot must not be taken for the truth.
+            Err(error @ BytesError::Version { .. }) => return Err(error.into()),
+            Err(BytesError::Absent(_)) => {}
+            Err(error) if best.is_err() => best = Err(error.into()),
+            Err(_) => {}
+        }
+    }
+    best
+}

@@ -1,0 +1,677 @@
+//! Destaging: the newest data of each block goes from the journal to the pool, in cycles of many entries.
+//!
+//! A cycle takes durable entries in order and ends at a restart point at the latest, so that data of two generations
+//! never mixes. It reads what it lacks (payloads no longer in memory, the rest of granules written in part), writes
+//! sorted runs, then changes the table in memory. A crash at any instant is harmless: the durable table does not name
+//! what was written, or the journal still has every byte that was written in place.
+
+use super::{
+    Group, Purpose,
+    plan::{News, Plan, runs},
+};
+use crate::{
+    buffer::AlignedBuffer,
+    disk::{DiskAction, DiskError, DiskOutcome, MediumId},
+    format::record::Kind,
+    journal::Place,
+    output::Event,
+    overlay::{Overlay, Piece},
+    units::{Monotonic, Order, VolumeId},
+};
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    vec::Vec,
+};
+use bytes::Bytes;
+
+/// A cycle takes at most so many entries, blocks and bytes of data.
+const CYCLE_ENTRY_COUNT_MAX: usize = 2048;
+const CYCLE_BLOCK_COUNT_MAX: u64 = 16_384;
+const CYCLE_SIZE_MAX: u64 = 16 << 20;
+/// A cycle starts when so much waits, or when nothing was written for so long.
+const BACKLOG_SIZE: u64 = 4 << 20;
+const IDLE_MICROS: u64 = 100_000;
+/// How long a full pool is left alone.
+const FULL_MICROS: u64 = 500_000;
+/// Neighbouring runs are written together up to this many bytes.
+const WRITE_SIZE_MAX: usize = 1 << 20;
+/// Table pages settled between cycles.
+const SWEEP_PAGE_COUNT: u32 = 64;
+
+fn cost(payload_size: u32) -> u64 {
+    u64::from(payload_size).max(4096)
+}
+
+/// What a disk read of a cycle is for.
+#[derive(Clone, Copy)]
+enum Slot {
+    /// A whole journalled payload.
+    Payload(Order),
+    /// Granules of a plan's block, before the change.
+    Base { plan: usize, first: u32 },
+    /// Granules for a plan's fold.
+    Folded { plan: usize, first: u32 },
+    /// The part of a redirected record that a piece of a plan needs.
+    Part { offset: u64, volume: VolumeId },
+    /// A write.
+    Write,
+}
+
+struct Cycle {
+    last: Order,
+    plans: Vec<Plan>,
+    /// Redirected blocks of the cycle that no entry will name.
+    unnamed: Vec<(VolumeId, u32)>,
+    slots: Vec<(Slot, usize)>,
+    payloads: BTreeMap<Order, Bytes>,
+    parts: BTreeMap<(VolumeId, u64), Bytes>,
+    pending: usize,
+    is_writing: bool,
+    failed: Option<DiskError>,
+}
+
+/// The state of destaging.
+#[derive(Default)]
+pub(super) struct Destage {
+    cycle: Option<Cycle>,
+    /// When an entry was last staged.
+    touched: Monotonic,
+    /// What waits to be applied, in bytes; an entry costs a sector even if it is short.
+    backlog: u64,
+    /// What was applied last was between two states.
+    pub(super) copying: bool,
+    full_since: Option<Monotonic>,
+    /// Go on until everything is applied.
+    pub(super) hurry: bool,
+}
+
+impl Destage {
+    /// An entry was staged.
+    pub(super) fn staged(&mut self, now: Monotonic, payload_size: u32) {
+        self.touched = now;
+        self.backlog += cost(payload_size);
+    }
+
+    /// Whether a cycle is running.
+    pub(super) fn is_running(&self) -> bool {
+        self.cycle.is_some()
+    }
+}
+
+impl Group {
+    /// Whether the pool had no room when last asked.
+    pub(super) fn is_pool_full(&self) -> bool {
+        self.destage.full_since.is_some()
+    }
+
+    /// When destaging wants to be called again.
+    pub(super) fn destage_timeout(&self) -> Option<Monotonic> {
+        if self.destage.cycle.is_some() || self.applied == self.journal.last() {
+            return None;
+        }
+        match self.destage.full_since {
+            Some(since) => Some(since.after(FULL_MICROS)),
+            None => Some(self.destage.touched.after(IDLE_MICROS)),
+        }
+    }
+
+    /// Since when nothing was staged.
+    pub(super) fn destage_idle_since(&self) -> Monotonic {
+        self.destage.touched
+    }
+
+    /// Starts a cycle if it is time.
+    pub(super) fn start_destage(&mut self) {
+        if self.destage.cycle.is_some() || self.checkpoint.is_running() {
+            return;
+        }
+        if self.applied == self.completed {
+            self.sweep();
+            return;
+        }
+        let now = self.now.monotonic;
+        if self
+            .destage
+            .full_since
+            .is_some_and(|since| now < since.after(FULL_MICROS))
+        {
+            return;
+        }
+        let backlog = self.journal.live_size() > self.journal.ring_size() / 4
+            || self.destage.backlog >= BACKLOG_SIZE;
+        let idle = now >= self.destage.touched.after(IDLE_MICROS);
+        if !(backlog || idle || self.destage.hurry) {
+            return;
+        }
+        if self.durable == self.applied {
+            self.sync.wanted = true;
+            return self.start_sync();
+        }
+        self.begin_cycle();
+    }
+
+    fn sweep(&mut self) {
+        for volume in self
+            .volumes
+            .values_mut()
+            .filter(|volume| volume.table.needs_sweep())
+        {
+            volume.table.sweep_pages(SWEEP_PAGE_COUNT);
+        }
+    }
+
+    fn begin_cycle(&mut self) {
+        let mut entry_count_max = CYCLE_ENTRY_COUNT_MAX;
+        loop {
+            let (mut cycle, taken) = self.plan_cycle(entry_count_max);
+            if self.allocate(&mut cycle) {
+                self.destage.full_since = None;
+                self.destage.cycle = Some(cycle);
+                return self.read_cycle();
+            }
+            if taken <= 1 {
+                return self.pool_is_full();
+            }
+            entry_count_max = taken / 2;
+        }
+    }
+
+    fn pool_is_full(&mut self) {
+        if self.destage.full_since.is_none() {
+            self.event(Event::PoolFull);
+        }
+        self.destage.full_since = Some(self.now.monotonic);
+        self.checkpoint.wanted = true;
+        self.sweep();
+    }
+
+    /// Takes entries up to `entry_count_max` and plans what becomes of each block. Settles entries on the way.
+    fn plan_cycle(&mut self, entry_count_max: usize) -> (Cycle, usize) {
+        let mut overlays: BTreeMap<VolumeId, Overlay> = BTreeMap::new();
+        let (mut last, mut taken, mut size, mut blocks) = (self.applied, 0, 0, 0);
+        let mut redirected: Vec<(Order, VolumeId, u64, Vec<u32>)> = Vec::new();
+        for (order, entry) in self.journal.after(self.applied) {
+            if order > self.durable
+                || taken == entry_count_max
+                || size > CYCLE_SIZE_MAX
+                || blocks > CYCLE_BLOCK_COUNT_MAX
+            {
+                break;
+            }
+            (last, taken) = (order, taken + 1);
+            if entry.is_void {
+                continue;
+            }
+            let record = &entry.record;
+            if let (true, Some(volume)) =
+                (record.kind.changes_data(), self.volumes.get(&record.volume))
+                && order > volume.applied_before
+            {
+                size += u64::from(record.payload_size);
+                blocks += record.size / u64::from(volume.table.geometry().block_size) + 1;
+                overlays.entry(record.volume).or_default().insert(
+                    record.offset,
+                    record.end(),
+                    order,
+                );
+                if let Place::Redirected(list) = &entry.place {
+                    redirected.push((order, record.volume, record.offset, list.clone()));
+                }
+            }
+            if matches!(
+                record.kind,
+                Kind::RestartPoint | Kind::EpochChange | Kind::CopyBegin | Kind::CopyEnd
+            ) {
+                break;
+            }
+        }
+        let mut plans = Vec::new();
+        let mut named = BTreeSet::new();
+        for (id, overlay) in &overlays {
+            self.plan_volume(*id, overlay, &mut plans, &mut named);
+        }
+        let blocks = redirected
+            .into_iter()
+            .flat_map(|(_, id, _, list)| list.into_iter().map(move |block| (id, block)));
+        let cycle = Cycle {
+            last,
+            plans,
+            unnamed: blocks.filter(|block| !named.contains(block)).collect(),
+            slots: Vec::new(),
+            payloads: BTreeMap::new(),
+            parts: BTreeMap::new(),
+            pending: 0,
+            is_writing: false,
+            failed: None,
+        };
+        (cycle, taken)
+    }
+
+    fn plan_volume(
+        &mut self,
+        id: VolumeId,
+        overlay: &Overlay,
+        plans: &mut Vec<Plan>,
+        named: &mut BTreeSet<(VolumeId, u32)>,
+    ) {
+        let Some(volume) = self.volumes.get_mut(&id) else {
+            return;
+        };
+        let (geometry, stamp) = (*volume.table.geometry(), volume.table.stamp());
+        let block_size = u64::from(geometry.block_size);
+        let mut by_block: BTreeMap<u32, Vec<Piece>> = BTreeMap::new();
+        for piece in overlay.pieces(0, u64::MAX) {
+            let mut at = piece.offset;
+            while at < piece.end {
+                let block = at / block_size;
+                let end = ((block + 1) * block_size).min(piece.end);
+                by_block.entry(block as u32).or_default().push(Piece {
+                    offset: at,
+                    end,
+                    ..piece
+                });
+                at = end;
+            }
+        }
+        for (block, pieces) in by_block {
+            let start = u64::from(block) * block_size;
+            let whole_end = (start + block_size).min(geometry.volume_size);
+            let covered: u64 = pieces.iter().map(|piece| piece.end - piece.offset).sum();
+            let zeroes = |piece: &Piece| {
+                self.journal
+                    .entry(piece.order)
+                    .is_some_and(|entry| entry.record.kind.zeroes())
+            };
+            let keeps = |piece: &Piece| {
+                self.journal
+                    .entry(piece.order)
+                    .is_some_and(|entry| entry.record.keep_allocated)
+            };
+            let in_pool = |piece: &Piece| match self.journal.entry(piece.order) {
+                Some(entry) => match &entry.place {
+                    Place::Redirected(list) => list
+                        .get(((start - entry.record.offset.min(start)) / block_size) as usize)
+                        .copied(),
+                    _ => None,
+                },
+                None => None,
+            };
+            let is_whole = covered == whole_end - start;
+            let entry = volume.table.settle(block);
+            let news = if is_whole && pieces.iter().all(|piece| zeroes(piece) && !keeps(piece)) {
+                if entry.latest == 0 && entry.snapshot == 0 {
+                    continue;
+                }
+                News::Zeroes
+            } else if let (true, [piece]) = (is_whole, pieces.as_slice())
+                && let Some(new) = in_pool(piece)
+            {
+                named.insert((id, new));
+                News::Redirected(new)
+            } else {
+                News::Pieces(pieces)
+            };
+            let blocks = &volume.table.blocks;
+            plans.push(Plan::new(
+                id,
+                block,
+                entry,
+                stamp,
+                &geometry,
+                news,
+                |block| blocks.is_redirected(block),
+            ));
+        }
+    }
+
+    /// Finds the new blocks that the plans need; takes none if there are not enough.
+    fn allocate(&mut self, cycle: &mut Cycle) -> bool {
+        let mut taken: Vec<(VolumeId, u32)> = Vec::new();
+        for plan in cycle.plans.iter_mut().filter(|plan| plan.needs_new) {
+            let Some(volume) = self.volumes.get_mut(&plan.volume) else {
+                continue;
+            };
+            let Some(block) = volume.table.blocks.allocate() else {
+                for (id, block) in taken {
+                    if let Some(volume) = self.volumes.get_mut(&id) {
+                        volume.table.blocks.unallocate(block);
+                    }
+                }
+                return false;
+            };
+            plan.after.latest = block;
+            taken.push((plan.volume, block));
+        }
+        true
+    }
+
+    /// Reads what the cycle lacks.
+    fn read_cycle(&mut self) {
+        let Some(cycle) = &self.destage.cycle else {
+            return;
+        };
+        let mut reads: Vec<(Slot, MediumId, u64, u64)> = Vec::new();
+        let mut wanted = BTreeSet::new();
+        let mut payloads = BTreeMap::new();
+        for (index, plan) in cycle.plans.iter().enumerate() {
+            let Some(volume) = self.volumes.get(&plan.volume) else {
+                continue;
+            };
+            let geometry = volume.table.geometry();
+            let granule = u64::from(geometry.granule_size());
+            let medium = MediumId::Pool(plan.volume);
+            for granule_index in
+                runs(plan.base_mask).flat_map(|(first, count)| first..first + count)
+            {
+                let source = plan.source(granule_index);
+                if source != 0 {
+                    let slot = Slot::Base {
+                        plan: index,
+                        first: granule_index,
+                    };
+                    let offset = geometry.offset_of(source) + u64::from(granule_index) * granule;
+                    reads.push((slot, medium, offset, granule));
+                }
+            }
+            if let Some(fold) = plan.fold.filter(|fold| fold.from != 0) {
+                for (first, count) in runs(fold.mask) {
+                    let offset = geometry.offset_of(fold.from) + u64::from(first) * granule;
+                    reads.push((
+                        Slot::Folded { plan: index, first },
+                        medium,
+                        offset,
+                        u64::from(count) * granule,
+                    ));
+                }
+            }
+            let News::Pieces(pieces) = &plan.news else {
+                continue;
+            };
+            for piece in pieces {
+                let Some(entry) = self.journal.entry(piece.order) else {
+                    continue;
+                };
+                if let Some(payload) = &entry.payload {
+                    // Held until the cycle ends, whatever is let go of meanwhile.
+                    payloads.insert(piece.order, payload.clone());
+                    continue;
+                }
+                if entry.record.kind.zeroes() {
+                    continue;
+                }
+                match &entry.place {
+                    Place::Inline(position) if wanted.insert(piece.order) => {
+                        let size = u64::from(entry.record.payload_size);
+                        let offset = self.journal.offset(*position);
+                        reads.push((Slot::Payload(piece.order), MediumId::Journal, offset, size));
+                    }
+                    Place::Redirected(list) => {
+                        let from = piece.offset - entry.record.offset;
+                        let block_size = u64::from(geometry.block_size);
+                        let Some(block) = list.get((from / block_size) as usize) else {
+                            continue;
+                        };
+                        let offset = geometry.offset_of(*block) + from % block_size;
+                        let slot = Slot::Part {
+                            offset: piece.offset,
+                            volume: plan.volume,
+                        };
+                        reads.push((slot, medium, offset, piece.end - piece.offset));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let count = reads.len();
+        let slots: Vec<_> = reads
+            .iter()
+            .map(|(slot, _, offset, _)| (*slot, (offset % 4096) as usize))
+            .collect();
+        if let Some(cycle) = &mut self.destage.cycle {
+            (cycle.slots, cycle.pending, cycle.payloads) = (slots, count, payloads);
+        }
+        for (slot, (_, medium, offset, size)) in reads.into_iter().enumerate() {
+            let start = offset & !4095;
+            let size = ((offset + size).next_multiple_of(4096) - start) as u32;
+            self.disk(
+                medium,
+                DiskAction::Read {
+                    offset: start,
+                    size,
+                },
+                Purpose::Destage { slot },
+            );
+        }
+        if count == 0 {
+            self.write_cycle();
+        }
+    }
+
+    /// A read or write of the cycle ended.
+    pub(super) fn destage_done(&mut self, slot: usize, outcome: DiskOutcome) {
+        let Some(cycle) = &mut self.destage.cycle else {
+            return;
+        };
+        cycle.pending -= 1;
+        let (what, lead) = cycle.slots.get(slot).copied().unwrap_or((Slot::Write, 0));
+        match (outcome, what) {
+            (Err(error), _) => cycle.failed = Some(error),
+            (Ok(_), Slot::Write) => {}
+            (Ok(bytes), Slot::Base { plan, first }) => {
+                cycle.plans[plan].base.insert(first, bytes);
+            }
+            (Ok(bytes), Slot::Folded { plan, first }) => {
+                cycle.plans[plan].folded.insert(first, bytes);
+            }
+            (Ok(bytes), Slot::Part { offset, volume }) => {
+                cycle
+                    .parts
+                    .insert((volume, offset), bytes.slice(lead.min(bytes.len())..));
+            }
+            (Ok(bytes), Slot::Payload(order)) => {
+                let record = self.journal.entry(order).map(|entry| entry.record);
+                let checked = record.and_then(|record| {
+                    let end = lead + record.payload_size as usize;
+                    let payload = (end <= bytes.len()).then(|| bytes.slice(lead..end))?;
+                    record.check_payload(&payload).ok().map(|()| payload)
+                });
+                match checked {
+                    Some(payload) => drop(cycle.payloads.insert(order, payload)),
+                    None => cycle.failed = Some(DiskError::Failed { errno: 74 }), // EBADMSG
+                }
+            }
+        }
+        if cycle.pending > 0 {
+            return;
+        }
+        match (cycle.failed, cycle.is_writing) {
+            (Some(error), writing) => self.abandon_cycle(error, writing),
+            (None, false) => self.write_cycle(),
+            (None, true) => self.finish_cycle(),
+        }
+    }
+
+    /// A cycle failed: nothing of it counts, the journal still has everything.
+    fn abandon_cycle(&mut self, error: DiskError, writing: bool) {
+        let Some(cycle) = self.destage.cycle.take() else {
+            return;
+        };
+        for plan in cycle.plans.iter().filter(|plan| plan.needs_new) {
+            if let Some(volume) = self.volumes.get_mut(&plan.volume) {
+                volume.table.blocks.unallocate(plan.after.latest);
+            }
+        }
+        if writing && error == DiskError::NoSpace {
+            return self.pool_is_full();
+        }
+        let volume = cycle
+            .plans
+            .first()
+            .map_or_else(VolumeId::default, |plan| plan.volume);
+        self.fail(MediumId::Pool(volume), error);
+    }
+
+    /// Writes the new granules, sorted and joined.
+    fn write_cycle(&mut self) {
+        let Some(mut cycle) = self.destage.cycle.take() else {
+            return;
+        };
+        let mut writes: Vec<(VolumeId, u64, Bytes)> = Vec::new();
+        for plan in &cycle.plans {
+            self.plan_writes(plan, &cycle, &mut writes);
+        }
+        writes.sort_by_key(|(volume, offset, _)| (*volume, *offset));
+        let mut joined: Vec<(VolumeId, u64, usize, Vec<Bytes>)> = Vec::new();
+        for (volume, offset, bytes) in writes {
+            match joined.last_mut() {
+                Some((last, at, size, pieces))
+                    if *last == volume
+                        && *at + *size as u64 == offset
+                        && *size + bytes.len() <= WRITE_SIZE_MAX =>
+                {
+                    *size += bytes.len();
+                    pieces.push(bytes);
+                }
+                _ => joined.push((volume, offset, bytes.len(), alloc::vec![bytes])),
+            }
+        }
+        (cycle.is_writing, cycle.pending) = (true, joined.len());
+        cycle.slots.clear();
+        self.destage.cycle = Some(cycle);
+        if joined.is_empty() {
+            return self.finish_cycle();
+        }
+        for (volume, offset, _, pieces) in joined {
+            let action = DiskAction::Write { offset, pieces };
+            self.disk(
+                MediumId::Pool(volume),
+                action,
+                Purpose::Destage { slot: usize::MAX },
+            );
+        }
+    }
+
+    fn plan_writes(&self, plan: &Plan, cycle: &Cycle, writes: &mut Vec<(VolumeId, u64, Bytes)>) {
+        let Some(volume) = self.volumes.get(&plan.volume) else {
+            return;
+        };
+        let geometry = volume.table.geometry();
+        let granule = geometry.granule_size() as usize;
+        let at =
+            |block: u32, first: u32| geometry.offset_of(block) + u64::from(first) * granule as u64;
+        if let Some(fold) = &plan.fold {
+            for (first, count) in runs(fold.mask) {
+                let zeroes = || AlignedBuffer::new(count as usize * granule).freeze();
+                let bytes = plan.folded.get(&first).cloned().unwrap_or_else(zeroes);
+                writes.push((plan.volume, at(fold.to, first), bytes));
+            }
+        }
+        let News::Pieces(pieces) = &plan.news else {
+            return;
+        };
+        let start = u64::from(plan.block) * u64::from(geometry.block_size);
+        for (first, count) in runs(plan.write_mask) {
+            let mut buffer = AlignedBuffer::new(count as usize * granule);
+            let bytes = buffer.as_mut_slice();
+            for index in first..first + count {
+                if let Some(base) = plan.base.get(&index) {
+                    let from = (index - first) as usize * granule;
+                    bytes[from..from + granule].copy_from_slice(&base[..granule]);
+                }
+            }
+            let run_start = start + u64::from(first) * granule as u64;
+            let run_end = run_start + bytes.len() as u64;
+            for piece in pieces {
+                let (from, to) = (piece.offset.max(run_start), piece.end.min(run_end));
+                if from >= to {
+                    continue;
+                }
+                let target = &mut bytes[(from - run_start) as usize..(to - run_start) as usize];
+                self.fill(piece, from, target, plan.volume, cycle);
+            }
+            writes.push((plan.volume, at(plan.after.latest, first), buffer.freeze()));
+        }
+    }
+
+    /// Puts an entry's data from `from` on into `target`.
+    fn fill(&self, piece: &Piece, from: u64, target: &mut [u8], volume: VolumeId, cycle: &Cycle) {
+        let Some(entry) = self.journal.entry(piece.order) else {
+            return;
+        };
+        if entry.record.kind.zeroes() {
+            return target.fill(0);
+        }
+        let start = (from - entry.record.offset) as usize;
+        if let Some(payload) = cycle.payloads.get(&piece.order) {
+            target.copy_from_slice(&payload[start..start + target.len()]);
+        } else if let Some(part) = cycle.parts.get(&(volume, piece.offset)) {
+            let start = (from - piece.offset) as usize;
+            target.copy_from_slice(&part[start..start + target.len()]);
+        } else {
+            // read_cycle has held or read every payload and part of the cycle.
+            unreachable!("entry {} of a cycle has no data", piece.order);
+        }
+    }
+
+    /// Everything is in the pool: the tables say so from now on.
+    fn finish_cycle(&mut self) {
+        let Some(cycle) = self.destage.cycle.take() else {
+            return;
+        };
+        for plan in &cycle.plans {
+            let Some(volume) = self.volumes.get_mut(&plan.volume) else {
+                continue;
+            };
+            let dirty = volume.table.entry(plan.block).dirty;
+            volume.table.set_entry(
+                plan.block,
+                crate::table::Entry {
+                    dirty,
+                    ..plan.after
+                },
+            );
+            volume.table.blocks.free(plan.freed);
+            volume
+                .table
+                .blocks
+                .free(plan.fold.map_or(0, |fold| fold.freed));
+        }
+        for (id, block) in &cycle.unnamed {
+            if let Some(volume) = self.volumes.get_mut(id) {
+                volume.table.blocks.free(*block);
+            }
+        }
+        let count = (cycle.last.0 - self.applied.0) as usize;
+        let tracking = self.is_tracking();
+        for (order, entry) in self.journal.after(self.applied).take(count) {
+            let record = &entry.record;
+            self.destage.backlog -= cost(record.payload_size);
+            if entry.is_void {
+                continue;
+            }
+            if record.kind.changes_data()
+                && let Some(volume) = self.volumes.get_mut(&record.volume)
+            {
+                volume
+                    .overlay
+                    .remove_applied(record.offset, record.end(), cycle.last);
+                if tracking {
+                    volume.table.mark_dirty(record.offset, record.size);
+                }
+            }
+            match record.kind {
+                Kind::CopyBegin => self.destage.copying = true,
+                Kind::CopyEnd | Kind::EpochChange => self.destage.copying = false,
+                Kind::RestartPoint if !self.destage.copying => {
+                    let behind = self
+                        .volumes
+                        .values_mut()
+                        .filter(|volume| order > volume.applied_before);
+                    behind.for_each(|volume| volume.table.keep_snapshot());
+                }
+                _ => {}
+            }
+        }
+        self.applied = cycle.last;
+    }
+}

@@ -1,0 +1,344 @@
+//! How the two nodes of a pair find out where they stand when a session comes up.
+//!
+//! Each sends a greeting: role, epochs, last record. The epochs tell a short gap (send from the journal), a long gap
+//! (copy by bitmap), a fork (join what both wrote, then copy) and a stranger (copy anew) apart. Who meets a higher epoch
+//! stops serving. Only the primary decides; the secondary follows.
+
+use super::Group;
+use crate::{
+    format::{
+        message::{Greeting, RANGE_COUNT_MAX, Range, encode_ranges},
+        record::Kind,
+    },
+    output::{Event, Output},
+    pair::{Cause, PairState, Role},
+    request::RequestError,
+    stream_state::EpochStart,
+    units::{Epoch, Monotonic, Now, Position, Seq},
+};
+use alloc::{format, string::String, vec::Vec};
+use bytes::Bytes;
+
+/// How long a primary that was opened waits for its peer before it serves: the peer may have been promoted.
+const CONFIRM_MICROS: u64 = 3_000_000;
+
+/// Whether a primary knows that it may serve.
+#[derive(Default)]
+pub(super) struct Confirmation {
+    /// Until when to wait.
+    pub(super) until: Option<Monotonic>,
+}
+
+impl Confirmation {
+    /// A primary with a peer was opened.
+    pub(super) fn waiting(now: Monotonic) -> Self {
+        Self {
+            until: Some(now.after(CONFIRM_MICROS)),
+        }
+    }
+}
+
+enum Place {
+    /// The peer has this record and no other after it.
+    Prefix(Seq),
+    /// The peer has what is not part of the history; this is the last common record.
+    Fork(Seq),
+    /// Nothing is known of the peer's epoch.
+    Stranger,
+}
+
+impl Group {
+    /// Whether requests may be served.
+    pub(super) fn is_confirmed(&self) -> bool {
+        self.confirmation.until.is_none()
+    }
+
+    /// When the wait for the peer ends.
+    pub(super) fn confirm_timeout(&self) -> Option<Monotonic> {
+        self.confirmation.until
+    }
+
+    /// Ends the wait for the peer when it has been long enough.
+    pub(super) fn confirm(&mut self) {
+        if self
+            .confirmation
+            .until
+            .is_some_and(|until| self.now.monotonic >= until)
+        {
+            self.confirmation.until = None;
+        }
+    }
+
+    /// A session to the peer is up.
+    pub fn handle_peer_up(&mut self, now: Now) {
+        self.now = now;
+        self.peer.forget_session();
+        self.copy.stop();
+        self.peer.connected = self.pair.peer.is_some();
+        self.peer.greeting_due = self.peer.connected;
+    }
+
+    /// The session to the peer is over.
+    pub fn handle_peer_down(&mut self, now: Now) {
+        self.now = now;
+        self.peer.forget_session();
+        self.copy.stop();
+        self.answer_waiting();
+    }
+
+    /// Greets the peer. A secondary first makes durable what it has, because the primary takes the last record in the
+    /// greeting for an acknowledgement.
+    pub(super) fn greet(&mut self) {
+        let settled = self.pair.role != Role::Secondary || self.durable == self.journal.last();
+        if !self.peer.greeting_due || !settled {
+            return;
+        }
+        self.peer.greeting_due = false;
+        let greeting = Greeting {
+            role: self.pair.role,
+            copying: self.stream.copying,
+            generation: self.stream.generation,
+            head: self.stream.last,
+            restart_point: self
+                .stream
+                .restart_point
+                .map(|(point, _)| (point.generation, point.at)),
+            volumes: self.volume_digest(),
+            epochs: self.stream.epochs.clone(),
+        };
+        self.send_message(Kind::Greeting, greeting.encode());
+    }
+
+    fn send_message(&mut self, kind: Kind, payload: Bytes) {
+        let mut record = self.new_record(kind);
+        record.at = self.stream.last;
+        record.payload_size = payload.len() as u32;
+        record.payload_checksum = crc32c::crc32c(&payload);
+        self.send_frame(&record, payload, None);
+    }
+
+    fn volume_digest(&self) -> u32 {
+        self.volumes.values().fold(0, |digest, volume| {
+            let digest = crc32c::crc32c_append(digest, &volume.spec.id.0.to_le_bytes());
+            let digest = crc32c::crc32c_append(digest, &volume.spec.size.to_le_bytes());
+            crc32c::crc32c_append(digest, &volume.spec.logical_block_size.to_le_bytes())
+        })
+    }
+
+    /// The epoch in which this node is.
+    pub(super) fn epoch(&self) -> Epoch {
+        self.stream
+            .epochs
+            .last()
+            .map_or(self.stream.last.epoch, |start| start.epoch)
+    }
+
+    /// The peer's greeting.
+    pub(super) fn greeted(&mut self, greeting: Greeting) -> Result<(), String> {
+        if greeting.volumes != self.volume_digest() {
+            return Err("The peer's volumes are not the same (number, size or logical block); delete the pair and \
+                        create it anew"
+                .into());
+        }
+        let theirs = greeting
+            .epochs
+            .last()
+            .map_or(greeting.head.epoch, |start| start.epoch);
+        let ours = self.epoch();
+        self.pair.peer_epoch = self.pair.peer_epoch.max(theirs);
+        self.peer.greeted = true;
+        self.peer.head = greeting.head;
+        self.peer.restart_point = greeting.restart_point.map(|(generation, _)| generation);
+        self.event(Event::PeerGreeted {
+            head: greeting.head,
+        });
+        match (self.pair.role, greeting.role) {
+            (Role::Primary, _) if theirs > ours => self.fence(&greeting),
+            (Role::Primary, Role::Primary) if theirs == ours => {
+                return Err(format!(
+                    "Both nodes are primary in epoch {ours}; demote one of them"
+                ));
+            }
+            // A former primary fences itself when it hears of our epoch.
+            (Role::Primary, Role::Primary | Role::Fenced) => self.confirmation.until = None,
+            (Role::Primary, Role::Secondary) => {
+                self.confirmation.until = None;
+                self.decide(&greeting);
+            }
+            (Role::Secondary, Role::Primary) if theirs < ours => {
+                return Err(format!(
+                    "The peer is primary in epoch {theirs}, but this node has seen epoch {ours}"
+                ));
+            }
+            (Role::Secondary, Role::Primary) => self.tell_fork(&greeting),
+            (Role::Fenced, Role::Primary) => self.pair.fork = self.common(&greeting),
+            (Role::Secondary | Role::Fenced, _) => {}
+        }
+        Ok(())
+    }
+
+    /// The last record that the peer's history and ours share, as far as it is known.
+    fn common(&self, greeting: &Greeting) -> Position {
+        let ours = &self.stream.epochs;
+        let shared = ours
+            .iter()
+            .rev()
+            .find(|start| greeting.epochs.contains(start));
+        let Some(shared) = shared else {
+            return Position::default();
+        };
+        let here = self.stream.end_of(shared.epoch).unwrap_or_default();
+        let there = end_in(&greeting.epochs, greeting.head, shared.epoch).unwrap_or_default();
+        Position {
+            epoch: shared.epoch,
+            seq: here.min(there),
+        }
+    }
+
+    /// Somebody else is primary in a higher epoch: this node serves no more.
+    fn fence(&mut self, greeting: &Greeting) {
+        self.pair.fork = self.common(greeting);
+        self.pair.role = Role::Fenced;
+        self.confirmation.until = None;
+        self.peer.lose_anchor();
+        self.copy.stop();
+        for id in self.waiting.take_all() {
+            self.answer(id, Err(RequestError::NotPrimary));
+        }
+        self.superblock.wanted = true;
+        self.event(Event::RoleChanged {
+            role: Role::Fenced,
+            epoch: self.epoch(),
+        });
+    }
+
+    /// Decides how the secondary that greets is brought up to date.
+    fn decide(&mut self, greeting: &Greeting) {
+        if self.pair.state == PairState::Suspended(Cause::Command) {
+            return;
+        }
+        match self.place(greeting) {
+            Place::Prefix(seq) if self.is_tracking() => {
+                let known =
+                    seq >= self.pair.synced.seq && self.pair.state != PairState::InitialCopy;
+                self.prepare_copy(!known);
+            }
+            Place::Prefix(seq) if self.covers(seq) => {
+                let order = self.journal.order_of(seq);
+                let dirty = self
+                    .volumes
+                    .values()
+                    .any(|volume| volume.table.dirty_bytes() > 0);
+                match (dirty, greeting.copying) {
+                    (false, false) => {
+                        self.peer.stream_after(order);
+                        self.set_pair_state(PairState::Duplex);
+                    }
+                    (_, true) => self.continue_copy(order),
+                    (true, false) => {
+                        self.mark_live_dirty(order);
+                        self.prepare_copy(false);
+                    }
+                }
+            }
+            // The peer lists what it has; see take_ranges.
+            Place::Fork(seq) => self.peer.fork = Some(seq),
+            Place::Prefix(_) | Place::Stranger => self.prepare_copy(true),
+        }
+    }
+
+    fn place(&self, greeting: &Greeting) -> Place {
+        let head = greeting.head;
+        let known = greeting
+            .epochs
+            .iter()
+            .rev()
+            .find(|start| start.epoch == head.epoch);
+        let shared = known.is_none_or(|start| self.stream.epochs.contains(start));
+        match self.stream.end_of(head.epoch).filter(|_| shared) {
+            Some(end) if head.seq <= end => Place::Prefix(head.seq),
+            Some(end) => Place::Fork(end),
+            None => Place::Stranger,
+        }
+    }
+
+    /// Whether the journal has every record after `seq`.
+    fn covers(&self, seq: Seq) -> bool {
+        let mut live = self
+            .journal
+            .after(self.journal.tail_order)
+            .map(|(_, entry)| entry);
+        let first = live.find(|entry| !entry.is_void && entry.record.kind.is_sequenced());
+        first.map_or(seq >= self.stream.last.seq, |entry| {
+            entry.record.at.seq.0 <= seq.0 + 1
+        })
+    }
+
+    /// On the secondary: tells the primary what it has that is not part of the primary's history.
+    fn tell_fork(&mut self, greeting: &Greeting) {
+        let last = self.stream.last;
+        let Some(end) = end_in(&greeting.epochs, greeting.head, last.epoch) else {
+            return;
+        };
+        if last.seq <= end {
+            return;
+        }
+        let complete = !self.stream.copying && self.covers(end);
+        let from = self.journal.order_of(end);
+        let ranges: Vec<Range> = self
+            .journal
+            .after(from)
+            .filter(|(_, entry)| !entry.is_void && entry.record.kind.changes_data())
+            .map(|(_, entry)| Range {
+                volume: entry.record.volume,
+                offset: entry.record.offset,
+                size: entry.record.size,
+            })
+            .collect();
+        let listed = (complete && ranges.len() <= RANGE_COUNT_MAX).then_some(ranges.as_slice());
+        self.send_message(Kind::ForkRanges, encode_ranges(listed));
+    }
+
+    /// On the primary: what the peer has that is not part of the history must be copied over.
+    pub(super) fn take_ranges(&mut self, ranges: Option<Vec<Range>>) -> Result<(), String> {
+        let Some(fork) = self.peer.fork.take() else {
+            return Ok(());
+        };
+        let known = if self.is_tracking() {
+            fork >= self.pair.synced.seq
+        } else {
+            self.covers(fork)
+        };
+        let Some(ranges) = ranges.filter(|_| known && self.pair.state != PairState::InitialCopy)
+        else {
+            self.prepare_copy(true);
+            return Ok(());
+        };
+        if !self.is_tracking() {
+            self.mark_live_dirty(self.journal.order_of(fork));
+        }
+        for range in ranges {
+            if let Some(volume) = self.volumes.get_mut(&range.volume) {
+                volume.table.mark_dirty(range.offset, range.size);
+            }
+        }
+        self.prepare_copy(false);
+        Ok(())
+    }
+
+    /// Ends the session, so that both nodes greet again.
+    pub(super) fn greet_again(&mut self) {
+        if self.peer.connected {
+            self.outputs.push_back(Output::Reconnect);
+        }
+    }
+}
+
+/// The last record of an epoch in a history that ends with `head`.
+fn end_in(epochs: &[EpochStart], head: Position, epoch: Epoch) -> Option<Seq> {
+    let index = epochs.iter().position(|start| start.epoch == epoch)?;
+    let next = epochs
+        .get(index + 1)
+        .map(|start| Seq(start.first.0.saturating_sub(1)));
+    Some(next.unwrap_or(head.seq))
+}

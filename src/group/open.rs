@@ -1,0 +1,508 @@
+//! Opening a group: the superblocks, the tables, then the journal from its tail to the first batch that is not whole.
+//!
+//! A batch counts if its header is whole, in its place, chained to the one before, and every payload in it matches its
+//! checksum; data redirected into the pool is verified for the entries that were not known to be durable. Recovery
+//! writes nothing but a new epoch (on a primary that was not stopped in good order) and the superblock; done twice it
+//! gives the same.
+
+use super::{
+    FormatError, Group, JournalLabel, Volume, batch::Memory, create::read_superblock,
+    greeting::Confirmation, stream::Peer, superblock::SuperblockWriter,
+};
+use crate::{
+    disk::{DiskError, MediumId, Storage},
+    format::{
+        batch::{self, BatchEntry, BatchHeader, ParsedBatch, ParsedEntry, Placement},
+        journal_superblock::JournalSuperblock,
+        message,
+        record::Kind,
+    },
+    journal::{Journal, LiveBatch, LiveEntry, Place},
+    overlay::Overlay,
+    pair::{PairState, Role},
+    stream_state::Note,
+    table::{self, LoadError},
+    units::{Now, Order, Position, VolumeId},
+};
+use alloc::{
+    collections::{BTreeMap, VecDeque},
+    vec::Vec,
+};
+use bytes::Bytes;
+
+/// Why a group was not opened.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// The journal was not accepted.
+    #[error(transparent)]
+    Journal(#[from] FormatError),
+    /// A pool was not accepted.
+    #[error("Volume {volume}: {source}")]
+    Pool {
+        /// The volume's number in the group.
+        volume: VolumeId,
+        /// Why.
+        source: LoadError,
+    },
+    /// The medium failed.
+    #[error("Cannot read or write the journal")]
+    Disk(#[from] DiskError),
+    /// The journal was stopped in good order, but its last entries are gone.
+    #[error(
+        "The journal ends at entry {found}, but the group was stopped in good order at entry {expected}; the medium has lost data"
+    )]
+    Lost {
+        /// The last entry.
+        found: Order,
+        /// The last entry that was there.
+        expected: Order,
+    },
+}
+
+/// What recovery found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// The group had been stopped in good order.
+    pub was_clean: bool,
+    /// Entries between the journal's tail and its head.
+    pub entry_count: u64,
+    /// Of these, the ones that the tables lack.
+    pub replay_count: u64,
+    /// The last record.
+    pub last: Position,
+}
+
+struct Found {
+    journal: Journal,
+    /// The entries up to here are known to have been durable.
+    durable: Order,
+}
+
+impl Group {
+    /// Opens a group and recovers what its journal holds. All pools of [`read_label`](super::read_label) must be
+    /// reachable through `storage`.
+    pub fn open(storage: &mut dyn Storage, now: Now) -> Result<(Self, RecoveryReport), OpenError> {
+        let superblock = read_superblock(storage)?;
+        let mut volumes = BTreeMap::new();
+        for spec in &superblock.volumes {
+            let table =
+                table::load(storage, superblock.group, spec).map_err(|source| OpenError::Pool {
+                    volume: spec.id,
+                    source,
+                })?;
+            let applied_before = table.applied_durable();
+            let volume = Volume {
+                spec: spec.clone(),
+                table,
+                overlay: Overlay::default(),
+                unsynced: false,
+                applied_before,
+            };
+            volumes.insert(spec.id, volume);
+        }
+        let found = scan(storage, &superblock, &volumes)?;
+        let last = found.journal.last();
+        if let Some(expected) = superblock.clean.filter(|clean| last < *clean) {
+            return Err(OpenError::Lost {
+                found: last,
+                expected,
+            });
+        }
+        let was_clean = superblock.clean.is_some();
+        let mut group = Self::assemble(superblock, volumes, found.journal, now);
+        group.replay();
+        if group.pair.role == Role::Primary && !was_clean {
+            group.open_epoch(storage)?;
+        }
+        group.store(storage)?;
+        let report = RecoveryReport {
+            was_clean,
+            entry_count: group.journal.entry_count() as u64,
+            replay_count: group.journal.last().0 - group.applied.0,
+            last: group.stream.last,
+        };
+        Ok((group, report))
+    }
+
+    /// Who the group is.
+    pub fn label(&self) -> JournalLabel {
+        JournalLabel {
+            group: self.id,
+            name: self.name,
+            role: self.pair.role,
+            peer: self.pair.peer,
+            volumes: self
+                .volumes
+                .values()
+                .map(|volume| volume.spec.clone())
+                .collect(),
+        }
+    }
+
+    fn assemble(
+        superblock: JournalSuperblock,
+        volumes: BTreeMap<VolumeId, Volume>,
+        journal: Journal,
+        now: Now,
+    ) -> Self {
+        let last = journal.last();
+        let tail = journal.tail_order;
+        let applied = volumes
+            .values()
+            .map(|volume| volume.applied_before)
+            .min()
+            .unwrap_or(last);
+        let pair = superblock.pair;
+        let serves = pair.role == Role::Primary && pair.peer.is_some();
+        Self {
+            id: superblock.group,
+            name: superblock.name,
+            medium: superblock.medium,
+            volumes,
+            stream: journal.tail_stream.clone(),
+            journal,
+            pair,
+            now,
+            sealed: last,
+            completed: last,
+            durable: last,
+            applied: applied.clamp(tail, last),
+            in_flight: VecDeque::new(),
+            redirects_in_flight: BTreeMap::new(),
+            memory: Memory::starting_at(last),
+            waiting: Default::default(),
+            held: VecDeque::new(),
+            sync: Default::default(),
+            reads: Default::default(),
+            destage: Default::default(),
+            checkpoint: Default::default(),
+            superblock: SuperblockWriter::after(superblock.write_count),
+            peer: Peer::starting_at(tail, pair.state == PairState::Duplex),
+            confirmation: if serves {
+                Confirmation::waiting(now.monotonic)
+            } else {
+                Confirmation::default()
+            },
+            copy: Default::default(),
+            commands: Default::default(),
+            operations: BTreeMap::new(),
+            next_operation: 0,
+            outputs: VecDeque::new(),
+            stopped: None,
+        }
+    }
+
+    /// Takes the journal's entries into account, as if they had just been written.
+    fn replay(&mut self) {
+        self.void_forks();
+        let entries: Vec<(Order, LiveEntry)> = self
+            .journal
+            .after(self.journal.tail_order)
+            .map(|(order, entry)| (order, entry.clone()))
+            .collect();
+        self.destage.copying = self.journal.tail_stream.copying;
+        for (order, entry) in &entries {
+            if !entry.is_void {
+                self.stream.apply(*order, &entry.record, &entry.note);
+                if *order <= self.applied {
+                    self.destage.copying = self.stream.copying;
+                }
+            }
+            if *order > self.applied {
+                self.destage
+                    .staged(self.now.monotonic, entry.record.payload_size);
+            }
+            let Some(volume) = self.volumes.get_mut(&entry.record.volume) else {
+                continue;
+            };
+            if let Place::Redirected(blocks) = &entry.place {
+                for block in blocks {
+                    volume.table.blocks.redirect(*block, *order);
+                    // A block that no table names was overwritten or is void: it waits for the tail.
+                    let is_new = volume.table.blocks.claim(*block);
+                    if is_new && (entry.is_void || *order <= volume.applied_before) {
+                        volume.table.blocks.free(*block);
+                    }
+                }
+            }
+            if entry.record.kind.changes_data() && !entry.is_void && *order > volume.applied_before
+            {
+                volume
+                    .overlay
+                    .insert(entry.record.offset, entry.record.end(), *order);
+            }
+        }
+        // The bitmap on the medium may be older than the journal; noting too much is harmless.
+        if self.is_tracking() {
+            self.mark_live_dirty(self.journal.tail_order);
+            self.checkpoint.marked = true;
+        }
+    }
+
+    /// Takes back what the epoch changes in the journal say was never part of the history.
+    fn void_forks(&mut self) {
+        let changes: Vec<(Order, Order)> = self
+            .journal
+            .after(self.journal.tail_order)
+            .filter(|(order, entry)| entry.fork.0 != 0 && entry.fork.0 + 1 < order.0)
+            .map(|(order, entry)| (order, entry.fork))
+            .collect();
+        for (at, fork) in changes {
+            self.void_between(fork, at);
+            for volume in self.volumes.values_mut() {
+                // A table that is at the change or past it was taken back before it was written.
+                if volume.applied_before > fork && volume.applied_before < at {
+                    volume.table.roll_back();
+                }
+            }
+        }
+    }
+
+    /// Makes the entries between two void.
+    pub(super) fn void_between(&mut self, fork: Order, at: Order) {
+        for order in (fork.0.max(self.journal.tail_order.0) + 1..at.0).map(Order) {
+            if let Some(entry) = self.journal.entry_mut(order) {
+                entry.is_void = true;
+            }
+        }
+    }
+
+    /// A primary that was not stopped in good order may have lost records that its peer has: it never uses their
+    /// numbers again. The new epoch is durable before anything else happens.
+    fn open_epoch(&mut self, storage: &mut dyn Storage) -> Result<(), OpenError> {
+        let mut record = self.new_record(Kind::EpochChange);
+        record.at.epoch = self.epoch().max(self.stream.last.epoch).restarted();
+        let entry = BatchEntry {
+            record,
+            placement: Placement::Inline,
+            fork: self.journal.last(),
+            stored: Bytes::new(),
+        };
+        let size = batch::batch_size([0].into_iter()) as u64;
+        // The ring always has room for this: ordinary batches leave a reserve.
+        let Some(position) = self.journal.room(size, 0) else {
+            return Err(DiskError::NoSpace.into());
+        };
+        let header = BatchHeader {
+            position,
+            previous_checksum: self.journal.head_checksum,
+            first_order: self.journal.last().next(),
+            durable_order: self.journal.last(),
+        };
+        let encoded = batch::encode(header, self.id, &[entry]);
+        // What recovery accepted must be durable before a batch says so.
+        storage.sync(MediumId::Journal)?;
+        for id in self.pools() {
+            storage.sync(MediumId::Pool(id))?;
+        }
+        storage.write(
+            MediumId::Journal,
+            self.journal.offset(position),
+            encoded.bytes,
+        )?;
+        storage.sync(MediumId::Journal)?;
+        let fork = self.journal.last();
+        let place = Place::Inline(position + u64::from(encoded.stored_at[0]));
+        let payload = Some(Bytes::new());
+        self.stage_entry(LiveEntry {
+            record,
+            place,
+            payload,
+            note: Note::None,
+            fork,
+            is_void: false,
+        });
+        let last = self.journal.last();
+        self.journal.push_batch(LiveBatch {
+            position,
+            size,
+            last,
+            checksum: encoded.checksum,
+        });
+        (self.sealed, self.completed, self.durable) = (last, last, last);
+        self.memory = Memory::starting_at(last);
+        Ok(())
+    }
+
+    /// Writes the superblock, so that it no longer says "stopped in good order".
+    fn store(&mut self, storage: &mut dyn Storage) -> Result<(), OpenError> {
+        storage.sync(MediumId::Journal)?;
+        for id in self.pools() {
+            storage.sync(MediumId::Pool(id))?;
+        }
+        let count = self.superblock.next_count();
+        let superblock = self.superblock_now(count);
+        storage.write(MediumId::Journal, superblock.slot(), superblock.encode())?;
+        storage.sync(MediumId::Journal)?;
+        Ok(())
+    }
+}
+
+/// Reads the journal from its tail.
+fn scan(
+    storage: &mut dyn Storage,
+    superblock: &JournalSuperblock,
+    volumes: &BTreeMap<VolumeId, Volume>,
+) -> Result<Found, OpenError> {
+    let journal = Journal::new(
+        superblock.ring_size,
+        superblock.tail_position,
+        superblock.tail_order,
+        superblock.tail_previous_checksum,
+        superblock.stream.clone(),
+    );
+    let mut found = Found {
+        journal,
+        durable: superblock.tail_order,
+    };
+    let end = superblock.tail_position + superblock.ring_size;
+    let mut unproven: Vec<Order> = Vec::new();
+    loop {
+        let here = found.journal.head;
+        let mut next = None;
+        for position in [here, found.journal.next_lap(here)] {
+            if position < end && next.is_none() {
+                next = read_batch(storage, superblock, &found.journal, position)?;
+            }
+        }
+        let Some((batch, bytes)) = next else { break };
+        found.durable = found.durable.max(batch.header.durable_order);
+        let position = batch.header.position;
+        for entry in &batch.entries {
+            let Some(live) = live_entry(entry, position, &bytes) else {
+                break;
+            };
+            let order = found.journal.push(live);
+            if entry.placement == Placement::Redirected {
+                unproven.push(order);
+            }
+        }
+        let (size, last, checksum) = (batch.size, found.journal.last(), batch.checksum);
+        if last.0 + 1 < batch.header.first_order.0 + batch.entries.len() as u64 {
+            break;
+        }
+        found.journal.push_batch(LiveBatch {
+            position,
+            size,
+            last,
+            checksum,
+        });
+    }
+    verify_redirected(storage, &mut found, volumes, &unproven)?;
+    Ok(found)
+}
+
+/// The batch at a position, if a whole one that continues the journal is there.
+fn read_batch(
+    storage: &mut dyn Storage,
+    superblock: &JournalSuperblock,
+    journal: &Journal,
+    position: u64,
+) -> Result<Option<(ParsedBatch, Bytes)>, OpenError> {
+    let room = superblock.ring_size - position % superblock.ring_size;
+    let first = storage.read(MediumId::Journal, journal.offset(position), 4096)?;
+    let size = match batch::parse_header_size(&first, superblock.group) {
+        Ok(size) if size as u64 <= room => size,
+        Ok(_) => return Ok(None),
+        Err(error @ crate::format::FormatError::Version { .. }) => {
+            return Err(FormatError::from(error).into());
+        }
+        Err(_) => return Ok(None),
+    };
+    let area = storage.read(MediumId::Journal, journal.offset(position), size as u32)?;
+    let Ok(parsed) = batch::parse(&area, superblock.group) else {
+        return Ok(None);
+    };
+    let header = &parsed.header;
+    let fits = header.position == position
+        && header.previous_checksum == journal.head_checksum
+        && header.first_order == journal.last().next()
+        && parsed.size <= room;
+    if !fits {
+        return Ok(None);
+    }
+    let bytes = storage.read(
+        MediumId::Journal,
+        journal.offset(position),
+        parsed.size as u32,
+    )?;
+    let whole = parsed
+        .entries
+        .iter()
+        .filter(|entry| entry.placement == Placement::Inline)
+        .all(|entry| {
+            stored(entry, &bytes)
+                .is_some_and(|payload| entry.record.check_payload(&payload).is_ok())
+        });
+    Ok(whole.then_some((parsed, bytes)))
+}
+
+fn stored(entry: &ParsedEntry, bytes: &Bytes) -> Option<Bytes> {
+    let (from, size) = (entry.stored_at as usize, entry.stored_size as usize);
+    (from + size <= bytes.len()).then(|| bytes.slice(from..from + size))
+}
+
+fn live_entry(entry: &ParsedEntry, position: u64, bytes: &Bytes) -> Option<LiveEntry> {
+    let stored = stored(entry, bytes)?;
+    let place = match entry.placement {
+        Placement::Inline => Place::Inline(position + u64::from(entry.stored_at)),
+        Placement::Redirected => Place::Redirected(batch::parse_blocks(&stored).ok()?),
+    };
+    let note = match entry.record.kind {
+        Kind::RestartPoint => Note::Label(message::parse_label(&stored).ok()?),
+        Kind::CopyBegin => Note::History(message::parse_history(&stored).ok()?),
+        _ => Note::None,
+    };
+    Some(LiveEntry {
+        record: entry.record,
+        place,
+        payload: None,
+        note,
+        fork: entry.fork,
+        is_void: false,
+    })
+}
+
+/// Checks the data of redirected entries that were not known to be durable, and cuts the journal at the first that is
+/// not whole.
+fn verify_redirected(
+    storage: &mut dyn Storage,
+    found: &mut Found,
+    volumes: &BTreeMap<VolumeId, Volume>,
+    unproven: &[Order],
+) -> Result<(), OpenError> {
+    for order in unproven
+        .iter()
+        .copied()
+        .filter(|order| *order > found.durable)
+    {
+        let Some(entry) = found.journal.entry(order) else {
+            continue;
+        };
+        // A volume that was removed needs nothing.
+        let Some(volume) = volumes.get(&entry.record.volume) else {
+            continue;
+        };
+        let Place::Redirected(blocks) = &entry.place else {
+            continue;
+        };
+        let geometry = volume.table.geometry();
+        let mut crc = 0;
+        let mut is_whole =
+            blocks.len() as u64 * u64::from(geometry.block_size) == entry.record.size;
+        for block in blocks {
+            if *block == 0 || *block > geometry.block_count {
+                is_whole = false;
+                break;
+            }
+            let medium = MediumId::Pool(entry.record.volume);
+            let bytes = storage.read(medium, geometry.offset_of(*block), geometry.block_size)?;
+            crc = crc32c::crc32c_append(crc, &bytes);
+        }
+        if !is_whole || crc != entry.record.payload_checksum {
+            found.journal.cut_before(order);
+            break;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,363 @@
+//! Reads: each byte from its newest place, which is memory, the journal, a redirected block, or the table's block.
+
+use super::{Group, Purpose};
+use crate::{
+    disk::{DiskAction, DiskOutcome, MediumId},
+    format::record::Record,
+    journal::Place,
+    request::{Extent, ExtentKind, Reply, RequestError, RequestId},
+    table::ReadCount,
+    units::{Order, VolumeId},
+};
+use alloc::{collections::BTreeMap, vec::Vec};
+use bytes::Bytes;
+
+/// Zeroes for holes.
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+/// Neighbouring pieces on a medium are read together up to this many bytes.
+const READ_SIZE_MAX: u64 = 1 << 20;
+
+/// For whom a read is.
+#[derive(Clone, Copy)]
+pub(super) enum Reader {
+    Host(RequestId),
+    Copy,
+}
+
+/// Where bytes are.
+#[derive(Clone)]
+enum Source {
+    Zeroes,
+    Memory(Bytes),
+    /// On a medium, unchecked.
+    Medium(MediumId, u64),
+    /// In the journal: this entry's payload from this byte on.
+    Journal(Order, u32),
+}
+
+struct Piece {
+    source: Source,
+    size: u64,
+}
+
+enum Part {
+    Ready(Bytes),
+    /// What is read begins `lead` bytes early for alignment; of the piece, `size` bytes from `from` on are wanted. For
+    /// journal data also the record that vouches for it.
+    Pending {
+        lead: usize,
+        from: usize,
+        size: usize,
+        record: Option<Record>,
+    },
+}
+
+struct Job {
+    reader: Reader,
+    parts: Vec<Part>,
+    pending: usize,
+    failed: bool,
+    /// The oldest entry whose place in the journal is being read.
+    oldest: Option<Order>,
+}
+
+/// The reads in flight, by number.
+#[derive(Default)]
+pub(super) struct Reads {
+    next: ReadCount,
+    jobs: BTreeMap<ReadCount, Job>,
+}
+
+impl Reads {
+    /// The number that the next read will have.
+    pub(super) fn next(&self) -> ReadCount {
+        self.next
+    }
+
+    /// The number of the oldest read in flight, or of the next.
+    pub(super) fn oldest(&self) -> ReadCount {
+        self.jobs.keys().next().copied().unwrap_or(self.next)
+    }
+
+    /// The oldest entry whose place in the journal is being read.
+    pub(super) fn oldest_entry(&self) -> Option<Order> {
+        self.jobs.values().filter_map(|job| job.oldest).min()
+    }
+}
+
+impl Group {
+    /// Starts a host's read.
+    pub(super) fn start_read(&mut self, id: RequestId, volume: VolumeId, offset: u64, size: u32) {
+        self.read(Reader::Host(id), volume, offset, u64::from(size));
+    }
+
+    /// Starts a read; its end goes to [`Group::answer`] or [`Group::copy_read`].
+    pub(super) fn read(&mut self, reader: Reader, volume: VolumeId, offset: u64, size: u64) {
+        let pieces = self.locate(volume, offset, size);
+        let number = self.reads.next;
+        self.reads.next += 1;
+        let mut job = Job {
+            reader,
+            parts: Vec::with_capacity(pieces.len()),
+            pending: 0,
+            failed: false,
+            oldest: None,
+        };
+        let mut operations = Vec::new();
+        for Piece { source, size } in pieces {
+            let (medium, offset, from, record) = match source {
+                Source::Zeroes => {
+                    let mut left = size as usize;
+                    while left > 0 {
+                        let step = left.min(ZEROES.len());
+                        job.parts
+                            .push(Part::Ready(Bytes::from_static(&ZEROES[..step])));
+                        left -= step;
+                    }
+                    continue;
+                }
+                Source::Memory(bytes) => {
+                    job.parts.push(Part::Ready(bytes));
+                    continue;
+                }
+                Source::Medium(medium, offset) => (medium, offset, 0, None),
+                Source::Journal(order, from) => {
+                    let Some(entry) = self.journal.entry(order) else {
+                        continue;
+                    };
+                    let Place::Inline(position) = entry.place else {
+                        continue;
+                    };
+                    job.oldest = Some(job.oldest.map_or(order, |oldest| oldest.min(order)));
+                    (
+                        MediumId::Journal,
+                        self.journal.offset(position),
+                        from as usize,
+                        Some(entry.record),
+                    )
+                }
+            };
+            // A journalled payload is read whole, because only the whole has a checksum.
+            let whole = record.map_or(size, |record| u64::from(record.payload_size));
+            let start = offset & !4095;
+            let end = (offset + whole).next_multiple_of(4096);
+            let lead = (offset - start) as usize;
+            operations.push((medium, start, (end - start) as u32, job.parts.len()));
+            job.parts.push(Part::Pending {
+                lead,
+                from,
+                size: size as usize,
+                record,
+            });
+        }
+        job.pending = operations.len();
+        if operations.is_empty() {
+            return self.finish_read(job);
+        }
+        self.reads.jobs.insert(number, job);
+        for (medium, offset, size, piece) in operations {
+            self.disk(
+                medium,
+                DiskAction::Read { offset, size },
+                Purpose::Read {
+                    read: number,
+                    piece,
+                },
+            );
+        }
+    }
+
+    /// A piece was read.
+    pub(super) fn read_done(&mut self, read: ReadCount, piece: usize, outcome: DiskOutcome) {
+        let Some(job) = self.reads.jobs.get_mut(&read) else {
+            return;
+        };
+        if let Some(part) = job.parts.get_mut(piece) {
+            match outcome.ok().and_then(|bytes| cut(&bytes, part)) {
+                Some(bytes) => *part = Part::Ready(bytes),
+                None => job.failed = true,
+            }
+        }
+        job.pending -= 1;
+        if job.pending == 0
+            && let Some(job) = self.reads.jobs.remove(&read)
+        {
+            self.finish_read(job);
+        }
+    }
+
+    fn finish_read(&mut self, job: Job) {
+        let ready = |part| {
+            if let Part::Ready(bytes) = part {
+                Some(bytes)
+            } else {
+                None
+            }
+        };
+        let data: Option<Vec<Bytes>> = job.parts.into_iter().map(ready).collect();
+        let result = data.filter(|_| !job.failed).ok_or(RequestError::Io);
+        match job.reader {
+            Reader::Host(id) => self.answer(id, result.map(Reply::Data)),
+            Reader::Copy => self.copy_read(result.ok()),
+        }
+    }
+
+    /// Finds the newest place of each byte, and joins neighbours on a medium.
+    fn locate(&self, id: VolumeId, offset: u64, size: u64) -> Vec<Piece> {
+        let Some(volume) = self.volumes.get(&id) else {
+            return Vec::new();
+        };
+        let mut pieces = Vec::new();
+        let (mut at, end) = (offset, offset + size);
+        for newer in volume.overlay.pieces(offset, end) {
+            self.locate_in_table(id, at, newer.offset, &mut pieces);
+            self.locate_in_entry(newer.order, newer.offset, newer.end, &mut pieces);
+            at = newer.end;
+        }
+        self.locate_in_table(id, at, end, &mut pieces);
+        pieces
+    }
+
+    fn locate_in_entry(&self, order: Order, from: u64, to: u64, pieces: &mut Vec<Piece>) {
+        let Some(entry) = self.journal.entry(order) else {
+            return;
+        };
+        let size = to - from;
+        if entry.record.kind.zeroes() {
+            return push(pieces, Source::Zeroes, size);
+        }
+        let start = from - entry.record.offset;
+        if let Some(payload) = &entry.payload {
+            return push(
+                pieces,
+                Source::Memory(payload.slice(start as usize..(start + size) as usize)),
+                size,
+            );
+        }
+        let Place::Redirected(blocks) = &entry.place else {
+            return push(pieces, Source::Journal(order, start as u32), size);
+        };
+        let Some(volume) = self.volumes.get(&entry.record.volume) else {
+            return;
+        };
+        let geometry = volume.table.geometry();
+        let block_size = u64::from(geometry.block_size);
+        let mut at = start;
+        while at < start + size {
+            let within = at % block_size;
+            let step = (block_size - within).min(start + size - at);
+            let Some(block) = blocks.get((at / block_size) as usize) else {
+                return;
+            };
+            let medium = MediumId::Pool(entry.record.volume);
+            push(
+                pieces,
+                Source::Medium(medium, geometry.offset_of(*block) + within),
+                step,
+            );
+            at += step;
+        }
+    }
+
+    fn locate_in_table(&self, id: VolumeId, from: u64, to: u64, pieces: &mut Vec<Piece>) {
+        let Some(volume) = self.volumes.get(&id) else {
+            return;
+        };
+        let geometry = volume.table.geometry();
+        let (block_size, granule) = (
+            u64::from(geometry.block_size),
+            u64::from(geometry.granule_size()),
+        );
+        let mut at = from;
+        while at < to {
+            let within = at % block_size;
+            let entry = volume.table.entry((at / block_size) as u32);
+            let bit = |at: u64| entry.mask >> (at / granule) & 1;
+            let stop = (block_size - within).min(to - at) + within;
+            let mut end = within;
+            while end < stop && bit(end) == bit(within) {
+                end = ((end / granule + 1) * granule).min(stop);
+            }
+            let block = if bit(within) == 1 {
+                entry.latest
+            } else {
+                entry.snapshot
+            };
+            let source = if block == 0 {
+                Source::Zeroes
+            } else {
+                Source::Medium(MediumId::Pool(id), geometry.offset_of(block) + within)
+            };
+            push(pieces, source, end - within);
+            at += end - within;
+        }
+    }
+
+    /// Tells which parts of a range hold data.
+    pub(super) fn answer_extents(
+        &mut self,
+        id: RequestId,
+        volume: VolumeId,
+        offset: u64,
+        size: u64,
+    ) {
+        let mut extents: Vec<Extent> = Vec::new();
+        for piece in self.locate(volume, offset, size) {
+            let kind = if matches!(piece.source, Source::Zeroes) {
+                ExtentKind::Hole
+            } else {
+                ExtentKind::Allocated
+            };
+            match extents.last_mut() {
+                Some(last) if last.kind == kind => last.size += piece.size,
+                _ => extents.push(Extent {
+                    size: piece.size,
+                    kind,
+                }),
+            }
+        }
+        self.answer(id, Ok(Reply::Extents(extents)));
+    }
+}
+
+fn push(pieces: &mut Vec<Piece>, source: Source, size: u64) {
+    if size == 0 {
+        return;
+    }
+    if let Some(last) = pieces.last_mut() {
+        let joins = match (&last.source, &source) {
+            (Source::Zeroes, Source::Zeroes) => true,
+            (Source::Medium(a, at), Source::Medium(b, offset)) => {
+                a == b && at + last.size == *offset && last.size + size <= READ_SIZE_MAX
+            }
+            _ => false,
+        };
+        if joins {
+            last.size += size;
+            return;
+        }
+    }
+    pieces.push(Piece { source, size });
+}
+
+fn cut(bytes: &Bytes, part: &Part) -> Option<Bytes> {
+    let Part::Pending {
+        lead,
+        from,
+        size,
+        record,
+    } = part
+    else {
+        return None;
+    };
+    let Some(record) = record else {
+        return slice(bytes, *lead, *size);
+    };
+    let payload = slice(bytes, *lead, record.payload_size as usize)?;
+    record.check_payload(&payload).ok()?;
+    slice(&payload, *from, *size)
+}
+
+fn slice(bytes: &Bytes, from: usize, size: usize) -> Option<Bytes> {
+    (from + size <= bytes.len()).then(|| bytes.slice(from..from + size))
+}

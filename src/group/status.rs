@@ -1,0 +1,77 @@
+//! What an operator sees of a group.
+
+use super::Group;
+use crate::{
+    command::{Lag, Status, VolumeStatus},
+    pair::Role,
+    units::Now,
+};
+
+impl Group {
+    /// The group as it is now.
+    pub fn status(&self, now: Now) -> Status {
+        let acknowledged = self.peer.acknowledged();
+        Status {
+            role: self.pair.role,
+            pair: self.pair.state,
+            peer: self.pair.peer,
+            connected: self.peer.connected && self.peer.greeted,
+            level: self.pair.level,
+            without_peer: self.pair.without_peer,
+            epoch: self.epoch(),
+            head: self.stream.last,
+            durable: self.position_of(self.durable).seq,
+            applied: self.position_of(self.applied).seq,
+            acknowledged: self.position_of(acknowledged).seq,
+            lag: self.lag(now),
+            restart_point: self.stream.restart_point.map(|(point, _)| point),
+            restart_point_acknowledged: self.peer.restart_point,
+            dirty_bytes: self
+                .volumes
+                .values()
+                .map(|volume| volume.table.dirty_bytes())
+                .sum(),
+            journal_size: self.journal.ring_size(),
+            journal_used: self.journal.used(),
+            volumes: self
+                .volumes
+                .values()
+                .map(|volume| VolumeStatus {
+                    id: volume.spec.id,
+                    name: volume.spec.name,
+                    size: volume.spec.size,
+                    logical_block_size: volume.spec.logical_block_size,
+                    table_block_size: volume.spec.table_block_size,
+                    pool_path: volume.spec.pool_path.clone(),
+                    pool_block_count: volume.table.geometry().block_count,
+                    pool_used_count: volume.table.blocks.used_count(),
+                })
+                .collect(),
+            fork_record_count: if self.pair.role == Role::Fenced {
+                self.stream.last.seq.0.saturating_sub(self.pair.fork.seq.0)
+            } else {
+                0
+            },
+            stopped: self.stopped,
+        }
+    }
+
+    fn lag(&self, now: Now) -> Lag {
+        if self.pair.role != Role::Primary || self.pair.peer.is_none() {
+            return Lag::default();
+        }
+        let mut lag = Lag::default();
+        let lacking = self
+            .journal
+            .after(self.peer.acknowledged())
+            .map(|(_, entry)| entry);
+        for entry in lacking.filter(|entry| !entry.is_void && entry.record.kind.is_sequenced()) {
+            if lag.records == 0 {
+                lag.micros = now.wall.0.saturating_sub(entry.record.time.0);
+            }
+            lag.records += 1;
+            lag.bytes += u64::from(entry.record.payload_size);
+        }
+        lag
+    }
+}

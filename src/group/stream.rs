@@ -1,0 +1,405 @@
+//! The primary's side of the stream: entries are sent in order as soon as they are sealed, from memory where they still
+//! are, else read again from their place; acknowledgements move the journal's tail.
+//!
+//! The stream is *anchored* when the journal (with the bitmap's help) holds everything that the peer lacks. While it is
+//! not, every change is noted in the bitmap and the journal does not wait for the peer.
+
+use super::{Group, Purpose};
+use crate::{
+    disk::{DiskAction, DiskOutcome, MediumId},
+    format::record::{Kind, Record},
+    journal::Place,
+    output::{Event, Frame, Output},
+    pair::{Cause, PairState, Role},
+    units::{FrameCount, Now, Order, Position, Seq, VolumeId},
+};
+use alloc::{collections::VecDeque, vec::Vec};
+use bytes::{Bytes, BytesMut};
+
+/// A journalled frame that was sent in this session and is not acknowledged.
+pub(super) enum Sent {
+    Record(Order),
+    Copy {
+        volume: VolumeId,
+        block: u32,
+        bits: u16,
+    },
+    CopyBegin,
+    CopyEnd,
+}
+
+/// What is known of the peer.
+#[derive(Default)]
+pub(super) struct Peer {
+    /// A session is up.
+    pub(super) connected: bool,
+    /// The peer's greeting of this session was understood.
+    pub(super) greeted: bool,
+    /// Records are being sent.
+    streaming: bool,
+    /// See the module.
+    pub(super) anchored: bool,
+    /// A checkpoint has made durable what was dirty when tracking began.
+    tracking_durable: bool,
+    /// Bytes that the carrier can take.
+    pub(super) credit: u64,
+    /// The last entry that was sent.
+    cursor: Order,
+    /// An entry that is being read to be sent.
+    resending: bool,
+    sent: VecDeque<Sent>,
+    acknowledged_count: u64,
+    /// The last entry that is durable at the peer.
+    acknowledged: Order,
+    /// Journalled frames received in this session, and where the unacknowledged ones are.
+    received: u64,
+    received_marks: VecDeque<(Order, u64)>,
+    /// The last record that the peer was seen with.
+    pub(super) head: Position,
+    /// The last restart point that is durable at the peer.
+    pub(super) restart_point: Option<crate::units::Generation>,
+    /// The primary waits for the peer's list of what it has after this record, which is not part of the history.
+    pub(super) fork: Option<Seq>,
+    /// The greeting of this session is still to be sent.
+    pub(super) greeting_due: bool,
+}
+
+impl Peer {
+    /// When a group is opened: nothing after `order` is known to be at the peer.
+    pub(super) fn starting_at(order: Order, anchored: bool) -> Self {
+        Self {
+            acknowledged: order,
+            cursor: order,
+            anchored,
+            ..Self::default()
+        }
+    }
+
+    /// The last entry that is durable at the peer.
+    pub(super) fn acknowledged(&self) -> Order {
+        self.acknowledged
+    }
+
+    /// Whether records are being sent.
+    pub(super) fn is_streaming(&self) -> bool {
+        self.streaming
+    }
+
+    /// Whether everything that is dirty is durably so.
+    pub(super) fn is_tracking_durable(&self) -> bool {
+        self.tracking_durable
+    }
+
+    /// A checkpoint that began while changes were noted is durable.
+    pub(super) fn tracking_is_durable(&mut self) {
+        self.tracking_durable = true;
+    }
+
+    /// The last entry that was sent.
+    pub(super) fn cursor(&self) -> Order {
+        self.cursor
+    }
+
+    /// A journalled frame came in and is the entry `order`.
+    pub(super) fn received(&mut self, order: Order) {
+        self.received += 1;
+        self.received_marks.push_back((order, self.received));
+    }
+
+    /// How many received frames are durable now, if there are more than before.
+    pub(super) fn frames_durable(&mut self, durable: Order) -> Option<FrameCount> {
+        let mut count = None;
+        while let Some((_, number)) = self
+            .received_marks
+            .pop_front_if(|(order, _)| *order <= durable)
+        {
+            count = Some(FrameCount(number));
+        }
+        count
+    }
+
+    /// The session is over.
+    pub(super) fn forget_session(&mut self) {
+        self.connected = false;
+        self.greeted = false;
+        self.streaming = false;
+        self.credit = 0;
+        self.resending = false;
+        self.sent.clear();
+        self.acknowledged_count = 0;
+        self.received = 0;
+        self.received_marks.clear();
+        self.fork = None;
+        self.greeting_due = false;
+    }
+
+    /// Starts sending after `order`.
+    pub(super) fn stream_after(&mut self, order: Order) {
+        self.cursor = order;
+        self.acknowledged = order;
+        self.streaming = true;
+        self.anchored = true;
+        self.resending = false;
+    }
+
+    /// Nothing is sent until the peer has greeted again; the anchor stays.
+    pub(super) fn stop_streaming(&mut self) {
+        self.streaming = false;
+    }
+
+    /// Nothing is sent any more; changes are noted instead.
+    pub(super) fn lose_anchor(&mut self) {
+        self.fork = None;
+        self.streaming = false;
+        self.anchored = false;
+        self.tracking_durable = false;
+        self.sent.clear();
+    }
+}
+
+impl Group {
+    /// Whether changes are noted in the bitmap.
+    pub(super) fn is_tracking(&self) -> bool {
+        self.pair.peer.is_some() && self.pair.role == Role::Primary && !self.peer.anchored
+    }
+
+    /// The last entry that the journal may let go of for the peer's sake.
+    pub(super) fn acknowledged_limit(&self) -> Order {
+        let bound = self.pair.peer.is_some()
+            && self.pair.role == Role::Primary
+            && (self.peer.anchored || !self.peer.tracking_durable);
+        if bound {
+            self.peer.acknowledged
+        } else {
+            Order(u64::MAX)
+        }
+    }
+
+    /// The carrier can take so many more bytes.
+    pub fn handle_stream_credit(&mut self, now: Now, bytes: u64) {
+        self.now = now;
+        self.peer.credit = self.peer.credit.saturating_add(bytes);
+    }
+
+    /// So many of the journalled frames of this session are durable at the peer.
+    pub fn handle_durable(&mut self, now: Now, count: FrameCount) {
+        self.now = now;
+        let mut copied = Vec::new();
+        while self.peer.acknowledged_count < count.0 {
+            let Some(sent) = self.peer.sent.pop_front() else {
+                break;
+            };
+            self.peer.acknowledged_count += 1;
+            match sent {
+                Sent::Record(order) => {
+                    self.peer.acknowledged = order;
+                    if let Some(entry) = self.journal.entry(order) {
+                        self.peer.head = entry.record.at;
+                        if entry.record.kind == Kind::RestartPoint && !self.copy.is_running() {
+                            self.peer.restart_point = Some(entry.record.generation);
+                        }
+                    }
+                }
+                Sent::Copy {
+                    volume,
+                    block,
+                    bits,
+                } => copied.push((volume, block, bits)),
+                Sent::CopyBegin => {}
+                Sent::CopyEnd => self.copy_ended(),
+            }
+        }
+        for (volume, block, bits) in copied {
+            self.copy_acknowledged(volume, block, bits);
+        }
+        self.answer_waiting();
+    }
+
+    /// Sends what the carrier can take.
+    pub(super) fn send(&mut self) {
+        while self.peer.streaming
+            && !self.peer.resending
+            && self.peer.credit > 0
+            && self.peer.cursor < self.sealed
+        {
+            let order = self.peer.cursor.next();
+            let Some(entry) = self.journal.entry(order) else {
+                return;
+            };
+            let record = entry.record;
+            // A void entry, or one that a former life as secondary left: the peer has no use for it.
+            if entry.is_void || !record.kind.is_sequenced() {
+                self.peer.cursor = order;
+                continue;
+            }
+            let Some(payload) = entry.payload.clone() else {
+                return self.resend(order);
+            };
+            self.send_record(order, &record, payload);
+        }
+    }
+
+    fn send_record(&mut self, order: Order, record: &Record, payload: Bytes) {
+        self.peer.cursor = order;
+        self.send_frame(record, payload, Some(Sent::Record(order)));
+    }
+
+    /// Hands a frame over, and remembers what its acknowledgement will mean.
+    pub(super) fn send_frame(&mut self, record: &Record, payload: Bytes, sent: Option<Sent>) {
+        let header = Bytes::copy_from_slice(&record.encode(self.id));
+        self.peer.credit = self
+            .peer
+            .credit
+            .saturating_sub((header.len() + payload.len()) as u64);
+        self.peer.sent.extend(sent);
+        self.outputs
+            .push_back(Output::Send(Frame { header, payload }));
+    }
+
+    /// Reads an entry's data again, because it is no longer in memory.
+    fn resend(&mut self, order: Order) {
+        let Some(entry) = self.journal.entry(order) else {
+            return;
+        };
+        let size = u64::from(entry.record.payload_size);
+        let (medium, reads) = match &entry.place {
+            Place::Memory => return,
+            Place::Inline(_) if size == 0 => {
+                let record = entry.record;
+                return self.send_record(order, &record, Bytes::new());
+            }
+            Place::Inline(position) => (
+                MediumId::Journal,
+                alloc::vec![(self.journal.offset(*position), size)],
+            ),
+            Place::Redirected(blocks) => {
+                let Some(volume) = self.volumes.get(&entry.record.volume) else {
+                    return;
+                };
+                let geometry = volume.table.geometry();
+                let runs = blocks.chunk_by(|a, b| a + 1 == *b);
+                let block_size = u64::from(geometry.block_size);
+                let reads = runs
+                    .map(|run| (geometry.offset_of(run[0]), run.len() as u64 * block_size))
+                    .collect();
+                (MediumId::Pool(entry.record.volume), reads)
+            }
+        };
+        self.peer.resending = true;
+        self.resend_begin(order, medium, reads);
+    }
+
+    fn resend_begin(&mut self, order: Order, medium: MediumId, reads: Vec<(u64, u64)>) {
+        let ids = self.next_operation..self.next_operation + reads.len() as u64;
+        let lead = reads.first().map_or(0, |(offset, _)| offset % 4096);
+        self.copy.resend = Some(super::copy::Resend::new(order, ids, lead as usize));
+        for (offset, size) in reads {
+            let start = offset & !4095;
+            let size = ((offset + size).next_multiple_of(4096) - start) as u32;
+            self.disk(
+                medium,
+                DiskAction::Read {
+                    offset: start,
+                    size,
+                },
+                Purpose::Resend { order },
+            );
+        }
+    }
+
+    /// A part of an entry's data was read again.
+    pub(super) fn resend_read(&mut self, order: Order, outcome: DiskOutcome) {
+        let Some(resend) = self
+            .copy
+            .resend
+            .as_mut()
+            .filter(|resend| resend.order == order)
+        else {
+            return;
+        };
+        let Some(parts) = resend.add(outcome) else {
+            return;
+        };
+        self.copy.resend = None;
+        if !self.peer.streaming || self.peer.cursor.next() != order {
+            self.peer.resending = false;
+            return;
+        }
+        self.peer.resending = false;
+        let Some(entry) = self.journal.entry(order) else {
+            return;
+        };
+        let record = entry.record;
+        let whole = parts.and_then(|(lead, parts)| {
+            let mut joined = BytesMut::new();
+            parts.iter().for_each(|part| joined.extend_from_slice(part));
+            let joined = joined.freeze();
+            let end = lead + record.payload_size as usize;
+            let payload = (end <= joined.len()).then(|| joined.slice(lead..end))?;
+            record.check_payload(&payload).ok().map(|()| payload)
+        });
+        match whole {
+            Some(payload) => self.send_record(order, &record, payload),
+            // The journal no longer has what it promised: the peer gets the present content instead.
+            None => self.suspend(Cause::Peer),
+        }
+    }
+
+    /// Suspends the pair before the journal is full, so that service goes on.
+    pub(super) fn suspend_when_nearly_full(&mut self) {
+        let nearly = self.journal.live_size() > self.journal.ring_size() / 4 * 3;
+        let bound =
+            self.pair.peer.is_some() && self.pair.role == Role::Primary && self.peer.anchored;
+        if nearly && bound && self.peer.acknowledged < self.applied_durable() {
+            self.suspend(Cause::JournalFull);
+        }
+    }
+
+    /// Stops sending: what the peer lacks is noted in the bitmap from now on.
+    pub(super) fn suspend(&mut self, cause: Cause) {
+        let acknowledged = self.peer.acknowledged;
+        if self.peer.anchored {
+            self.pair.synced = self.position_of(acknowledged);
+            self.mark_live_dirty(acknowledged);
+        }
+        self.peer.lose_anchor();
+        self.copy.stop();
+        self.checkpoint.marked = true;
+        self.checkpoint.wanted = true;
+        self.set_pair_state(PairState::Suspended(cause));
+        self.answer_waiting();
+        // Unless an operator wants silence, the copy begins as soon as the peer can take it.
+        if cause != Cause::Command && self.peer.connected {
+            self.outputs.push_back(Output::Reconnect);
+        }
+    }
+
+    /// Notes everything after `order` that is still in the journal in the bitmap.
+    pub(super) fn mark_live_dirty(&mut self, order: Order) {
+        for (_, entry) in self.journal.after(order) {
+            if entry.record.kind.changes_data()
+                && !entry.is_void
+                && let Some(volume) = self.volumes.get_mut(&entry.record.volume)
+            {
+                volume
+                    .table
+                    .mark_dirty(entry.record.offset, entry.record.size);
+            }
+        }
+    }
+
+    /// The place of an entry in the order.
+    pub(super) fn position_of(&self, order: Order) -> Position {
+        self.journal
+            .entry(order)
+            .map_or(self.journal.tail_stream.last, |entry| entry.record.at)
+    }
+
+    pub(super) fn set_pair_state(&mut self, state: PairState) {
+        if self.pair.state != state {
+            self.pair.state = state;
+            self.event(Event::PairChanged { state });
+        }
+        self.superblock.wanted = true;
+    }
+}

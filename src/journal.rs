@@ -1,0 +1,259 @@
+//! The journal in memory: the ring's two ends and the entries between them.
+//!
+//! Invariants: entries are numbered without gaps from `tail_order + 1`; a batch lies in one piece in the ring; the
+//! space of a batch is used again only after a superblock with a later tail is durable.
+
+use crate::{
+    format::{journal_superblock::RING_OFFSET, record::Record},
+    stream_state::{Note, StreamState},
+    units::{Order, Seq},
+};
+use alloc::{collections::VecDeque, vec::Vec};
+use bytes::Bytes;
+
+/// Where an entry's data is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Not in a batch yet: only in memory.
+    Memory,
+    /// In the journal, from this position on.
+    Inline(u64),
+    /// In these physical blocks of the volume's pool.
+    Redirected(Vec<u32>),
+}
+
+/// An entry that is still in the journal (or about to be).
+#[derive(Clone, Debug)]
+pub struct LiveEntry {
+    /// The record.
+    pub record: Record,
+    /// Where its data is.
+    pub place: Place,
+    /// Its data, while it is in memory.
+    pub payload: Option<Bytes>,
+    /// What of the payload the stream's state needs.
+    pub note: Note,
+    /// For an epoch change: the last entry before it that is still valid; else 0.
+    pub fork: Order,
+    /// An epoch change has made it void.
+    pub is_void: bool,
+}
+
+/// A batch between the ring's ends.
+#[derive(Clone, Copy, Debug)]
+pub struct LiveBatch {
+    /// Where it begins.
+    pub position: u64,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its last entry.
+    pub last: Order,
+    /// Its header checksum.
+    pub checksum: u32,
+}
+
+/// See the module.
+pub struct Journal {
+    ring_size: u64,
+    /// Where the next batch goes at the earliest.
+    pub head: u64,
+    /// Header checksum of the last batch.
+    pub head_checksum: u32,
+    /// What the durable superblock says.
+    pub durable_tail: u64,
+    /// The last entry before the durable tail.
+    pub durable_tail_order: Order,
+    /// The last entry that was let go of.
+    pub tail_order: Order,
+    /// Where the first live batch begins.
+    pub tail: u64,
+    /// Header checksum of the batch before it.
+    pub tail_checksum: u32,
+    /// What the entries that were let go of amount to.
+    pub tail_stream: StreamState,
+    entries: VecDeque<LiveEntry>,
+    batches: VecDeque<LiveBatch>,
+}
+
+impl Journal {
+    /// The journal as a superblock describes it, with nothing in it.
+    pub fn new(
+        ring_size: u64,
+        tail: u64,
+        tail_order: Order,
+        tail_checksum: u32,
+        tail_stream: StreamState,
+    ) -> Self {
+        Self {
+            ring_size,
+            head: tail,
+            head_checksum: tail_checksum,
+            durable_tail: tail,
+            durable_tail_order: tail_order,
+            tail_order,
+            tail,
+            tail_checksum,
+            tail_stream,
+            entries: VecDeque::new(),
+            batches: VecDeque::new(),
+        }
+    }
+
+    /// The last entry.
+    pub fn last(&self) -> Order {
+        Order(self.tail_order.0 + self.entries.len() as u64)
+    }
+
+    /// Takes an entry in; its number.
+    pub fn push(&mut self, entry: LiveEntry) -> Order {
+        self.entries.push_back(entry);
+        self.last()
+    }
+
+    /// An entry, if it is live.
+    pub fn entry(&self, order: Order) -> Option<&LiveEntry> {
+        self.entries.get(self.index(order)?)
+    }
+
+    /// An entry, if it is live.
+    pub fn entry_mut(&mut self, order: Order) -> Option<&mut LiveEntry> {
+        let index = self.index(order)?;
+        self.entries.get_mut(index)
+    }
+
+    /// The live entries after `order`, with their numbers.
+    pub fn after(&self, order: Order) -> impl Iterator<Item = (Order, &LiveEntry)> {
+        let skip = order.0.saturating_sub(self.tail_order.0) as usize;
+        let first = self.tail_order.0 + skip as u64 + 1;
+        (first..).map(Order).zip(self.entries.iter().skip(skip))
+    }
+
+    /// The last live entry that is not after `seq` in the order, or the tail.
+    pub fn order_of(&self, seq: Seq) -> Order {
+        // Void entries keep the place they had, so the search is over the valid ones, from the newest.
+        let back = self
+            .entries
+            .iter()
+            .rev()
+            .position(|entry| !entry.is_void && entry.record.at.seq <= seq);
+        back.map_or(self.tail_order, |back| Order(self.last().0 - back as u64))
+    }
+
+    /// Number of live entries.
+    pub fn entry_count(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Recovery only: the journal ends before the batch that holds `order`.
+    pub fn cut_before(&mut self, order: Order) {
+        while let Some(batch) = self.batches.pop_back_if(|batch| batch.last >= order) {
+            self.head = batch.position;
+        }
+        let end = self.batches.back();
+        self.head_checksum = end.map_or(self.tail_checksum, |batch| batch.checksum);
+        let last = end.map_or(self.tail_order, |batch| batch.last);
+        self.entries.truncate((last.0 - self.tail_order.0) as usize);
+    }
+
+    fn index(&self, order: Order) -> Option<usize> {
+        order
+            .0
+            .checked_sub(self.tail_order.0 + 1)
+            .map(|index| index as usize)
+    }
+
+    /// Where a batch of `size` bytes can go, if there is room and `reserve` bytes stay free.
+    pub fn room(&self, size: u64, reserve: u64) -> Option<u64> {
+        let position = self.fit(self.head, size);
+        (position + size + reserve <= self.durable_tail + self.ring_size).then_some(position)
+    }
+
+    fn fit(&self, position: u64, size: u64) -> u64 {
+        let left = self.ring_size - position % self.ring_size;
+        if size <= left {
+            position
+        } else {
+            position + left
+        }
+    }
+
+    /// The next place where a batch can begin if there is none at `position`: the start of the next lap.
+    pub fn next_lap(&self, position: u64) -> u64 {
+        (position / self.ring_size + 1) * self.ring_size
+    }
+
+    /// Where a position lies on the medium.
+    pub fn offset(&self, position: u64) -> u64 {
+        RING_OFFSET + position % self.ring_size
+    }
+
+    /// A batch was made (or found).
+    pub fn push_batch(&mut self, batch: LiveBatch) {
+        self.head = batch.position + batch.size;
+        self.head_checksum = batch.checksum;
+        self.batches.push_back(batch);
+    }
+
+    /// Bytes of the batches that end after `from` and not after `to`.
+    pub fn size_between(&self, from: Order, to: Order) -> u64 {
+        let first = self.batches.partition_point(|batch| batch.last <= from);
+        let end = self.batches.partition_point(|batch| batch.last <= to);
+        let start = self
+            .batches
+            .get(first)
+            .map_or(self.head, |batch| batch.position);
+        let stop = end
+            .checked_sub(1)
+            .and_then(|last| self.batches.get(last))
+            .map_or(0, |b| b.position + b.size);
+        stop.saturating_sub(start)
+    }
+
+    /// Bytes that cannot be used again yet.
+    pub fn used(&self) -> u64 {
+        self.head - self.durable_tail
+    }
+
+    /// Bytes between the head and the first live batch.
+    pub fn live_size(&self) -> u64 {
+        self.head - self.tail
+    }
+
+    /// Bytes in the ring.
+    pub fn ring_size(&self) -> u64 {
+        self.ring_size
+    }
+
+    /// Lets go of the oldest batch if all its entries are up to `limit`; its entries go to `each`.
+    pub fn retire(&mut self, limit: Order, mut each: impl FnMut(Order, LiveEntry)) -> bool {
+        let Some(batch) = self
+            .batches
+            .front()
+            .copied()
+            .filter(|batch| batch.last <= limit)
+        else {
+            return false;
+        };
+        self.batches.pop_front();
+        while self.tail_order < batch.last {
+            let Some(entry) = self.entries.pop_front() else {
+                break;
+            };
+            self.tail_order = self.tail_order.next();
+            if !entry.is_void {
+                self.tail_stream
+                    .apply(self.tail_order, &entry.record, &entry.note);
+            }
+            each(self.tail_order, entry);
+        }
+        self.tail = self.batches.front().map_or(self.head, |next| next.position);
+        self.tail_checksum = batch.checksum;
+        true
+    }
+
+    /// A superblock with this tail is durable.
+    pub fn tail_is_durable(&mut self, tail: u64, order: Order) {
+        self.durable_tail = tail;
+        self.durable_tail_order = order;
+    }
+}

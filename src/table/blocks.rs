@@ -1,0 +1,148 @@
+//! The unused-block list of a pool.
+//!
+//! A freed block can be handed out again only when three things hold: a checkpoint has made durable a table that does
+//! not need it; no read that began before it was freed is still running; and the journal's durable tail has passed the
+//! record that was redirected into it, because recovery and the stream may still read the record's data there.
+
+use crate::units::Order;
+use alloc::{
+    collections::{BTreeMap, VecDeque},
+    vec::Vec,
+};
+use bitvec::{order::Lsb0, vec::BitVec};
+
+/// Numbers the reads of a group, so that a freed block can wait for those that began earlier.
+pub type ReadCount = u64;
+
+struct Quarantined {
+    block: u32,
+    reads: ReadCount,
+    until: Order,
+}
+
+/// See the module. Blocks are numbered from 1.
+pub struct Blocks {
+    used: BitVec<usize, Lsb0>,
+    used_count: u32,
+    cursor: usize,
+    freed: Vec<u32>,
+    committing: Vec<u32>,
+    quarantined: VecDeque<Quarantined>,
+    /// Blocks that hold the data of a journalled record.
+    redirected: BTreeMap<u32, Order>,
+}
+
+impl Blocks {
+    /// All unused.
+    pub fn new(count: u32) -> Self {
+        Self {
+            used: BitVec::repeat(false, count as usize),
+            used_count: 0,
+            cursor: 0,
+            freed: Vec::new(),
+            committing: Vec::new(),
+            quarantined: VecDeque::new(),
+            redirected: BTreeMap::new(),
+        }
+    }
+
+    /// Blocks that are used or wait to be unused.
+    pub fn used_count(&self) -> u32 {
+        self.used_count
+    }
+
+    /// Notes that a block is used; `false` if it was already.
+    pub fn claim(&mut self, block: u32) -> bool {
+        let Some(index) = (block as usize)
+            .checked_sub(1)
+            .filter(|index| *index < self.used.len())
+        else {
+            return false;
+        };
+        let fresh = !self.used.replace(index, true);
+        self.used_count += u32::from(fresh);
+        fresh
+    }
+
+    /// An unused block, now used.
+    pub fn allocate(&mut self) -> Option<u32> {
+        if self.used_count as usize == self.used.len() {
+            return None;
+        }
+        // Next fit: neighbours in time become neighbours on the medium.
+        let ahead = self.used[self.cursor..]
+            .first_zero()
+            .map(|index| self.cursor + index);
+        let index = ahead.or_else(|| self.used[..self.cursor].first_zero())?;
+        self.cursor = (index + 1) % self.used.len();
+        self.used.set(index, true);
+        self.used_count += 1;
+        Some(index as u32 + 1)
+    }
+
+    /// Notes that the table has no more need of a block. 0 is no block.
+    pub fn free(&mut self, block: u32) {
+        if block != 0 {
+            self.freed.push(block);
+        }
+    }
+
+    /// Gives back a block that no table and no journalled record ever named.
+    pub fn unallocate(&mut self, block: u32) {
+        self.used.set(block as usize - 1, false);
+        self.used_count -= 1;
+    }
+
+    /// Notes that a journalled record's data is in a block.
+    pub fn redirect(&mut self, block: u32, order: Order) {
+        self.redirected.insert(block, order);
+    }
+
+    /// Whether a block holds the data of a journalled record, and so must not be written in place.
+    pub fn is_redirected(&self, block: u32) -> bool {
+        self.redirected.contains_key(&block)
+    }
+
+    /// A checkpoint begins: what was freed until now will be unused once it is durable.
+    pub fn begin_checkpoint(&mut self) {
+        self.committing.append(&mut self.freed);
+    }
+
+    /// The checkpoint is durable. `reads` is the number of the next read.
+    pub fn commit_checkpoint(&mut self, reads: ReadCount) {
+        for block in self.committing.drain(..) {
+            let until = self.redirected.get(&block).copied().unwrap_or_default();
+            self.quarantined.push_back(Quarantined {
+                block,
+                reads,
+                until,
+            });
+        }
+    }
+
+    /// Releases what nothing needs any more: reads before `oldest_read` have ended, entries up to `tail` are no longer
+    /// in the journal.
+    pub fn release(&mut self, oldest_read: ReadCount, tail: Order) {
+        self.redirected.retain(|_, order| *order > tail);
+        let (used, mut released) = (&mut self.used, 0);
+        self.quarantined.retain(|waiting| {
+            let free = waiting.reads <= oldest_read && waiting.until <= tail;
+            if free {
+                used.set(waiting.block as usize - 1, false);
+                released += 1;
+            }
+            !free
+        });
+        self.used_count -= released;
+    }
+
+    /// Whether freed blocks wait for a checkpoint or for the journal's tail.
+    pub fn is_waiting(&self) -> bool {
+        !self.freed.is_empty() || !self.committing.is_empty() || !self.quarantined.is_empty()
+    }
+
+    /// Blocks that can be handed out now.
+    pub fn free_count(&self) -> u32 {
+        self.used.len() as u32 - self.used_count
+    }
+}

@@ -1,0 +1,89 @@
+//! How a volume is cut into table blocks, granules and pages, and where they lie in the pool.
+
+use crate::format::{
+    pool_superblock::TABLE_OFFSET,
+    table_page::{TABLE_PAGE_ENTRY_COUNT, TABLE_PAGE_SIZE},
+};
+
+/// Smallest granule in bytes: the unit in which a block is known to be in the latest or the snapshot block.
+const GRANULE_SIZE_MIN: u32 = 4096;
+
+/// Sizes in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Of the volume.
+    pub volume_size: u64,
+    /// Of a table block.
+    pub block_size: u32,
+    /// Physical blocks in the pool.
+    pub block_count: u32,
+    /// Where physical block 1 begins.
+    pub blocks_offset: u64,
+}
+
+impl Geometry {
+    /// The layout of a pool of `medium_size` bytes; `None` if it cannot hold the whole volume once.
+    pub fn fit(volume_size: u64, block_size: u32, medium_size: u64) -> Option<Self> {
+        let blocks_offset = blocks_offset(volume_size, block_size);
+        let room = medium_size.checked_sub(blocks_offset)? / u64::from(block_size);
+        let block_count = room.min(u64::from(u32::MAX - 1)) as u32;
+        (u64::from(block_count) >= volume_size.div_ceil(u64::from(block_size))).then_some(Self {
+            volume_size,
+            block_size,
+            block_count,
+            blocks_offset,
+        })
+    }
+
+    /// Bytes in a granule.
+    pub fn granule_size(&self) -> u32 {
+        (self.block_size / 64).max(GRANULE_SIZE_MIN)
+    }
+
+    /// Granules in a block: 4 to 64.
+    pub fn granule_count(&self) -> u32 {
+        self.block_size / self.granule_size()
+    }
+
+    /// The mask of a block that is wholly in one place.
+    pub fn full_mask(&self) -> u64 {
+        u64::MAX >> (64 - self.granule_count())
+    }
+
+    /// Bytes behind one dirty bit.
+    pub fn dirty_unit(&self) -> u32 {
+        (self.block_size / 16).max(GRANULE_SIZE_MIN)
+    }
+
+    /// All dirty bits of a block.
+    pub fn dirty_full(&self) -> u16 {
+        (u32::from(u16::MAX) >> (16 - self.block_size / self.dirty_unit())) as u16
+    }
+
+    /// Pages of the table.
+    pub fn page_count(&self) -> u32 {
+        page_count(self.volume_size, self.block_size)
+    }
+
+    /// Where a physical block begins on the medium.
+    pub fn offset_of(&self, block: u32) -> u64 {
+        self.blocks_offset + u64::from(block - 1) * u64::from(self.block_size)
+    }
+}
+
+fn page_count(volume_size: u64, block_size: u32) -> u32 {
+    volume_size
+        .div_ceil(u64::from(block_size))
+        .div_ceil(TABLE_PAGE_ENTRY_COUNT as u64) as u32
+}
+
+fn blocks_offset(volume_size: u64, block_size: u32) -> u64 {
+    let table = u64::from(page_count(volume_size, block_size)) * 2 * TABLE_PAGE_SIZE as u64;
+    (TABLE_OFFSET + table).next_multiple_of(1 << 20)
+}
+
+/// Size in bytes of a pool with room for a volume and a whole snapshot of it.
+pub fn pool_size_for(volume_size: u64, block_size: u32) -> u64 {
+    let blocks = volume_size.div_ceil(u64::from(block_size)) * u64::from(block_size);
+    blocks_offset(volume_size, block_size) + 2 * blocks
+}

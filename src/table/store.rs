@@ -1,0 +1,357 @@
+//! The table on its medium: formatted, loaded, and written at a checkpoint.
+//!
+//! A checkpoint writes the changed pages into their other slots, syncs, then writes the superblock that makes them
+//! count, and syncs again. Until that last step the table of the checkpoint before is whole on the medium.
+
+use super::{Blocks, Entry, Geometry, Table};
+use crate::{
+    command::VolumeSpec,
+    disk::{DiskError, MediumId, Storage},
+    format::{
+        FormatError,
+        journal_superblock::{SLOTS, check_geometry},
+        pool_superblock::{POOL_SUPERBLOCK_SIZE, PoolSuperblock, TABLE_OFFSET},
+        table_page::{self, TABLE_PAGE_ENTRY_COUNT, TABLE_PAGE_SIZE, TablePage},
+    },
+    units::{GroupId, MediumUuid, Order},
+};
+use alloc::{boxed::Box, collections::BTreeSet, vec, vec::Vec};
+use bytes::Bytes;
+
+/// Which slot of a page counts.
+#[derive(Clone, Copy)]
+pub struct PageMeta {
+    checkpoint: u64,
+    checksum: u32,
+    slot: u8,
+}
+
+/// Why a pool was not accepted.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoadError {
+    /// The medium failed.
+    #[error("Cannot read or write the pool")]
+    Disk(#[from] DiskError),
+    /// Not a pool, damaged, or of another version.
+    #[error("The pool cannot be used: {0}")]
+    Format(#[from] FormatError),
+    /// Another group's or volume's pool.
+    #[error(
+        "The pool belongs to group {group}, medium {medium}; the journal expects group {expected_group}, medium {expected_medium}"
+    )]
+    Foreign {
+        /// Whose it is.
+        group: GroupId,
+        /// Which it is.
+        medium: MediumUuid,
+        /// Whose it should be.
+        expected_group: GroupId,
+        /// Which it should be.
+        expected_medium: MediumUuid,
+    },
+    /// It carries another pool already.
+    #[error(
+        "The medium already holds the pool of group {group}; erase its first MiB if that is no longer wanted"
+    )]
+    InUse {
+        /// Whose it is.
+        group: GroupId,
+    },
+    /// Too small.
+    #[error(
+        "A volume of {volume_size} bytes needs a pool of at least {needed} bytes, but the medium has {medium_size}; choose a smaller volume or a larger medium"
+    )]
+    Small {
+        /// The volume's size in bytes.
+        volume_size: u64,
+        /// Bytes that hold it once.
+        needed: u64,
+        /// The medium's size in bytes.
+        medium_size: u64,
+    },
+    /// The volume cannot be.
+    #[error("The volume is not possible: {0}")]
+    Geometry(&'static str),
+    /// Pages are missing or older than the superblock says.
+    #[error(
+        "The address table is damaged (digest {found:#x}, not {expected:#x}); copy the volume anew from the peer or restore it"
+    )]
+    Damaged {
+        /// What the pages give.
+        found: u64,
+        /// What the superblock says.
+        expected: u64,
+    },
+}
+
+/// Writes an empty table for a volume.
+pub fn format_pool(
+    storage: &mut dyn Storage,
+    group: GroupId,
+    spec: &VolumeSpec,
+) -> Result<(), LoadError> {
+    check_geometry(spec).map_err(LoadError::Geometry)?;
+    let medium = MediumId::Pool(spec.id);
+    let medium_size = storage.size(medium)?;
+    let geometry =
+        Geometry::fit(spec.size, spec.table_block_size, medium_size).ok_or_else(|| {
+            let twice = super::pool_size_for(spec.size, spec.table_block_size);
+            LoadError::Small {
+                volume_size: spec.size,
+                needed: twice - spec.size,
+                medium_size,
+            }
+        })?;
+    if let Ok(old) = read_superblock(storage, medium) {
+        return Err(LoadError::InUse { group: old.group });
+    }
+    let mut superblock = PoolSuperblock {
+        write_count: 0,
+        group,
+        medium: spec.pool,
+        volume: spec.id,
+        volume_size: spec.size,
+        logical_block_size: spec.logical_block_size,
+        block_size: spec.table_block_size,
+        block_count: geometry.block_count,
+        blocks_offset: geometry.blocks_offset,
+        checkpoint: 0,
+        digest: 0,
+        applied: Order(0),
+        stamp: 1,
+        void: Vec::new(),
+    };
+    for write_count in 0..2 {
+        superblock.write_count = write_count;
+        storage.write(medium, superblock.slot(), superblock.encode())?;
+    }
+    Ok(storage.sync(medium)?)
+}
+
+fn read_superblock(
+    storage: &mut dyn Storage,
+    medium: MediumId,
+) -> Result<PoolSuperblock, LoadError> {
+    let mut best: Result<PoolSuperblock, LoadError> = Err(FormatError::Absent("pool").into());
+    for slot in SLOTS {
+        let bytes = storage.read(medium, slot, POOL_SUPERBLOCK_SIZE as u32)?;
+        match PoolSuperblock::parse(&bytes) {
+            Ok(found)
+                if best
+                    .as_ref()
+                    .is_ok_and(|best| best.write_count >= found.write_count) => {}
+            Ok(found) => best = Ok(found),
+            // A newer program has been here: the older slot must not be taken for the truth.
+            Err(error @ FormatError::Version { .. }) => return Err(error.into()),
+            Err(error) if best.is_err() && error != FormatError::Absent("pool superblock") => {
+                best = Err(error.into())
+            }
+            Err(_) => {}
+        }
+    }
+    best
+}
+
+/// Reads a volume's table.
+pub fn load(
+    storage: &mut dyn Storage,
+    group: GroupId,
+    spec: &VolumeSpec,
+) -> Result<Table, LoadError> {
+    let medium = MediumId::Pool(spec.id);
+    let superblock = read_superblock(storage, medium)?;
+    if superblock.group != group || superblock.medium != spec.pool {
+        return Err(LoadError::Foreign {
+            group: superblock.group,
+            medium: superblock.medium,
+            expected_group: group,
+            expected_medium: spec.pool,
+        });
+    }
+    let geometry = Geometry {
+        volume_size: superblock.volume_size,
+        block_size: superblock.block_size,
+        block_count: superblock.block_count,
+        blocks_offset: superblock.blocks_offset,
+    };
+    let fits = Geometry::fit(spec.size, spec.table_block_size, storage.size(medium)?);
+    if fits.is_none_or(|fits| {
+        fits.block_count < geometry.block_count
+            || Geometry {
+                block_count: geometry.block_count,
+                ..fits
+            } != geometry
+    }) {
+        return Err(LoadError::Geometry(
+            "the pool's layout is not that of the volume, or the medium has shrunk",
+        ));
+    }
+    let page_count = geometry.page_count() as usize;
+    let mut table = Table {
+        group,
+        medium: superblock.medium,
+        volume: spec.id,
+        logical_block_size: superblock.logical_block_size,
+        geometry,
+        pages: vec![None; page_count],
+        metas: vec![None; page_count],
+        changed_pages: BTreeSet::new(),
+        stamp: superblock.stamp,
+        void: superblock.void,
+        sweep: Some(0),
+        blocks: Blocks::new(geometry.block_count),
+        write_count: superblock.write_count,
+        checkpoint: superblock.checkpoint,
+        digest: 0,
+        applied_durable: superblock.applied,
+        dirty_count: 0,
+    };
+    load_pages(storage, medium, &mut table)?;
+    if table.digest != superblock.digest {
+        return Err(LoadError::Damaged {
+            found: table.digest,
+            expected: superblock.digest,
+        });
+    }
+    Ok(table)
+}
+
+fn load_pages(
+    storage: &mut dyn Storage,
+    medium: MediumId,
+    table: &mut Table,
+) -> Result<(), LoadError> {
+    const PAGES_AT_ONCE: usize = 128;
+    let page_count = table.pages.len();
+    for first in (0..page_count).step_by(PAGES_AT_ONCE) {
+        let count = PAGES_AT_ONCE.min(page_count - first);
+        let size = count * 2 * TABLE_PAGE_SIZE;
+        let bytes = storage.read(medium, page_offset(first as u32, 0), size as u32)?;
+        for (index, slots) in (first..).zip(bytes.chunks_exact(2 * TABLE_PAGE_SIZE)) {
+            let mut best: Option<(TablePage, u8)> = None;
+            let mut unfinished = false;
+            for (slot, raw) in (0..).zip(slots.chunks_exact(TABLE_PAGE_SIZE)) {
+                let page =
+                    table_page::parse(raw, table.medium, index as u32, table.geometry.block_count);
+                // A page that is torn or from an unfinished checkpoint does not count; the digest tells if one is
+                // missing that should.
+                let Ok(page) = page else { continue };
+                unfinished |= page.checkpoint > table.checkpoint;
+                if page.checkpoint <= table.checkpoint
+                    && best
+                        .as_ref()
+                        .is_none_or(|(best, _)| best.checkpoint < page.checkpoint)
+                {
+                    best = Some((page, slot));
+                }
+            }
+            if unfinished {
+                // The next checkpoint has the same number: it must overwrite what the unfinished one left.
+                table.changed_pages.insert(index as u32);
+                table.pages[index] = Some(Box::new([Entry::default(); TABLE_PAGE_ENTRY_COUNT]));
+            }
+            let Some((page, slot)) = best else { continue };
+            for entry in page.entries.iter() {
+                for block in [entry.latest, entry.snapshot] {
+                    if block != 0 && !table.blocks.claim(block) {
+                        return Err(FormatError::Field {
+                            what: "table page",
+                            field: "physical block",
+                        }
+                        .into());
+                    }
+                }
+                table.dirty_count += u64::from(entry.dirty.count_ones());
+            }
+            let meta = PageMeta {
+                checkpoint: page.checkpoint,
+                checksum: page.checksum,
+                slot,
+            };
+            table.digest = table.digest.wrapping_add(weight(index as u32, &meta));
+            table.metas[index] = Some(meta);
+            table.pages[index] = Some(page.entries);
+        }
+    }
+    Ok(())
+}
+
+fn page_offset(index: u32, slot: u8) -> u64 {
+    TABLE_OFFSET + (u64::from(index) * 2 + u64::from(slot)) * TABLE_PAGE_SIZE as u64
+}
+
+/// A page's part in the digest: depends on where it is, when it was written and what it holds.
+fn weight(index: u32, meta: &PageMeta) -> u64 {
+    let crc = crc32c::crc32c_append(meta.checksum, &meta.checkpoint.to_le_bytes());
+    (u64::from(crc) << 32 | u64::from(meta.checksum)).wrapping_mul(2 * u64::from(index) + 1)
+}
+
+/// What a checkpoint writes to a pool: first the pages, then, after a sync, the superblock.
+pub struct CheckpointWrites {
+    /// Offset on the medium and bytes.
+    pub pages: Vec<(u64, Bytes)>,
+    /// The same.
+    pub superblock: (u64, Bytes),
+}
+
+impl Table {
+    /// Whether a checkpoint would change anything but the applied order.
+    pub fn is_changed(&self) -> bool {
+        !self.changed_pages.is_empty() || self.blocks.is_waiting()
+    }
+
+    /// Begins a checkpoint of the table as it is now, with all entries up to `applied`. There is one at a time.
+    pub fn begin_checkpoint(&mut self, applied: Order) -> CheckpointWrites {
+        self.checkpoint += 1;
+        self.blocks.begin_checkpoint();
+        let mut pages = Vec::with_capacity(self.changed_pages.len());
+        for index in core::mem::take(&mut self.changed_pages) {
+            let Some(entries) = &self.pages[index as usize] else {
+                continue;
+            };
+            let (bytes, checksum) =
+                table_page::encode(self.medium, index, self.checkpoint, entries);
+            let old = self.metas[index as usize];
+            let slot = old.map_or(0, |old| 1 - old.slot);
+            let meta = PageMeta {
+                checkpoint: self.checkpoint,
+                checksum,
+                slot,
+            };
+            let gone = old.map_or(0, |old| weight(index, &old));
+            self.digest = self
+                .digest
+                .wrapping_sub(gone)
+                .wrapping_add(weight(index, &meta));
+            self.metas[index as usize] = Some(meta);
+            pages.push((page_offset(index, slot), bytes));
+        }
+        self.write_count += 1;
+        let superblock = PoolSuperblock {
+            write_count: self.write_count,
+            group: self.group,
+            medium: self.medium,
+            volume: self.volume,
+            volume_size: self.geometry.volume_size,
+            logical_block_size: self.logical_block_size,
+            block_size: self.geometry.block_size,
+            block_count: self.geometry.block_count,
+            blocks_offset: self.geometry.blocks_offset,
+            checkpoint: self.checkpoint,
+            digest: self.digest,
+            applied,
+            stamp: self.stamp,
+            void: self.void.clone(),
+        };
+        CheckpointWrites {
+            pages,
+            superblock: (superblock.slot(), superblock.encode()),
+        }
+    }
+
+    /// The checkpoint's superblock is durable. `reads` is the number of the next read.
+    pub fn commit_checkpoint(&mut self, applied: Order, reads: super::ReadCount) {
+        self.applied_durable = applied;
+        self.blocks.commit_checkpoint(reads);
+    }
+}
