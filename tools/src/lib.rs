@@ -1,1 +1,4 @@
-//! The tools.
+//! The tools around Holdfast: the link emulator, and what the demo and `ublk-admin` share.
+#![forbid(unsafe_code)]
+
+pub mod emulator;
