@@ -26,6 +26,9 @@ mod superblock;
 mod sync;
 mod write;
 
+#[cfg(test)]
+mod tests;
+
 pub use crate::table::{LoadError, pool_size_for};
 pub use create::{FormatError, GroupSpec, JournalLabel, format_journal, format_pool, read_label};
 pub use open::{OpenError, RecoveryReport};

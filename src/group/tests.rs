@@ -1,0 +1,366 @@
+//! One group on simulated media against a plain array: whatever order disk operations end in, and whenever the daemon
+//! dies, a read gives the newest completed write.
+
+use super::*;
+use crate::{
+    buffer::AlignedBuffer,
+    command::{Command, CommandId},
+    disk::{DiskError, Storage},
+    pair::Role,
+    request::{Busy, Durability, Operation, Space},
+    units::{NodeKey, VOLUME_SIZE_MIN, WallClock},
+};
+use bytes::Bytes;
+use proptest::{prelude::*, test_runner::TestRng};
+extern crate std;
+use alloc::{string::String, vec};
+use std::collections::HashMap;
+
+const SIZE: u64 = VOLUME_SIZE_MIN;
+const SECTOR: usize = 512;
+
+/// Media that keep every completed write.
+#[derive(Default, Clone)]
+struct Disks {
+    pages: HashMap<(MediumId, u64), Vec<u8>>,
+    sizes: HashMap<MediumId, u64>,
+}
+
+impl Storage for Disks {
+    fn size(&mut self, medium: MediumId) -> Result<u64, DiskError> {
+        Ok(self.sizes[&medium])
+    }
+
+    fn read(&mut self, medium: MediumId, offset: u64, size: u32) -> Result<Bytes, DiskError> {
+        assert!(
+            offset + u64::from(size) <= self.sizes[&medium],
+            "read beyond {medium:?}"
+        );
+        let mut buffer = AlignedBuffer::new(size as usize);
+        for (page, out) in (offset / 4096..).zip(buffer.as_mut_slice().chunks_mut(4096)) {
+            if let Some(data) = self.pages.get(&(medium, page)) {
+                out.copy_from_slice(&data[..out.len()]);
+            }
+        }
+        Ok(buffer.freeze())
+    }
+
+    fn write(&mut self, medium: MediumId, offset: u64, data: Bytes) -> Result<(), DiskError> {
+        assert!(
+            offset + data.len() as u64 <= self.sizes[&medium],
+            "write beyond {medium:?}"
+        );
+        assert!(data.len().is_multiple_of(4096) && offset.is_multiple_of(4096));
+        for (page, part) in (offset / 4096..).zip(data.chunks(4096)) {
+            self.pages.insert((medium, page), part.to_vec());
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self, _: MediumId) -> Result<(), DiskError> {
+        Ok(())
+    }
+}
+
+struct Bench {
+    disks: Disks,
+    group: Group,
+    now: Now,
+    operations: Vec<DiskOperation>,
+    answers: HashMap<RequestId, Result<Reply, RequestError>>,
+    rng: TestRng,
+    /// What each sector may hold: the newest completed value and those in flight.
+    model: Vec<u64>,
+    next: u64,
+}
+
+fn pick(rng: &mut TestRng, limit: u64) -> u64 {
+    rng.next_u64() % limit
+}
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+impl Bench {
+    fn new(mut rng: TestRng) -> Self {
+        let mut disks = Disks::default();
+        let pool = MediumId::Pool(VolumeId(1));
+        let block = [16 << 10, 64 << 10, 256 << 10][pick(&mut rng, 3) as usize];
+        disks.sizes.insert(MediumId::Journal, 16 << 20);
+        disks.sizes.insert(pool, pool_size_for(SIZE, block));
+        let id = GroupId([7; 16]);
+        let spec = GroupSpec {
+            id,
+            name: name("g"),
+            journal: MediumUuid([1; 16]),
+            role: Role::Primary,
+            peer: None,
+        };
+        format_journal(&mut disks, &spec).unwrap();
+        let volume = VolumeSpec {
+            id: VolumeId(1),
+            name: name("v"),
+            size: SIZE,
+            logical_block_size: 512,
+            table_block_size: block,
+            pool: MediumUuid([2; 16]),
+            pool_path: String::new(),
+        };
+        format_pool(&mut disks, id, &volume).unwrap();
+        let now = Now {
+            monotonic: Monotonic(1),
+            wall: WallClock(1),
+        };
+        let (mut group, _) = Group::open(&mut disks, now).unwrap();
+        group.handle_add_volume(now, CommandId(0), &mut disks, volume);
+        let model = vec![0; SIZE as usize / SECTOR];
+        let mut bench = Self {
+            disks,
+            group,
+            now,
+            operations: vec![],
+            answers: HashMap::new(),
+            rng,
+            model,
+            next: 1,
+        };
+        bench.settle();
+        bench
+    }
+
+    fn drain(&mut self) {
+        while let Some(output) = self.group.poll_output() {
+            match output {
+                Output::Disk(operation) => self.operations.push(operation),
+                Output::Answer { id, result } => {
+                    self.answers.insert(id, result);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Ends one operation in flight, any of them.
+    fn step(&mut self) -> bool {
+        self.drain();
+        if self.operations.is_empty() {
+            return false;
+        }
+        let index = pick(&mut self.rng, self.operations.len() as u64) as usize;
+        let operation = self.operations.swap_remove(index);
+        let outcome = match operation.action {
+            DiskAction::Read { offset, size } => self.disks.read(operation.medium, offset, size),
+            DiskAction::Write { offset, pieces } => {
+                let mut at = offset;
+                for piece in pieces {
+                    assert!(
+                        (piece.as_ptr() as usize).is_multiple_of(4096),
+                        "unaligned piece"
+                    );
+                    self.disks
+                        .write(operation.medium, at, piece.clone())
+                        .unwrap();
+                    at += piece.len() as u64;
+                }
+                Ok(Bytes::new())
+            }
+            _ => Ok(Bytes::new()),
+        };
+        self.group.handle_disk(self.now, operation.id, outcome);
+        true
+    }
+
+    /// Lets time pass until nothing happens any more.
+    fn settle(&mut self) {
+        loop {
+            while self.step() {}
+            let Some(at) = self.group.poll_timeout() else {
+                return;
+            };
+            self.now.monotonic = self.now.monotonic.max(at);
+            self.group.handle_timeout(self.now);
+        }
+    }
+
+    fn request(&mut self, operation: Operation) -> RequestId {
+        let id = RequestId(self.next);
+        self.next += 1;
+        let mut request = Request {
+            id,
+            volume: VolumeId(1),
+            operation,
+        };
+        while let Err(Busy(again)) = self.group.handle_request(self.now, request) {
+            request = again;
+            assert!(self.step(), "busy for ever");
+        }
+        id
+    }
+
+    fn wait(&mut self, id: RequestId) {
+        self.drain();
+        while !self.answers.contains_key(&id) {
+            assert!(
+                self.step() || self.answers.contains_key(&id),
+                "{id:?} never answered"
+            );
+        }
+    }
+
+    fn range(&mut self) -> (u64, u64) {
+        let big = pick(&mut self.rng, 4) == 0;
+        let unit = if big {
+            64 << 10
+        } else {
+            [512, 4096][pick(&mut self.rng, 2) as usize]
+        };
+        // A small area, so that writes overlap.
+        let area = 4 << 20;
+        let size = (1 + pick(&mut self.rng, 9)) * unit;
+        let offset = pick(&mut self.rng, (area - size) / unit) * unit;
+        (offset, size)
+    }
+
+    fn mutate(&mut self) {
+        let (offset, size) = self.range();
+        let value = self.next;
+        let sectors = offset as usize / SECTOR..(offset + size) as usize / SECTOR;
+        let operation = match pick(&mut self.rng, 8) {
+            0 => Operation::Discard { offset, size },
+            1 => Operation::WriteZeroes {
+                offset,
+                size,
+                space: if pick(&mut self.rng, 2) == 0 {
+                    Space::Keep
+                } else {
+                    Space::Release
+                },
+                durability: Durability::Completed,
+            },
+            _ => {
+                let mut buffer = AlignedBuffer::new(size as usize);
+                for sector in buffer.as_mut_slice().chunks_mut(SECTOR) {
+                    sector
+                        .chunks_mut(8)
+                        .for_each(|word| word.copy_from_slice(&value.to_le_bytes()));
+                }
+                let durability =
+                    [Durability::Completed, Durability::Durable][pick(&mut self.rng, 2) as usize];
+                Operation::Write {
+                    offset,
+                    data: buffer.freeze(),
+                    durability,
+                }
+            }
+        };
+        let is_write = matches!(operation, Operation::Write { .. });
+        self.request(operation);
+        self.model[sectors].fill(if is_write { value } else { 0 });
+    }
+
+    fn check(&mut self) {
+        let (offset, size) = self.range();
+        let id = self.request(Operation::Read {
+            offset,
+            size: size as u32,
+        });
+        let expected =
+            self.model[offset as usize / SECTOR..(offset + size) as usize / SECTOR].to_vec();
+        // Writes that come after the read was taken must not show in the expectation, so wait for it first.
+        self.wait(id);
+        self.compare(id, offset, &expected);
+    }
+
+    fn compare(&mut self, id: RequestId, offset: u64, expected: &[u64]) {
+        let Some(Ok(Reply::Data(parts))) = self.answers.remove(&id) else {
+            panic!("read failed")
+        };
+        let data: Vec<u8> = parts.concat();
+        assert_eq!(data.len(), expected.len() * SECTOR);
+        for (index, (sector, value)) in data.chunks(SECTOR).zip(expected).enumerate() {
+            for word in sector.chunks(8) {
+                let found = u64::from_le_bytes(word.try_into().unwrap());
+                assert_eq!(
+                    found,
+                    *value,
+                    "sector {} of {offset}",
+                    index + offset as usize / SECTOR
+                );
+            }
+        }
+    }
+
+    fn check_all(&mut self) {
+        for offset in (0..4 << 20).step_by(1 << 20) {
+            let id = self.request(Operation::Read {
+                offset,
+                size: 1 << 20,
+            });
+            self.wait(id);
+            let from = offset as usize / SECTOR;
+            let expected = self.model[from..from + (1 << 20) / SECTOR].to_vec();
+            self.compare(id, offset, &expected);
+        }
+    }
+
+    /// The daemon dies after everything was completed, and is started again.
+    fn kill(&mut self) {
+        let id = self.request(Operation::Flush);
+        self.wait(id);
+        // Some of what is in flight happens, some does not.
+        for _ in 0..pick(&mut self.rng, 20) {
+            self.step();
+        }
+        self.operations.clear();
+        self.now.monotonic = self.now.monotonic.after(1);
+        let (group, _) = Group::open(&mut self.disks, self.now).unwrap();
+        self.group = group;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #[test]
+    fn reads_give_the_newest_write_through_destaging_and_death(seed in any::<[u8; 32]>()) {
+        let rng = TestRng::from_seed(prop::test_runner::RngAlgorithm::ChaCha, &seed);
+        let mut bench = Bench::new(rng);
+        for _ in 0..300 {
+            match pick(&mut bench.rng, 40) {
+                0 => bench.kill(),
+                1 => bench.settle(),
+                2 => {
+                    let label = name("point");
+                    bench.group.handle_command(bench.now, CommandId(1), Command::RestartPoint { label });
+                }
+                3..10 => bench.check(),
+                10..20 => {
+                    bench.step();
+                }
+                _ => bench.mutate(),
+            }
+        }
+        bench.check_all();
+        bench.settle();
+        bench.check_all();
+        bench.kill();
+        bench.check_all();
+    }
+}
+
+#[test]
+fn a_group_with_a_peer_answers_again_after_it_was_opened_without_one() {
+    let rng = TestRng::deterministic_rng(prop::test_runner::RngAlgorithm::ChaCha);
+    let mut bench = Bench::new(rng);
+    bench.group.handle_command(
+        bench.now,
+        CommandId(1),
+        Command::CreatePair {
+            peer: NodeKey([9; 32]),
+        },
+    );
+    bench.settle();
+    bench.kill();
+    bench.settle();
+    bench.check_all();
+}
