@@ -2,3 +2,4 @@
 #![forbid(unsafe_code)]
 
 pub mod emulator;
+pub mod nbd_client;
