@@ -7,62 +7,23 @@
 
 use super::{Group, read::Reader, stream::Sent};
 use crate::{
-    disk::DiskOutcome,
     format::{
         message::encode_history,
         record::{Kind, Record},
     },
     output::Event,
     pair::PairState,
+    table::ReadCount,
     units::{Order, VolumeId, ZEROES_SIZE_MAX},
 };
 use alloc::{collections::BTreeSet, vec::Vec};
 use bytes::{Bytes, BytesMut};
-use core::ops::Range;
 
 /// Copies that are sent and not acknowledged, at most.
 const UNACKNOWLEDGED_MAX: usize = 256;
 
-/// What is read to be sent again: an entry's data, in parts.
-pub(super) struct Resend {
-    pub(super) order: Order,
-    lead: usize,
-    parts: Vec<Option<Bytes>>,
-    pending: usize,
-    failed: bool,
-}
-
-impl Resend {
-    /// The operations with these numbers read the parts of `order`'s data, which begins `lead` bytes into the first.
-    pub(super) fn new(order: Order, operations: Range<u64>, lead: usize) -> Self {
-        let count = (operations.end - operations.start) as usize;
-        Self {
-            order,
-            lead,
-            parts: Vec::with_capacity(count),
-            pending: count,
-            failed: false,
-        }
-    }
-
-    /// A part was read. When it was the last: all of them, `None` inside if one failed.
-    pub(super) fn add(&mut self, outcome: DiskOutcome) -> Option<Option<(usize, Vec<Bytes>)>> {
-        self.failed |= outcome.is_err();
-        self.parts.push(outcome.ok());
-        self.pending -= 1;
-        if self.pending > 0 {
-            return None;
-        }
-        let parts: Option<Vec<Bytes>> = core::mem::take(&mut self.parts).into_iter().collect();
-        Some(
-            parts
-                .filter(|_| !self.failed)
-                .map(|parts| (self.lead, parts)),
-        )
-    }
-}
-
 struct Reading {
+    number: ReadCount,
     volume: VolumeId,
     block: u32,
     bits: u16,
@@ -85,8 +46,6 @@ pub(super) struct Copier {
     newest: Order,
     end_sent: bool,
     bytes: u64,
-    /// Not a copy, but read the same way: see [`Group::send`].
-    pub(super) resend: Option<Resend>,
 }
 
 impl Copier {
@@ -104,10 +63,7 @@ impl Copier {
 
     /// Ends it without an end; the bitmap still has what was not acknowledged.
     pub(super) fn stop(&mut self) {
-        *self = Self {
-            resend: self.resend.take(),
-            ..Self::default()
-        };
+        *self = Self::default();
     }
 }
 
@@ -121,6 +77,7 @@ impl Group {
                 .for_each(|volume| volume.table.mark_stored_dirty());
         }
         self.peer.lose_anchor();
+        self.peer.unvoided = u64::from(anew);
         self.copy.stop();
         self.copy.prepared = Some(anew);
         self.checkpoint.marked = true;
@@ -158,29 +115,27 @@ impl Group {
         record.payload_checksum = crc32c::crc32c(&payload);
         self.send_frame(&record, payload, Some(Sent::CopyBegin));
         if anew {
-            let sizes: Vec<_> = self
-                .volumes
-                .values()
-                .map(|volume| (volume.spec.id, volume.spec.size))
-                .collect();
-            for (id, size) in sizes {
-                for offset in (0..size).step_by(ZEROES_SIZE_MAX as usize) {
-                    let mut record = self.copy_record(Kind::CopyZeroes);
-                    (record.volume, record.offset) = (id, offset);
-                    record.size = ZEROES_SIZE_MAX.min(size - offset);
-                    self.send_frame(
-                        &record,
-                        Bytes::new(),
-                        Some(Sent::Copy {
-                            volume: id,
-                            block: u32::MAX,
-                            bits: 0,
-                        }),
-                    );
-                }
-            }
+            self.send_zeroes();
         }
         self.checkpoint.marked = true;
+    }
+
+    /// Voids what the peer holds.
+    fn send_zeroes(&mut self) {
+        let sizes: Vec<_> = self
+            .volumes
+            .values()
+            .map(|volume| (volume.spec.id, volume.spec.size))
+            .collect();
+        for (id, size) in sizes {
+            for offset in (0..size).step_by(ZEROES_SIZE_MAX as usize) {
+                let mut record = self.copy_record(Kind::CopyZeroes);
+                (record.volume, record.offset) = (id, offset);
+                record.size = ZEROES_SIZE_MAX.min(size - offset);
+                self.send_frame(&record, Bytes::new(), Some(Sent::Zeroes));
+            }
+        }
+        self.peer.unvoided = self.peer.unacknowledged_zeroes();
     }
 
     /// Goes on with a copy that the peer has begun already.
@@ -265,21 +220,25 @@ impl Group {
             return;
         }
         self.copy.newest = self.journal.last();
+        let number = self.reads.next();
         self.copy.reading = Some(Reading {
+            number,
             volume: id,
             block,
             bits,
             offset,
             end,
         });
-        self.read(Reader::Copy, id, offset, end - offset);
+        self.read(Reader::Copy(number), id, offset, end - offset);
     }
 
     /// The range was read (`None`: it could not be).
-    pub(super) fn copy_read(&mut self, data: Option<Vec<Bytes>>) {
-        let Some(reading) = self.copy.reading.take() else {
-            return;
-        };
+    pub(super) fn copy_read(&mut self, number: ReadCount, data: Option<Vec<Bytes>>) {
+        let current = self
+            .copy
+            .reading
+            .take_if(|reading| reading.number == number);
+        let Some(reading) = current else { return };
         if !self.copy.running || !self.peer.is_streaming() {
             return;
         }

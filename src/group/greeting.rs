@@ -107,6 +107,7 @@ impl Group {
             epochs: self.stream.epochs.clone(),
         };
         self.send_message(Kind::Greeting, greeting.encode());
+        self.tell_fork();
     }
 
     fn send_message(&mut self, kind: Kind, payload: Bytes) {
@@ -170,7 +171,10 @@ impl Group {
                     "The peer is primary in epoch {theirs}, but this node has seen epoch {ours}"
                 ));
             }
-            (Role::Secondary, Role::Primary) => self.tell_fork(&greeting),
+            (Role::Secondary, Role::Primary) => {
+                self.peer.unanswered = Some(greeting);
+                self.tell_fork();
+            }
             (Role::Fenced, Role::Primary) => self.pair.fork = self.common(&greeting),
             (Role::Secondary | Role::Fenced, _) => {}
         }
@@ -223,7 +227,7 @@ impl Group {
                     seq >= self.pair.synced.seq && self.pair.state != PairState::InitialCopy;
                 self.prepare_copy(!known);
             }
-            Place::Prefix(seq) if self.covers(seq) => {
+            Place::Prefix(seq) if self.covers(seq) && self.peer.unvoided == 0 => {
                 let order = self.journal.order_of(seq);
                 let dirty = self
                     .volumes
@@ -275,7 +279,14 @@ impl Group {
     }
 
     /// On the secondary: tells the primary what it has that is not part of the primary's history.
-    fn tell_fork(&mut self, greeting: &Greeting) {
+    /// After its own greeting, because the primary must know of the fork first.
+    fn tell_fork(&mut self) {
+        if self.peer.greeting_due {
+            return;
+        }
+        let Some(greeting) = self.peer.unanswered.take() else {
+            return;
+        };
         let last = self.stream.last;
         let Some(end) = end_in(&greeting.epochs, greeting.head, last.epoch) else {
             return;

@@ -27,6 +27,8 @@ mod sync;
 mod write;
 
 #[cfg(test)]
+mod pair_tests;
+#[cfg(test)]
 mod tests;
 
 pub use crate::table::{LoadError, pool_size_for};
@@ -70,7 +72,6 @@ enum Purpose {
     Destage { slot: usize },
     Checkpoint,
     Superblock,
-    Resend { order: Order },
 }
 
 /// See the module.
@@ -124,7 +125,6 @@ impl Group {
             Purpose::Destage { slot } => self.destage_done(slot, outcome),
             Purpose::Checkpoint => self.checkpoint_done(outcome),
             Purpose::Superblock => self.superblock_done(outcome),
-            Purpose::Resend { order } => self.resend_read(order, outcome),
         }
     }
 

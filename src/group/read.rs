@@ -3,7 +3,7 @@
 use super::{Group, Purpose};
 use crate::{
     disk::{DiskAction, DiskOutcome, MediumId},
-    format::record::Record,
+    format::record::{Kind, Record},
     journal::Place,
     request::{Extent, ExtentKind, Reply, RequestError, RequestId},
     table::ReadCount,
@@ -21,7 +21,10 @@ const READ_SIZE_MAX: u64 = 1 << 20;
 #[derive(Clone, Copy)]
 pub(super) enum Reader {
     Host(RequestId),
-    Copy,
+    /// Reads of an earlier session may end late: the read's number tells.
+    Copy(ReadCount),
+    /// An entry that is to be sent and is no longer in memory.
+    Resend(ReadCount, Order),
 }
 
 /// Where bytes are.
@@ -94,6 +97,28 @@ impl Group {
     /// Starts a read; its end goes to [`Group::answer`] or [`Group::copy_read`].
     pub(super) fn read(&mut self, reader: Reader, volume: VolumeId, offset: u64, size: u64) {
         let pieces = self.locate(volume, offset, size);
+        self.read_pieces(reader, pieces);
+    }
+
+    /// Reads what an entry carries, from where it is kept.
+    pub(super) fn read_entry(&mut self, reader: Reader, order: Order) {
+        let Some(entry) = self.journal.entry(order) else {
+            return;
+        };
+        let (record, mut pieces) = (entry.record, Vec::new());
+        if record.kind == Kind::Write {
+            self.locate_in_entry(order, record.offset, record.end(), &mut pieces);
+        } else if record.payload_size > 0 {
+            push(
+                &mut pieces,
+                Source::Journal(order, 0),
+                u64::from(record.payload_size),
+            );
+        }
+        self.read_pieces(reader, pieces);
+    }
+
+    fn read_pieces(&mut self, reader: Reader, pieces: Vec<Piece>) {
         let number = self.reads.next;
         self.reads.next += 1;
         let mut job = Job {
@@ -198,7 +223,8 @@ impl Group {
         let result = data.filter(|_| !job.failed).ok_or(RequestError::Io);
         match job.reader {
             Reader::Host(id) => self.answer(id, result.map(Reply::Data)),
-            Reader::Copy => self.copy_read(result.ok()),
+            Reader::Copy(number) => self.copy_read(number, result.ok()),
+            Reader::Resend(number, order) => self.resend_read(number, order, result.ok()),
         }
     }
 

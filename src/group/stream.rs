@@ -4,13 +4,15 @@
 //! The stream is *anchored* when the journal (with the bitmap's help) holds everything that the peer lacks. While it is
 //! not, every change is noted in the bitmap and the journal does not wait for the peer.
 
-use super::{Group, Purpose};
+use super::{Group, read::Reader};
 use crate::{
-    disk::{DiskAction, DiskOutcome, MediumId},
-    format::record::{Kind, Record},
-    journal::Place,
+    format::{
+        message::Greeting,
+        record::{Kind, Record},
+    },
     output::{Event, Frame, Output},
     pair::{Cause, PairState, Role},
+    table::ReadCount,
     units::{FrameCount, Now, Order, Position, Seq, VolumeId},
 };
 use alloc::{collections::VecDeque, vec::Vec};
@@ -25,6 +27,7 @@ pub(super) enum Sent {
         bits: u16,
     },
     CopyBegin,
+    Zeroes,
     CopyEnd,
 }
 
@@ -46,7 +49,7 @@ pub(super) struct Peer {
     /// The last entry that was sent.
     cursor: Order,
     /// An entry that is being read to be sent.
-    resending: bool,
+    resending: Option<ReadCount>,
     sent: VecDeque<Sent>,
     acknowledged_count: u64,
     /// The last entry that is durable at the peer.
@@ -60,8 +63,13 @@ pub(super) struct Peer {
     pub(super) restart_point: Option<crate::units::Generation>,
     /// The primary waits for the peer's list of what it has after this record, which is not part of the history.
     pub(super) fork: Option<Seq>,
+    /// How many of the frames that void the peer's old content are not acknowledged; a copy that is interrupted
+    /// before it is 0 begins anew.
+    pub(super) unvoided: u64,
     /// The greeting of this session is still to be sent.
     pub(super) greeting_due: bool,
+    /// The primary's greeting, until it is answered with what this node has beyond it.
+    pub(super) unanswered: Option<Greeting>,
 }
 
 impl Peer {
@@ -95,6 +103,14 @@ impl Peer {
         self.tracking_durable = true;
     }
 
+    /// How many frames that void the peer's content are on their way.
+    pub(super) fn unacknowledged_zeroes(&self) -> u64 {
+        self.sent
+            .iter()
+            .filter(|sent| matches!(sent, Sent::Zeroes))
+            .count() as u64
+    }
+
     /// The last entry that was sent.
     pub(super) fn cursor(&self) -> Order {
         self.cursor
@@ -124,13 +140,14 @@ impl Peer {
         self.greeted = false;
         self.streaming = false;
         self.credit = 0;
-        self.resending = false;
+        self.resending = None;
         self.sent.clear();
         self.acknowledged_count = 0;
         self.received = 0;
         self.received_marks.clear();
         self.fork = None;
         self.greeting_due = false;
+        self.unanswered = None;
     }
 
     /// Starts sending after `order`.
@@ -139,7 +156,7 @@ impl Peer {
         self.acknowledged = order;
         self.streaming = true;
         self.anchored = true;
-        self.resending = false;
+        self.resending = None;
     }
 
     /// Nothing is sent until the peer has greeted again; the anchor stays.
@@ -151,6 +168,7 @@ impl Peer {
     pub(super) fn lose_anchor(&mut self) {
         self.fork = None;
         self.streaming = false;
+        self.resending = None;
         self.anchored = false;
         self.tracking_durable = false;
         self.sent.clear();
@@ -206,6 +224,7 @@ impl Group {
                     bits,
                 } => copied.push((volume, block, bits)),
                 Sent::CopyBegin => {}
+                Sent::Zeroes => self.peer.unvoided -= 1,
                 Sent::CopyEnd => self.copy_ended(),
             }
         }
@@ -218,7 +237,7 @@ impl Group {
     /// Sends what the carrier can take.
     pub(super) fn send(&mut self) {
         while self.peer.streaming
-            && !self.peer.resending
+            && self.peer.resending.is_none()
             && self.peer.credit > 0
             && self.peer.cursor < self.sealed
         {
@@ -258,89 +277,34 @@ impl Group {
 
     /// Reads an entry's data again, because it is no longer in memory.
     fn resend(&mut self, order: Order) {
-        let Some(entry) = self.journal.entry(order) else {
-            return;
-        };
-        let size = u64::from(entry.record.payload_size);
-        let (medium, reads) = match &entry.place {
-            Place::Memory => return,
-            Place::Inline(_) if size == 0 => {
-                let record = entry.record;
-                return self.send_record(order, &record, Bytes::new());
-            }
-            Place::Inline(position) => (
-                MediumId::Journal,
-                alloc::vec![(self.journal.offset(*position), size)],
-            ),
-            Place::Redirected(blocks) => {
-                let Some(volume) = self.volumes.get(&entry.record.volume) else {
-                    return;
-                };
-                let geometry = volume.table.geometry();
-                let runs = blocks.chunk_by(|a, b| a + 1 == *b);
-                let block_size = u64::from(geometry.block_size);
-                let reads = runs
-                    .map(|run| (geometry.offset_of(run[0]), run.len() as u64 * block_size))
-                    .collect();
-                (MediumId::Pool(entry.record.volume), reads)
-            }
-        };
-        self.peer.resending = true;
-        self.resend_begin(order, medium, reads);
+        let number = self.reads.next();
+        self.peer.resending = Some(number);
+        self.read_entry(Reader::Resend(number, order), order);
     }
 
-    fn resend_begin(&mut self, order: Order, medium: MediumId, reads: Vec<(u64, u64)>) {
-        let ids = self.next_operation..self.next_operation + reads.len() as u64;
-        let lead = reads.first().map_or(0, |(offset, _)| offset % 4096);
-        self.copy.resend = Some(super::copy::Resend::new(order, ids, lead as usize));
-        for (offset, size) in reads {
-            let start = offset & !4095;
-            let size = ((offset + size).next_multiple_of(4096) - start) as u32;
-            self.disk(
-                medium,
-                DiskAction::Read {
-                    offset: start,
-                    size,
-                },
-                Purpose::Resend { order },
-            );
-        }
-    }
-
-    /// A part of an entry's data was read again.
-    pub(super) fn resend_read(&mut self, order: Order, outcome: DiskOutcome) {
-        let Some(resend) = self
-            .copy
-            .resend
-            .as_mut()
-            .filter(|resend| resend.order == order)
-        else {
-            return;
-        };
-        let Some(parts) = resend.add(outcome) else {
-            return;
-        };
-        self.copy.resend = None;
-        if !self.peer.streaming || self.peer.cursor.next() != order {
-            self.peer.resending = false;
+    /// An entry's data was read again (`None`: it could not be).
+    pub(super) fn resend_read(
+        &mut self,
+        number: ReadCount,
+        order: Order,
+        data: Option<Vec<Bytes>>,
+    ) {
+        if self.peer.resending != Some(number) {
             return;
         }
-        self.peer.resending = false;
+        self.peer.resending = None;
         let Some(entry) = self.journal.entry(order) else {
             return;
         };
         let record = entry.record;
-        let whole = parts.and_then(|(lead, parts)| {
-            let mut joined = BytesMut::new();
+        let payload = data.map(|parts| {
+            let mut joined = BytesMut::with_capacity(record.payload_size as usize);
             parts.iter().for_each(|part| joined.extend_from_slice(part));
-            let joined = joined.freeze();
-            let end = lead + record.payload_size as usize;
-            let payload = (end <= joined.len()).then(|| joined.slice(lead..end))?;
-            record.check_payload(&payload).ok().map(|()| payload)
+            joined.freeze()
         });
-        match whole {
+        match payload.filter(|payload| record.check_payload(payload).is_ok()) {
             Some(payload) => self.send_record(order, &record, payload),
-            // The journal no longer has what it promised: the peer gets the present content instead.
+            // The medium no longer has what it promised: the peer gets the present content instead.
             None => self.suspend(Cause::Peer),
         }
     }

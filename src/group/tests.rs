@@ -21,9 +21,34 @@ const SECTOR: usize = 512;
 
 /// Media that keep every completed write.
 #[derive(Default, Clone)]
-struct Disks {
+pub(super) struct Disks {
     pages: HashMap<(MediumId, u64), Vec<u8>>,
     sizes: HashMap<MediumId, u64>,
+}
+
+impl Disks {
+    pub(super) fn set_size(&mut self, medium: MediumId, size: u64) {
+        self.sizes.insert(medium, size);
+    }
+
+    pub(super) fn carry_out(&mut self, medium: MediumId, action: DiskAction) -> DiskOutcome {
+        match action {
+            DiskAction::Read { offset, size } => self.read(medium, offset, size),
+            DiskAction::Write { offset, pieces } => {
+                let mut at = offset;
+                for piece in pieces {
+                    assert!(
+                        (piece.as_ptr() as usize).is_multiple_of(4096),
+                        "unaligned piece"
+                    );
+                    self.write(medium, at, piece.clone())?;
+                    at += piece.len() as u64;
+                }
+                Ok(Bytes::new())
+            }
+            DiskAction::Sync | DiskAction::Release { .. } => Ok(Bytes::new()),
+        }
+    }
 }
 
 impl Storage for Disks {
@@ -74,7 +99,7 @@ struct Bench {
     next: u64,
 }
 
-fn pick(rng: &mut TestRng, limit: u64) -> u64 {
+pub(super) fn pick(rng: &mut TestRng, limit: u64) -> u64 {
     rng.next_u64() % limit
 }
 
@@ -149,24 +174,7 @@ impl Bench {
         }
         let index = pick(&mut self.rng, self.operations.len() as u64) as usize;
         let operation = self.operations.swap_remove(index);
-        let outcome = match operation.action {
-            DiskAction::Read { offset, size } => self.disks.read(operation.medium, offset, size),
-            DiskAction::Write { offset, pieces } => {
-                let mut at = offset;
-                for piece in pieces {
-                    assert!(
-                        (piece.as_ptr() as usize).is_multiple_of(4096),
-                        "unaligned piece"
-                    );
-                    self.disks
-                        .write(operation.medium, at, piece.clone())
-                        .unwrap();
-                    at += piece.len() as u64;
-                }
-                Ok(Bytes::new())
-            }
-            _ => Ok(Bytes::new()),
-        };
+        let outcome = self.disks.carry_out(operation.medium, operation.action);
         self.group.handle_disk(self.now, operation.id, outcome);
         true
     }
