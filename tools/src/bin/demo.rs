@@ -1,0 +1,29 @@
+//! `demo`: shows the main job on one machine. Started by `tools/demo`, which builds everything first.
+#![forbid(unsafe_code)]
+
+use clap::Parser;
+use tools::demo::story::{self, DemoOptions};
+
+/// Writes a file system to a volume, over two bad links to a standby, kills the primary, and reads it back.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Leave the nodes running at the end, with commands to play with
+    #[arg(long)]
+    keep: bool,
+    /// How much of the crates' sources goes into the image besides our own, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 96)]
+    content: u32,
+    /// Decides what the links lose
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    seed: u64,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    story::run(&DemoOptions {
+        keep: arguments.keep,
+        content_bytes_max: u64::from(arguments.content) << 20,
+        seed: arguments.seed,
+    })
+}

@@ -1,0 +1,205 @@
+//! One node of the demo: its folder, configuration, daemon, and `ublk-admin` for it.
+
+use std::fs;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+use super::processes::Workplace;
+
+/// A daemon that is not ready by then has a fault.
+const READY_LIMIT: Duration = Duration::from_secs(20);
+
+/// One end of one link.
+#[derive(Clone, Debug)]
+pub struct LinkEnd {
+    /// The link's name in the configuration and in the status.
+    pub name: String,
+    /// Where this node sends from.
+    pub local: SocketAddr,
+    /// Where it sends to.
+    pub remote: SocketAddr,
+}
+
+/// One node.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Its name, also that of its process.
+    pub name: String,
+    folder: PathBuf,
+    programs: PathBuf,
+}
+
+impl Node {
+    /// A node in a folder of its own below `workplace`.
+    ///
+    /// # Errors
+    /// When the programs are not where the demo is, or the folder cannot be made.
+    pub fn new(name: &str, workplace: &Path) -> anyhow::Result<Self> {
+        let demo = std::env::current_exe().context("Cannot tell where the demo is")?;
+        let programs = demo.parent().unwrap_or(Path::new(".")).to_owned();
+        for program in ["holdfastd", "ublk-admin"] {
+            if !programs.join(program).exists() {
+                bail!(
+                    "{} is missing; build everything with: cargo build --release --workspace --bins",
+                    programs.join(program).display()
+                );
+            }
+        }
+        let folder = workplace.join(name);
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("Cannot create {}", folder.display()))?;
+        Ok(Self {
+            name: name.to_owned(),
+            folder,
+            programs,
+        })
+    }
+
+    /// The configuration file.
+    pub fn config_path(&self) -> PathBuf {
+        self.folder.join("holdfast.toml")
+    }
+
+    /// The control socket.
+    pub fn control_path(&self) -> PathBuf {
+        self.folder.join("control.sock")
+    }
+
+    /// The socket of the NBD server.
+    pub fn nbd_path(&self) -> PathBuf {
+        self.folder.join("nbd.sock")
+    }
+
+    /// Writes the configuration of a node without peers: enough to make its key.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn configure_alone(&self) -> anyhow::Result<()> {
+        self.write_config("")
+    }
+
+    /// Writes the configuration of a node with one peer.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn configure(&self, peer: &str, key: &str, links: &[LinkEnd]) -> anyhow::Result<()> {
+        let mut text = format!(
+            "\n[[peer]]\nname = {}\nkey = {}\n",
+            quoted(peer),
+            quoted(key)
+        );
+        for link in links {
+            text += &format!(
+                "\n[[peer.link]]\nname = {}\nlocal = \"{}\"\nremote = \"{}\"\n",
+                quoted(&link.name),
+                link.local,
+                link.remote
+            );
+        }
+        self.write_config(&text)
+    }
+
+    fn write_config(&self, peers: &str) -> anyhow::Result<()> {
+        let text = format!(
+            "[node]\nname = {}\ndirectory = {}\ncontrol = {}\n\n[nbd]\nunix = {}\n{peers}",
+            quoted(&self.name),
+            quoted(&self.folder.join("state").display().to_string()),
+            quoted(&self.control_path().display().to_string()),
+            quoted(&self.nbd_path().display().to_string()),
+        );
+        let path = self.config_path();
+        fs::write(&path, text).with_context(|| format!("Cannot write {}", path.display()))
+    }
+
+    /// The node's public key in one line, made when there is none yet.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn key(&self) -> anyhow::Result<String> {
+        let mut command = self.admin();
+        command.arg("key").arg("--config").arg(self.config_path());
+        let text = run(&mut command)?;
+        Ok(text.trim().to_owned())
+    }
+
+    /// Starts the daemon and returns when it is ready.
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub fn start(&self, workplace: &Workplace) -> anyhow::Result<()> {
+        let mut command = Command::new(self.programs.join("holdfastd"));
+        command.arg("--config").arg(self.config_path());
+        workplace.start(&self.name, &mut command, READY_LIMIT)
+    }
+
+    /// Runs `ublk-admin` for this node and returns what it answers as JSON.
+    ///
+    /// # Errors
+    /// When the command fails; with what it said.
+    pub fn ask(&self, arguments: &[&str]) -> anyhow::Result<Value> {
+        let mut command = self.admin();
+        command
+            .arg("--socket")
+            .arg(self.control_path())
+            .arg("--json")
+            .args(arguments);
+        let text = run(&mut command)?;
+        if text.trim().is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_str(&text)
+            .with_context(|| format!("ublk-admin {} answered: {text}", arguments.join(" ")))
+    }
+
+    /// How a person would give the same command.
+    pub fn command_line(&self, arguments: &str) -> String {
+        format!(
+            "{} --socket {} {arguments}",
+            self.programs.join("ublk-admin").display(),
+            self.control_path().display()
+        )
+    }
+
+    fn admin(&self) -> Command {
+        let mut command = Command::new(self.programs.join("ublk-admin"));
+        command.stdin(Stdio::null());
+        command
+    }
+}
+
+/// A UDP port of 127.0.0.1 that is free now.
+///
+/// # Errors
+/// When the kernel has none.
+pub fn free_port() -> anyhow::Result<SocketAddr> {
+    Ok(UdpSocket::bind(("127.0.0.1", 0))?.local_addr()?)
+}
+
+fn run(command: &mut Command) -> anyhow::Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("Cannot run {}", command.get_program().display()))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let words: Vec<_> = command
+        .get_args()
+        .map(|word| word.to_string_lossy())
+        .collect();
+    bail!(
+        "ublk-admin {} failed: {}{}",
+        words.join(" "),
+        String::from_utf8_lossy(&output.stderr),
+        String::from_utf8_lossy(&output.stdout)
+    );
+}
+
+/// A TOML string. JSON's escapes are a subset of TOML's.
+fn quoted(text: &str) -> String {
+    Value::from(text).to_string()
+}

@@ -1,0 +1,437 @@
+//! The steps of the demo, in the order in which a user sees them.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+
+use super::display::{Display, Progress, seconds, size};
+use super::image::{self, BLOCK_BYTES, Image};
+use super::node::{LinkEnd, Node, free_port};
+use super::processes::Workplace;
+use super::report::{self, Facts};
+use crate::emulator::{Emulator, EmulatorSettings, LineSettings, Probability};
+use crate::nbd_client::{NbdClient, NbdRequest};
+
+/// The group and its volume.
+pub const GROUP: &str = "demo";
+/// The volume in it.
+pub const VOLUME: &str = "disk";
+/// The name of its NBD export.
+pub const EXPORT: &str = "demo/disk";
+
+const VOLUME_BYTES: u64 = 1 << 30;
+/// So many requests are under way at once.
+const QUEUE_DEPTH: usize = 16;
+/// There and back is twice as long.
+const ONE_WAY: Duration = Duration::from_millis(10);
+
+/// What the user chose.
+#[derive(Clone, Debug)]
+pub struct DemoOptions {
+    /// Leave the nodes running until Ctrl-C.
+    pub keep: bool,
+    /// How many bytes of crate sources go into the image at most.
+    pub content_bytes_max: u64,
+    /// Decides what the links lose.
+    pub seed: u64,
+}
+
+/// Tells the whole story.
+///
+/// # Errors
+/// When any step fails or any promise is broken; processes and folder are gone then.
+pub fn run(options: &DemoOptions) -> anyhow::Result<()> {
+    let workplace = Workplace::new("holdfast-demo")?;
+    println!(
+        "Holdfast: a disk that survives the loss of its site. Working in {}",
+        workplace.folder().display()
+    );
+    let mut stage = Stage::set(&workplace, options)?;
+    let told = stage.play();
+    if told.is_err() {
+        for node in [&stage.north, &stage.south] {
+            eprintln!(
+                "\nThe last words of {}:\n{}",
+                node.name,
+                workplace.log_tail(&node.name)
+            );
+        }
+    }
+    told?;
+    if options.keep {
+        report::print_commands(&stage.north, &stage.south);
+        println!("\nThe nodes and links run until Ctrl-C.");
+        loop {
+            std::thread::park();
+        }
+    }
+    Ok(())
+}
+
+struct Stage<'a> {
+    workplace: &'a Workplace,
+    options: &'a DemoOptions,
+    display: Display,
+    north: Node,
+    south: Node,
+    links: [Emulator; 2],
+}
+
+impl<'a> Stage<'a> {
+    fn set(workplace: &'a Workplace, options: &'a DemoOptions) -> anyhow::Result<Self> {
+        let north = Node::new("north", workplace.folder())?;
+        let south = Node::new("south", workplace.folder())?;
+        let mut ends = [Vec::new(), Vec::new()];
+        let mut link = |name: &str, loss_percent, seed| -> anyhow::Result<Emulator> {
+            let (a, b) = (free_port()?, free_port()?);
+            let mut settings = EmulatorSettings::local(
+                LineSettings {
+                    delay: ONE_WAY,
+                    loss: Probability::from_percent(loss_percent),
+                    ..LineSettings::default()
+                },
+                seed,
+            );
+            settings.a = Some(a);
+            settings.b = Some(b);
+            let emulator = Emulator::start(settings)?;
+            for (side, local, remote) in [(0, a, emulator.a_side()), (1, b, emulator.b_side())] {
+                let end = LinkEnd {
+                    name: name.to_owned(),
+                    local,
+                    remote,
+                };
+                ends[side as usize].push(end);
+            }
+            Ok(emulator)
+        };
+        let links = [
+            link("first", 1, options.seed)?,
+            link("second", 3, options.seed.wrapping_add(1))?,
+        ];
+        north.configure_alone()?;
+        south.configure_alone()?;
+        let (north_key, south_key) = (north.key()?, south.key()?);
+        north.configure("south", &south_key, &ends[0])?;
+        south.configure("north", &north_key, &ends[1])?;
+        Ok(Self {
+            workplace,
+            options,
+            display: Display::new(),
+            north,
+            south,
+            links,
+        })
+    }
+
+    fn play(&mut self) -> anyhow::Result<()> {
+        let image = self.build_image()?;
+        self.start_nodes()?;
+        self.create_volume()?;
+        self.write_image(&image)?;
+        self.declare_restart_point()?;
+        let scribbled = self.scribble(&image)?;
+        let sent = report::stream_counters(&self.north.ask(&["status", GROUP])?);
+        let lines = [self.links[0].statistics(), self.links[1].statistics()];
+        self.kill_primary()?;
+        self.promote()?;
+        let copy = self.read_back(&image)?;
+        self.compare(&image, &copy)?;
+        report::print(&Facts {
+            image: &image,
+            scribbled_bytes: scribbled,
+            lines,
+            sent,
+            display: &self.display,
+        });
+        if !self.options.keep {
+            report::print_by_hand();
+        }
+        Ok(())
+    }
+
+    fn build_image(&mut self) -> anyhow::Result<Image> {
+        let folder = self.workplace.folder().to_owned();
+        let content = self.options.content_bytes_max;
+        self.display
+            .step("Make a 1 GiB ext4 image of our docs and sources", |_| {
+                let image = image::build(&folder, VOLUME_BYTES, content)?;
+                let used = size(image.used_blocks.len() as u64 * u64::from(BLOCK_BYTES));
+                let told = format!("{} files, {used} in use", image.files_count);
+                Ok((image, told))
+            })
+    }
+
+    fn start_nodes(&mut self) -> anyhow::Result<()> {
+        let (workplace, north, south) = (self.workplace, &self.north, &self.south);
+        self.display
+            .step("Start two nodes with own keys and media", |_| {
+                south.start(workplace)?;
+                north.start(workplace)?;
+                Ok((
+                    (),
+                    "two links, 20 ms there and back, 1 % and 3 % loss".to_owned(),
+                ))
+            })
+    }
+
+    fn create_volume(&mut self) -> anyhow::Result<()> {
+        let north = &self.north;
+        self.display
+            .step("Create a volume and pair it with the standby", |_| {
+                north.ask(&["group", "create", GROUP])?;
+                north.ask(&["volume", "create", GROUP, VOLUME, "--size", "1GiB"])?;
+                north.ask(&["pair", "create", GROUP, "--peer", "south", "--wait"])?;
+                Ok((
+                    (),
+                    format!("exported as {EXPORT} on {}", north.nbd_path().display()),
+                ))
+            })
+    }
+
+    fn write_image(&mut self, image: &Image) -> anyhow::Result<()> {
+        let (north, links) = (&self.north, &self.links);
+        self.display
+            .step("Write the image block by block over NBD", |progress| {
+                let mut client = NbdClient::connect_unix(&north.nbd_path(), EXPORT)?;
+                ensure!(
+                    client.size() == image.size,
+                    "The volume has {} bytes, not {}",
+                    client.size(),
+                    image.size
+                );
+                let source = File::open(&image.path)?;
+                let total = image.used_blocks.len();
+                progress.expect_bytes(total as u64 * u64::from(BLOCK_BYTES));
+                for (index, &offset) in image.used_blocks.iter().enumerate() {
+                    if index == total / 2 {
+                        links[1].cut();
+                        progress.note("Half-way: the second link is cut");
+                    }
+                    if index == total * 3 / 4 {
+                        links[1].heal();
+                        progress.note("The second link is back");
+                    }
+                    let mut block = vec![0; BLOCK_BYTES as usize];
+                    source.read_exact_at(&mut block, offset)?;
+                    write_ahead(&mut client, offset, &block, progress)?;
+                }
+                client.complete_all()?;
+                client.flush()?;
+                Ok(((), size(total as u64 * u64::from(BLOCK_BYTES))))
+            })
+    }
+
+    fn declare_restart_point(&mut self) -> anyhow::Result<()> {
+        let north = &self.north;
+        self.display.step(
+            "Declare a restart point, wait until the standby has it",
+            |_| {
+                north.ask(&[
+                    "restart-point",
+                    GROUP,
+                    "--label",
+                    "image-complete",
+                    "--wait",
+                ])?;
+                Ok(((), String::new()))
+            },
+        )
+    }
+
+    /// Writes over the image; nothing of it may be seen after the promotion.
+    fn scribble(&mut self, image: &Image) -> anyhow::Result<u64> {
+        let north = &self.north;
+        self.display.step(
+            "Go on writing, over the image, after the restart point",
+            |progress| {
+                let mut client = NbdClient::connect_unix(&north.nbd_path(), EXPORT)?;
+                let block = vec![0xdd; BLOCK_BYTES as usize];
+                let targets = image.used_blocks.iter().step_by(8).take(256);
+                let bytes = targets.len() as u64 * u64::from(BLOCK_BYTES);
+                progress.expect_bytes(bytes);
+                for &offset in targets {
+                    write_ahead(&mut client, offset, &block, progress)?;
+                }
+                client.complete_all()?;
+                client.flush()?;
+                Ok((bytes, size(bytes)))
+            },
+        )
+    }
+
+    fn kill_primary(&mut self) -> anyhow::Result<()> {
+        let (workplace, north) = (self.workplace, &self.north);
+        self.display.step("Kill the primary (kill -9)", |_| {
+            workplace.kill(&north.name)?;
+            Ok(((), String::new()))
+        })
+    }
+
+    fn promote(&mut self) -> anyhow::Result<()> {
+        let south = &self.south;
+        self.display
+            .step("Promote the standby to the restart point", |_| {
+                south.ask(&["promote", GROUP])?;
+                Ok(((), String::new()))
+            })
+    }
+
+    fn read_back(&mut self, image: &Image) -> anyhow::Result<PathBuf> {
+        let copy = self.workplace.folder().join("copy.ext4");
+        let south = &self.south;
+        self.display
+            .step("Read the whole volume back from the standby", |progress| {
+                let mut client = NbdClient::connect_unix(&south.nbd_path(), EXPORT)?;
+                ensure!(!client.is_read_only(), "The new primary takes no writes");
+                progress.expect_bytes(image.size);
+                read_all(&mut client, image.size, &copy, progress)?;
+                Ok((copy, size(image.size)))
+            })
+    }
+
+    fn compare(&mut self, image: &Image, copy: &Path) -> anyhow::Result<()> {
+        self.display
+            .step("Compare byte for byte with what was written", |progress| {
+                progress.expect_bytes(image.size);
+                compare(&image.path, copy, progress)?;
+                Ok(((), "equal".to_owned()))
+            })?;
+        self.display
+            .step("Check the file system (e2fsck -fn)", |_| {
+                let told = image::check(copy)?;
+                Ok((
+                    (),
+                    told.rsplit_once(": ")
+                        .map_or(told.clone(), |(_, facts)| facts.to_owned()),
+                ))
+            })
+    }
+}
+
+fn write_ahead(
+    client: &mut NbdClient,
+    offset: u64,
+    data: &[u8],
+    progress: &Progress,
+) -> anyhow::Result<()> {
+    while client.pending_count() >= QUEUE_DEPTH {
+        client.complete()?.result?;
+    }
+    client.submit(NbdRequest::Write {
+        offset,
+        data,
+        durable: false,
+    })?;
+    progress.add_bytes(data.len() as u64);
+    Ok(())
+}
+
+/// Reads the whole export into a new file, several requests under way at once.
+fn read_all(
+    client: &mut NbdClient,
+    bytes: u64,
+    path: &Path,
+    progress: &Progress,
+) -> anyhow::Result<()> {
+    const PIECE: u32 = 1 << 20;
+    let file =
+        File::create_new(path).with_context(|| format!("Cannot create {}", path.display()))?;
+    file.set_len(bytes)?;
+    let mut offsets = std::collections::BTreeMap::new();
+    let mut next = 0;
+    while next < bytes || client.pending_count() > 0 {
+        if next < bytes && client.pending_count() < QUEUE_DEPTH / 4 {
+            let size = u32::try_from(bytes - next).unwrap_or(PIECE).min(PIECE);
+            let cookie = client.submit(NbdRequest::Read { offset: next, size })?;
+            offsets.insert(cookie, next);
+            next += u64::from(size);
+            continue;
+        }
+        let completion = client.complete()?;
+        let data = completion.result?;
+        let offset = offsets
+            .remove(&completion.cookie)
+            .context("An answer came twice")?;
+        // Holes stay holes: the copy takes no more room than the image.
+        if data.iter().any(|&byte| byte != 0) {
+            file.write_all_at(&data, offset)?;
+        }
+        progress.add_bytes(data.len() as u64);
+    }
+    Ok(())
+}
+
+fn compare(expected: &Path, found: &Path, progress: &Progress) -> anyhow::Result<()> {
+    let (expected, found) = (File::open(expected)?, File::open(found)?);
+    let (size, found_size) = (expected.metadata()?.len(), found.metadata()?.len());
+    ensure!(
+        size == found_size,
+        "The copy has {found_size} bytes, not {size}"
+    );
+    let mut offset = 0;
+    while offset < size {
+        let piece = (size - offset).min(1 << 20) as usize;
+        let mut both = [vec![0; piece], vec![0; piece]];
+        expected.read_exact_at(&mut both[0], offset)?;
+        found.read_exact_at(&mut both[1], offset)?;
+        if both[0] != both[1] {
+            let at = both[0]
+                .iter()
+                .zip(&both[1])
+                .position(|(left, right)| left != right);
+            bail!(
+                "The standby's volume differs from what was written, first at byte {}",
+                offset + at.unwrap_or(0) as u64
+            );
+        }
+        offset += piece as u64;
+        progress.add_bytes(piece as u64);
+    }
+    Ok(())
+}
+
+/// How long a step took, for the report.
+pub fn took(display: &Display, step: &str) -> String {
+    display
+        .took(step)
+        .map_or_else(|| "not done".to_owned(), seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_wrong_byte_is_found_and_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (left, right) = (folder.path().join("left"), folder.path().join("right"));
+        let display = &mut Display::new();
+        let mut bytes = vec![5; (3 << 20) + 17];
+        std::fs::write(&left, &bytes).expect("written");
+        std::fs::write(&right, &bytes).expect("written");
+        let mut compared = || {
+            display.step("compare", |progress| {
+                Ok((compare(&left, &right, progress), String::new()))
+            })
+        };
+        assert!(compared().expect("a step").is_ok());
+        bytes[(2 << 20) + 3] = 6;
+        std::fs::write(&right, &bytes).expect("written");
+        let error = compared()
+            .expect("a step")
+            .expect_err("they differ")
+            .to_string();
+        assert!(error.ends_with("first at byte 2097155"), "{error}");
+        bytes.pop();
+        std::fs::write(&right, &bytes).expect("written");
+        let error = compared()
+            .expect("a step")
+            .expect_err("they differ")
+            .to_string();
+        assert_eq!(error, "The copy has 3145744 bytes, not 3145745");
+    }
+}
