@@ -25,7 +25,7 @@ type State = Vec<u64>;
 struct Node {
     disks: Disks,
     group: Group,
-    operations: Vec<DiskOperation>,
+    operations: Vec<(DiskOperation, u64)>,
     answers: HashMap<RequestId, Result<Reply, RequestError>>,
     replies: BTreeMap<CommandId, Result<CommandReply, CommandError>>,
     outbox: VecDeque<Frame>,
@@ -99,18 +99,15 @@ impl Node {
     fn drain(&mut self) {
         while let Some(output) = self.group.poll_output() {
             match output {
-                Output::Disk(operation) => self.operations.push(operation),
+                Output::Disk(operation) => {
+                    self.operations.push((operation, self.disks.writes()));
+                }
                 Output::Answer { id, result } => drop(self.answers.insert(id, result)),
                 Output::CommandAnswer { id, result } => drop(self.replies.insert(id, result)),
                 Output::Send(frame) => self.outbox.push_back(frame),
                 Output::Durable(count) => self.durable = Some(count),
                 Output::Reconnect => self.wants_reconnect = true,
-                Output::Event(e) => {
-                    if std::env::var("TRACE").is_ok() {
-                        std::eprintln!("event {e:?}")
-                    }
-                }
-                Output::Consumed(_) => {}
+                Output::Consumed(_) | Output::Event(_) => {}
             }
         }
     }
@@ -121,8 +118,10 @@ impl Node {
             return false;
         }
         let index = pick(rng, self.operations.len() as u64) as usize;
-        let operation = self.operations.swap_remove(index);
-        let outcome = self.disks.carry_out(operation.medium, operation.action);
+        let (operation, asked) = self.operations.swap_remove(index);
+        let outcome = self
+            .disks
+            .carry_out(operation.medium, operation.action, asked);
         self.group.handle_disk(now, operation.id, outcome);
         self.drain();
         true
@@ -492,27 +491,6 @@ impl Pair {
             "the primary has not what was written"
         );
         let found = self.content(1 - self.primary);
-        if std::env::var("TRACE").is_ok() {
-            for (i, (a, b)) in found.iter().zip(&expected).enumerate() {
-                if a != b {
-                    std::eprintln!("sector {i} found {a} expected {b}");
-                }
-            }
-            for n in &self.nodes {
-                for (o, e) in n.group.journal.after(n.group.journal.tail_order) {
-                    std::eprintln!(
-                        "{o:?} {:?} {} off {} size {} void {} {:?}",
-                        e.record.kind,
-                        e.record.at,
-                        e.record.offset / 512,
-                        e.record.size / 512,
-                        e.is_void,
-                        e.fork
-                    );
-                }
-                std::eprintln!("--");
-            }
-        }
         assert!(found == expected, "the standby differs at the end");
         let last = self.nodes[self.primary].group.stream.last;
         assert_eq!(self.nodes[1 - self.primary].group.stream.last, last);
@@ -536,31 +514,7 @@ fn history(seed: [u8; 32], steps: usize) {
     .unwrap();
     pair.connect();
     for _ in 0..steps {
-        let choice = pick(&mut pair.rng, 60);
-        if std::env::var("TRACE").is_ok() {
-            let show = |n: &Node| {
-                std::format!(
-                    "{:?} {:?} last {} cp {} tail {:?} app {:?} dirty {} anch {} ackd {:?}",
-                    n.group.pair.role,
-                    n.group.pair.state,
-                    n.group.stream.last,
-                    n.group.stream.copying,
-                    n.group.journal.tail_order,
-                    n.group.applied,
-                    n.group.volumes[&VolumeId(1)].table.dirty_bytes(),
-                    n.group.peer.anchored,
-                    n.group.peer.acknowledged()
-                )
-            };
-            std::eprintln!(
-                "choice {choice} up {} P={} | {} | {}",
-                pair.up,
-                pair.primary,
-                show(&pair.nodes[0]),
-                show(&pair.nodes[1])
-            );
-        }
-        match choice {
+        match pick(&mut pair.rng, 60) {
             0 => pair.cut(),
             1 | 2 => pair.connect(),
             3 => pair.kill(pair.primary),
@@ -639,17 +593,4 @@ fn nothing_acknowledged_at_remote_is_lost_by_promotion() {
     pair.cut();
     assert!(pair.nodes[1].group.stream.last >= acknowledged);
     assert!(pair.promote(PromoteTarget::Latest));
-}
-
-#[test]
-fn debug_seed() {
-    let steps: usize = std::env::var("STEPS").map_or(60, |s| s.parse().unwrap());
-    let from: u64 = std::env::var("SEED").map_or(0, |s| s.parse().unwrap());
-    let to: u64 = std::env::var("SEED").map_or(6000, |s| s.parse::<u64>().unwrap() + 1);
-    for seed in from..to {
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&seed.to_le_bytes());
-        std::eprintln!("seed {seed}");
-        history(bytes, steps);
-    }
 }

@@ -18,6 +18,12 @@ use crate::{
 use alloc::{collections::VecDeque, vec::Vec};
 use bytes::{Bytes, BytesMut};
 
+/// No peer has this record: whoever comes is copied anew.
+const UNKNOWN: Position = Position {
+    epoch: crate::units::Epoch(u64::MAX),
+    seq: Seq(u64::MAX),
+};
+
 /// A journalled frame that was sent in this session and is not acknowledged.
 pub(super) enum Sent {
     Record(Order),
@@ -322,8 +328,13 @@ impl Group {
     /// Stops sending: what the peer lacks is noted in the bitmap from now on.
     pub(super) fn suspend(&mut self, cause: Cause) {
         let acknowledged = self.peer.acknowledged;
-        if self.peer.anchored {
+        if self.pair.state == PairState::InitialCopy {
+            // The peer's content was being voided or made anew: the bitmap says nothing of it.
+            self.pair.synced = UNKNOWN;
+        } else if self.peer.anchored {
             self.pair.synced = self.position_of(acknowledged);
+        }
+        if self.peer.anchored {
             self.mark_live_dirty(acknowledged);
         }
         self.peer.lose_anchor();

@@ -19,11 +19,21 @@ use std::collections::HashMap;
 const SIZE: u64 = VOLUME_SIZE_MIN;
 const SECTOR: usize = 512;
 
-/// Media that keep every completed write.
+/// What a page held, and which write made it so.
+#[derive(Clone)]
+struct Version {
+    number: u64,
+    data: Vec<u8>,
+}
+
+/// Media under the fault model: a completed write survives the daemon; at power loss each 512-byte sector holds what it
+/// held at the last sync or any later write.
 #[derive(Default, Clone)]
 pub(super) struct Disks {
-    pages: HashMap<(MediumId, u64), Vec<u8>>,
+    /// The durable version, then the later ones.
+    pages: HashMap<(MediumId, u64), Vec<Version>>,
     sizes: HashMap<MediumId, u64>,
+    writes: u64,
 }
 
 impl Disks {
@@ -31,7 +41,13 @@ impl Disks {
         self.sizes.insert(medium, size);
     }
 
-    pub(super) fn carry_out(&mut self, medium: MediumId, action: DiskAction) -> DiskOutcome {
+    /// Ends an operation that was asked for when `asked` writes had ended.
+    pub(super) fn carry_out(
+        &mut self,
+        medium: MediumId,
+        action: DiskAction,
+        asked: u64,
+    ) -> DiskOutcome {
         match action {
             DiskAction::Read { offset, size } => self.read(medium, offset, size),
             DiskAction::Write { offset, pieces } => {
@@ -46,7 +62,47 @@ impl Disks {
                 }
                 Ok(Bytes::new())
             }
-            DiskAction::Sync | DiskAction::Release { .. } => Ok(Bytes::new()),
+            DiskAction::Sync => {
+                self.sync_until(medium, asked);
+                Ok(Bytes::new())
+            }
+            DiskAction::Release { .. } => Ok(Bytes::new()),
+        }
+    }
+
+    /// How many writes have ended.
+    pub(super) fn writes(&self) -> u64 {
+        self.writes
+    }
+
+    /// A sync promises nothing about writes that ended after it was asked for.
+    fn sync_until(&mut self, medium: MediumId, asked: u64) {
+        for ((_, _), versions) in self.pages.iter_mut().filter(|((on, _), _)| *on == medium) {
+            let durable = versions
+                .iter()
+                .rposition(|version| version.number <= asked)
+                .unwrap_or(0);
+            versions.drain(..durable);
+        }
+    }
+
+    fn lose_power(&mut self, rng: &mut TestRng) {
+        let mut keys: Vec<_> = self.pages.keys().copied().collect();
+        keys.sort();
+        for key in keys {
+            let Some(versions) = self
+                .pages
+                .get_mut(&key)
+                .filter(|versions| versions.len() > 1)
+            else {
+                continue;
+            };
+            let mut data = versions[0].data.clone();
+            for (index, sector) in data.chunks_mut(SECTOR).enumerate() {
+                let survivor = &versions[pick(rng, versions.len() as u64) as usize].data;
+                sector.copy_from_slice(&survivor[index * SECTOR..][..SECTOR]);
+            }
+            *versions = vec![Version { number: 0, data }];
         }
     }
 }
@@ -63,8 +119,8 @@ impl Storage for Disks {
         );
         let mut buffer = AlignedBuffer::new(size as usize);
         for (page, out) in (offset / 4096..).zip(buffer.as_mut_slice().chunks_mut(4096)) {
-            if let Some(data) = self.pages.get(&(medium, page)) {
-                out.copy_from_slice(&data[..out.len()]);
+            if let Some(version) = self.pages.get(&(medium, page)).and_then(|v| v.last()) {
+                out.copy_from_slice(&version.data[..out.len()]);
             }
         }
         Ok(buffer.freeze())
@@ -76,13 +132,28 @@ impl Storage for Disks {
             "write beyond {medium:?}"
         );
         assert!(data.len().is_multiple_of(4096) && offset.is_multiple_of(4096));
+        self.writes += 1;
         for (page, part) in (offset / 4096..).zip(data.chunks(4096)) {
-            self.pages.insert((medium, page), part.to_vec());
+            let version = Version {
+                number: self.writes,
+                data: part.to_vec(),
+            };
+            let zero = || {
+                vec![Version {
+                    number: 0,
+                    data: vec![0; 4096],
+                }]
+            };
+            self.pages
+                .entry((medium, page))
+                .or_insert_with(zero)
+                .push(version);
         }
         Ok(())
     }
 
-    fn sync(&mut self, _: MediumId) -> Result<(), DiskError> {
+    fn sync(&mut self, medium: MediumId) -> Result<(), DiskError> {
+        self.sync_until(medium, self.writes);
         Ok(())
     }
 }
@@ -91,11 +162,14 @@ struct Bench {
     disks: Disks,
     group: Group,
     now: Now,
-    operations: Vec<DiskOperation>,
+    /// Each with the number of writes that had ended when it was asked for.
+    operations: Vec<(DiskOperation, u64)>,
     answers: HashMap<RequestId, Result<Reply, RequestError>>,
     rng: TestRng,
-    /// What each sector may hold: the newest completed value and those in flight.
+    /// What each sector holds.
     model: Vec<u64>,
+    /// What each sector may hold after a loss of power: the value of the last flush, and all later ones.
+    possible: Vec<Vec<u64>>,
     next: u64,
 }
 
@@ -140,6 +214,7 @@ impl Bench {
         let (mut group, _) = Group::open(&mut disks, now).unwrap();
         group.handle_add_volume(now, CommandId(0), &mut disks, volume);
         let model = vec![0; SIZE as usize / SECTOR];
+        let possible = vec![vec![0]; SIZE as usize / SECTOR];
         let mut bench = Self {
             disks,
             group,
@@ -148,6 +223,7 @@ impl Bench {
             answers: HashMap::new(),
             rng,
             model,
+            possible,
             next: 1,
         };
         bench.settle();
@@ -157,7 +233,9 @@ impl Bench {
     fn drain(&mut self) {
         while let Some(output) = self.group.poll_output() {
             match output {
-                Output::Disk(operation) => self.operations.push(operation),
+                Output::Disk(operation) => {
+                    self.operations.push((operation, self.disks.writes()));
+                }
                 Output::Answer { id, result } => {
                     self.answers.insert(id, result);
                 }
@@ -173,8 +251,10 @@ impl Bench {
             return false;
         }
         let index = pick(&mut self.rng, self.operations.len() as u64) as usize;
-        let operation = self.operations.swap_remove(index);
-        let outcome = self.disks.carry_out(operation.medium, operation.action);
+        let (operation, asked) = self.operations.swap_remove(index);
+        let outcome = self
+            .disks
+            .carry_out(operation.medium, operation.action, asked);
         self.group.handle_disk(self.now, operation.id, outcome);
         true
     }
@@ -264,7 +344,11 @@ impl Bench {
         };
         let is_write = matches!(operation, Operation::Write { .. });
         self.request(operation);
-        self.model[sectors].fill(if is_write { value } else { 0 });
+        let value = if is_write { value } else { 0 };
+        self.model[sectors.clone()].fill(value);
+        self.possible[sectors]
+            .iter_mut()
+            .for_each(|possible| possible.push(value));
     }
 
     fn check(&mut self) {
@@ -312,18 +396,80 @@ impl Bench {
         }
     }
 
-    /// The daemon dies after everything was completed, and is started again.
-    fn kill(&mut self) {
+    fn flush(&mut self) {
         let id = self.request(Operation::Flush);
         self.wait(id);
+        for (possible, value) in self.possible.iter_mut().zip(&self.model) {
+            *possible = vec![*value];
+        }
+    }
+
+    /// The machine loses power at any instant.
+    fn lose_power(&mut self) {
+        for _ in 0..pick(&mut self.rng, 20) {
+            self.step();
+        }
+        self.operations.clear();
+        self.answers.clear();
+        self.disks.lose_power(&mut self.rng);
+        let twice = self.disks.clone();
+        self.reopen();
+        let found = self.read_area();
+        for (sector, value) in found.iter().enumerate() {
+            assert!(
+                self.possible[sector].contains(value),
+                "sector {sector} holds {value}, not one of {:?}",
+                self.possible[sector]
+            );
+        }
+        self.model[..found.len()].copy_from_slice(&found);
+        for (possible, value) in self.possible.iter_mut().zip(&self.model) {
+            *possible = vec![*value];
+        }
+        // Power fails again during recovery: it finds the same.
+        if pick(&mut self.rng, 3) == 0 {
+            self.operations.clear();
+            self.disks = twice;
+            self.reopen();
+            assert!(found == self.read_area(), "recovery is not repeatable");
+        }
+    }
+
+    fn read_area(&mut self) -> Vec<u64> {
+        let id = self.request(Operation::Read {
+            offset: 0,
+            size: 4 << 20,
+        });
+        self.wait(id);
+        let Some(Ok(Reply::Data(parts))) = self.answers.remove(&id) else {
+            panic!("read failed")
+        };
+        let word = |sector: &[u8]| {
+            let first = &sector[..8];
+            assert!(
+                sector.chunks(8).all(|word| word == first),
+                "a sector is torn"
+            );
+            u64::from_le_bytes(first.try_into().unwrap())
+        };
+        parts.concat().chunks(SECTOR).map(word).collect()
+    }
+
+    fn reopen(&mut self) {
+        self.now.monotonic = self.now.monotonic.after(1);
+        let (group, _) = Group::open(&mut self.disks, self.now).unwrap();
+        self.group = group;
+    }
+
+    /// The daemon dies after everything was completed, and is started again.
+    fn kill(&mut self) {
+        self.flush();
         // Some of what is in flight happens, some does not.
         for _ in 0..pick(&mut self.rng, 20) {
             self.step();
         }
         self.operations.clear();
-        self.now.monotonic = self.now.monotonic.after(1);
-        let (group, _) = Group::open(&mut self.disks, self.now).unwrap();
-        self.group = group;
+        self.reopen();
     }
 }
 
@@ -336,6 +482,8 @@ proptest! {
         for _ in 0..300 {
             match pick(&mut bench.rng, 40) {
                 0 => bench.kill(),
+                39 => bench.lose_power(),
+                38 => bench.flush(),
                 1 => bench.settle(),
                 2 => {
                     let label = name("point");
