@@ -127,20 +127,18 @@ fn main() -> anyhow::Result<()> {
         b_to_a: line,
         seed: arguments.seed,
     })?);
+    if let Some(path) = &arguments.control {
+        let listener = listen(path)?;
+        let on_socket = Arc::clone(&emulator);
+        std::thread::spawn(move || control::serve(&on_socket, &listener));
+    }
+    // Said only now: whoever waits for this line can use everything at once.
     eprintln!(
         "Carrying packets between {} (A side) and {} (B side); Ctrl-C ends it",
         emulator.a_side(),
         emulator.b_side()
     );
-    match &arguments.control {
-        None => control::converse(&emulator, io::stdin(), io::stdout())?,
-        Some(path) => {
-            let listener = listen(path)?;
-            let on_socket = Arc::clone(&emulator);
-            std::thread::spawn(move || control::serve(&on_socket, &listener));
-            control::converse(&emulator, io::stdin(), io::stdout())?;
-        }
-    }
+    control::converse(&emulator, io::stdin(), io::stdout())?;
     // Started without a terminal, the input ends at once; the line stays until a signal ends the program.
     loop {
         std::thread::park();
