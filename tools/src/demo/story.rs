@@ -5,15 +5,16 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::ensure;
 
-use super::display::{Display, Progress, seconds, size};
+use super::display::{Display, size};
 use super::image::{self, BLOCK_BYTES, Image};
 use super::node::{LinkEnd, Node, free_port};
 use super::processes::Workplace;
 use super::report::{self, Facts};
+use super::transfer::{compare, read_all, write_ahead};
 use crate::emulator::{Emulator, EmulatorSettings, LineSettings, Probability};
-use crate::nbd_client::{NbdClient, NbdRequest};
+use crate::nbd_client::NbdClient;
 
 /// The group and its volume.
 pub const GROUP: &str = "demo";
@@ -23,8 +24,6 @@ pub const VOLUME: &str = "disk";
 pub const EXPORT: &str = "demo/disk";
 
 const VOLUME_BYTES: u64 = 1 << 30;
-/// So many requests are under way at once.
-const QUEUE_DEPTH: usize = 16;
 /// There and back is twice as long.
 const ONE_WAY: Duration = Duration::from_millis(10);
 
@@ -309,129 +308,5 @@ impl<'a> Stage<'a> {
                         .map_or(told.clone(), |(_, facts)| facts.to_owned()),
                 ))
             })
-    }
-}
-
-fn write_ahead(
-    client: &mut NbdClient,
-    offset: u64,
-    data: &[u8],
-    progress: &Progress,
-) -> anyhow::Result<()> {
-    while client.pending_count() >= QUEUE_DEPTH {
-        client.complete()?.result?;
-    }
-    client.submit(NbdRequest::Write {
-        offset,
-        data,
-        durable: false,
-    })?;
-    progress.add_bytes(data.len() as u64);
-    Ok(())
-}
-
-/// Reads the whole export into a new file, several requests under way at once.
-fn read_all(
-    client: &mut NbdClient,
-    bytes: u64,
-    path: &Path,
-    progress: &Progress,
-) -> anyhow::Result<()> {
-    const PIECE: u32 = 1 << 20;
-    let file =
-        File::create_new(path).with_context(|| format!("Cannot create {}", path.display()))?;
-    file.set_len(bytes)?;
-    let mut offsets = std::collections::BTreeMap::new();
-    let mut next = 0;
-    while next < bytes || client.pending_count() > 0 {
-        if next < bytes && client.pending_count() < QUEUE_DEPTH / 4 {
-            let size = u32::try_from(bytes - next).unwrap_or(PIECE).min(PIECE);
-            let cookie = client.submit(NbdRequest::Read { offset: next, size })?;
-            offsets.insert(cookie, next);
-            next += u64::from(size);
-            continue;
-        }
-        let completion = client.complete()?;
-        let data = completion.result?;
-        let offset = offsets
-            .remove(&completion.cookie)
-            .context("An answer came twice")?;
-        // Holes stay holes: the copy takes no more room than the image.
-        if data.iter().any(|&byte| byte != 0) {
-            file.write_all_at(&data, offset)?;
-        }
-        progress.add_bytes(data.len() as u64);
-    }
-    Ok(())
-}
-
-fn compare(expected: &Path, found: &Path, progress: &Progress) -> anyhow::Result<()> {
-    let (expected, found) = (File::open(expected)?, File::open(found)?);
-    let (size, found_size) = (expected.metadata()?.len(), found.metadata()?.len());
-    ensure!(
-        size == found_size,
-        "The copy has {found_size} bytes, not {size}"
-    );
-    let mut offset = 0;
-    while offset < size {
-        let piece = (size - offset).min(1 << 20) as usize;
-        let mut both = [vec![0; piece], vec![0; piece]];
-        expected.read_exact_at(&mut both[0], offset)?;
-        found.read_exact_at(&mut both[1], offset)?;
-        if both[0] != both[1] {
-            let at = both[0]
-                .iter()
-                .zip(&both[1])
-                .position(|(left, right)| left != right);
-            bail!(
-                "The standby's volume differs from what was written, first at byte {}",
-                offset + at.unwrap_or(0) as u64
-            );
-        }
-        offset += piece as u64;
-        progress.add_bytes(piece as u64);
-    }
-    Ok(())
-}
-
-/// How long a step took, for the report.
-pub fn took(display: &Display, step: &str) -> String {
-    display
-        .took(step)
-        .map_or_else(|| "not done".to_owned(), seconds)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_wrong_byte_is_found_and_named() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let (left, right) = (folder.path().join("left"), folder.path().join("right"));
-        let display = &mut Display::new();
-        let mut bytes = vec![5; (3 << 20) + 17];
-        std::fs::write(&left, &bytes).expect("written");
-        std::fs::write(&right, &bytes).expect("written");
-        let mut compared = || {
-            display.step("compare", |progress| {
-                Ok((compare(&left, &right, progress), String::new()))
-            })
-        };
-        assert!(compared().expect("a step").is_ok());
-        bytes[(2 << 20) + 3] = 6;
-        std::fs::write(&right, &bytes).expect("written");
-        let error = compared()
-            .expect("a step")
-            .expect_err("they differ")
-            .to_string();
-        assert!(error.ends_with("first at byte 2097155"), "{error}");
-        bytes.pop();
-        std::fs::write(&right, &bytes).expect("written");
-        let error = compared()
-            .expect("a step")
-            .expect_err("they differ")
-            .to_string();
-        assert_eq!(error, "The copy has 3145744 bytes, not 3145745");
     }
 }
