@@ -1,0 +1,263 @@
+//! The receiving half of a session: symbols in, whole frames out, in order, each once.
+
+use crate::{
+    ChannelId, Received,
+    coder::{self, Code},
+    packet::{Acknowledgement, BlockShape, COMPLETE_BIT_COUNT, LACKING_COUNT_MAX, Symbol},
+    sender::FRAME_HEADER_SIZE,
+};
+use bytes::{Buf, Bytes, BytesMut};
+use std::collections::{BTreeMap, VecDeque};
+
+/// Largest body of a frame in bytes.
+pub const FRAME_SIZE_MAX: usize = (1 << 20) + (4 << 10);
+/// Bytes of the stream that the receiver takes before the application has used any.
+pub const INITIAL_LIMIT: u64 = 32 << 20;
+/// Symbols may overtake each other by so long before one counts as lost, in microseconds: a quarter of the round trip
+/// within these bounds.
+const REORDER_MICROS: std::ops::RangeInclusive<u64> = 2_000..=50_000;
+
+struct Incoming {
+    /// Unknown until the first symbol comes.
+    shape: Option<BlockShape>,
+    symbols: Vec<Option<Bytes>>,
+    count: usize,
+    ask_at: u64,
+}
+
+/// What came in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct ReceiveCounters {
+    /// Whole frames.
+    pub frames: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Symbols of use.
+    pub symbols: u64,
+    /// Symbols that came twice, or after their block was complete.
+    pub superfluous_symbols: u64,
+    /// Blocks of which source symbols were missing and could be computed.
+    pub repaired_blocks: u64,
+    /// Source symbols that were computed.
+    pub repaired_symbols: u64,
+    /// Times that the sender was asked for more symbols of a block.
+    pub requests: u64,
+}
+
+/// The peer sent what no correct peer sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProtocolError {
+    /// A frame is too long.
+    #[error("A frame of {0} bytes came; at most {FRAME_SIZE_MAX} are allowed")]
+    FrameSize(usize),
+    /// Two symbols of a block disagree on what it is.
+    #[error("Symbols of block {0} contradict each other")]
+    Shape(u64),
+}
+
+/// See the module.
+pub struct Receiver {
+    blocks: BTreeMap<u64, Incoming>,
+    /// Complete blocks that wait for one before them.
+    complete: BTreeMap<u64, Bytes>,
+    next_block: u64,
+    highest: u64,
+    stream: BytesMut,
+    frames: VecDeque<Received>,
+    limit: u64,
+    /// What came in.
+    pub counters: ReceiveCounters,
+}
+
+impl Receiver {
+    /// Nothing received yet.
+    pub fn new() -> Self {
+        Self {
+            blocks: BTreeMap::new(),
+            complete: BTreeMap::new(),
+            next_block: 0,
+            highest: 0,
+            stream: BytesMut::new(),
+            frames: VecDeque::new(),
+            limit: INITIAL_LIMIT,
+            counters: ReceiveCounters::default(),
+        }
+    }
+
+    /// A symbol came. `rtt` in microseconds.
+    pub fn handle(&mut self, now: u64, symbol: Symbol, rtt: u64) -> Result<(), ProtocolError> {
+        let number = symbol.block;
+        let known = number < self.next_block || self.complete.contains_key(&number);
+        if known || number >= self.next_block + COMPLETE_BIT_COUNT {
+            self.counters.superfluous_symbols += 1;
+            return Ok(());
+        }
+        let patience = (rtt / 4).clamp(*REORDER_MICROS.start(), *REORDER_MICROS.end());
+        // Blocks that were jumped over exist, though nothing of them has come.
+        for skipped in self.highest..number {
+            if skipped >= self.next_block && !self.complete.contains_key(&skipped) {
+                self.blocks
+                    .entry(skipped)
+                    .or_insert_with(|| Incoming::new(now + patience));
+            }
+        }
+        self.highest = self.highest.max(number + 1);
+        let block = self
+            .blocks
+            .entry(number)
+            .or_insert_with(|| Incoming::new(now + patience));
+        let shape = *block.shape.get_or_insert(symbol.shape);
+        if shape != symbol.shape {
+            return Err(ProtocolError::Shape(number));
+        }
+        let source_count = usize::from(shape.source_count);
+        if block.symbols.is_empty() {
+            // Only as many places as the code needs: copies need no more than one.
+            let repair = if shape.code == Code::Copy {
+                1
+            } else {
+                shape.code.repair_count()
+            };
+            block.symbols = vec![None; source_count + repair];
+        }
+        let index = match shape.code {
+            Code::Copy => usize::from(symbol.index).min(1),
+            _ => usize::from(symbol.index),
+        };
+        match block.symbols.get_mut(index) {
+            Some(place @ None) => *place = Some(symbol.data),
+            _ => {
+                self.counters.superfluous_symbols += 1;
+                return Ok(());
+            }
+        }
+        block.count += 1;
+        block.ask_at = block.ask_at.max(now + patience);
+        self.counters.symbols += 1;
+        let sizes_agree = block.symbols.iter().flatten().all(|other| {
+            Some(other.len()) == block.symbols.iter().flatten().next().map(Bytes::len)
+        });
+        if !sizes_agree {
+            return Err(ProtocolError::Shape(number));
+        }
+        if block.count >= source_count {
+            self.finish(number, shape)?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, number: u64, shape: BlockShape) -> Result<(), ProtocolError> {
+        let Some(mut block) = self.blocks.remove(&number) else {
+            return Ok(());
+        };
+        let source_count = usize::from(shape.source_count);
+        let missing = block
+            .symbols
+            .iter()
+            .take(source_count)
+            .filter(|symbol| symbol.is_none())
+            .count();
+        if !coder::decode(shape.code, source_count, &mut block.symbols) {
+            self.blocks.insert(number, block);
+            return Ok(());
+        }
+        if missing > 0 {
+            self.counters.repaired_blocks += 1;
+            self.counters.repaired_symbols += missing as u64;
+        }
+        let mut data = BytesMut::with_capacity(shape.size as usize + 2 * source_count);
+        block
+            .symbols
+            .iter()
+            .take(source_count)
+            .flatten()
+            .for_each(|symbol| data.extend_from_slice(symbol));
+        data.truncate(shape.size as usize);
+        self.complete.insert(number, data.freeze());
+        while let Some(data) = self.complete.remove(&self.next_block) {
+            self.next_block += 1;
+            self.stream.extend_from_slice(&data);
+            self.cut_frames()?;
+        }
+        Ok(())
+    }
+
+    fn cut_frames(&mut self) -> Result<(), ProtocolError> {
+        while let Some(head) = self.stream.first_chunk::<FRAME_HEADER_SIZE>() {
+            let size = u32::from_le_bytes([head[16], head[17], head[18], head[19]]) as usize;
+            if size > FRAME_SIZE_MAX {
+                return Err(ProtocolError::FrameSize(size));
+            }
+            let mut channel = [0; 16];
+            channel.copy_from_slice(&head[..16]);
+            if self.stream.len() < FRAME_HEADER_SIZE + size {
+                break;
+            }
+            self.stream.advance(FRAME_HEADER_SIZE);
+            let body = self.stream.split_to(size).freeze();
+            // The application gives back what it has used; the headers were never its own.
+            self.limit += FRAME_HEADER_SIZE as u64;
+            self.counters.frames += 1;
+            self.counters.bytes += size as u64;
+            self.frames.push_back(Received {
+                channel: ChannelId(channel),
+                body,
+            });
+        }
+        Ok(())
+    }
+
+    /// The next whole frame.
+    pub fn pop(&mut self) -> Option<Received> {
+        self.frames.pop_front()
+    }
+
+    /// The application has used so many bytes of frames.
+    pub fn consumed(&mut self, bytes: u64) {
+        self.limit += bytes;
+    }
+
+    /// When to ask for symbols, if any are lacking.
+    pub fn timeout(&self) -> Option<u64> {
+        self.blocks.values().map(|block| block.ask_at).min()
+    }
+
+    /// Puts into an acknowledgement what is complete and what is lacking.
+    pub fn tell(&mut self, now: u64, rtt: u64, ack: &mut Acknowledgement) {
+        ack.next_block = self.next_block;
+        ack.limit = self.limit;
+        ack.complete = self
+            .complete
+            .keys()
+            .map(|number| number - self.next_block)
+            .collect();
+        for (number, block) in &mut self.blocks {
+            if now < block.ask_at || ack.lacking.len() == LACKING_COUNT_MAX {
+                continue;
+            }
+            let lacking = block.shape.map_or(u8::MAX, |shape| {
+                shape.source_count.saturating_sub(block.count as u8)
+            });
+            block.ask_at = now + rtt + *REORDER_MICROS.end() / 2;
+            self.counters.requests += 1;
+            ack.lacking.push((*number, lacking.max(1)));
+        }
+    }
+}
+
+impl Default for Receiver {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Incoming {
+    fn new(ask_at: u64) -> Self {
+        Self {
+            shape: None,
+            symbols: Vec::new(),
+            count: 0,
+            ask_at,
+        }
+    }
+}

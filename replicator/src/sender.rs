@@ -1,0 +1,362 @@
+//! The sending half of a session: a stream of frames, cut into coding blocks that are kept until they are acknowledged.
+
+use crate::{
+    Frame, Mode,
+    coder::{self, Code, SYMBOL_COUNT_MAX},
+    packet::{Acknowledgement, BlockShape, COMPLETE_BIT_COUNT, SYMBOL_SIZE, Symbol},
+    receiver::INITIAL_LIMIT,
+};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use std::collections::{BTreeMap, VecDeque};
+
+/// Bytes that wait to be sent or acknowledged, at most; then the session is full.
+pub const WINDOW_SIZE: u64 = 32 << 20;
+/// Bytes before each frame in the stream: channel and size.
+pub const FRAME_HEADER_SIZE: usize = 20;
+/// A block that is not acknowledged for so long beyond two round trips is asked about.
+const PROBE_MICROS: u64 = 30_000;
+/// The longest wait between two probes.
+const PROBE_MICROS_MAX: u64 = 1_000_000;
+
+struct Block {
+    shape: BlockShape,
+    source: Vec<Bytes>,
+    repair: Vec<Bytes>,
+    /// The next symbol to be made for the receiver when it lacks some.
+    next: usize,
+    repair_sent: bool,
+    sent_on: [u16; 2],
+    last_sent: u64,
+    last_asked: u64,
+    probes: u32,
+    bytes: u64,
+}
+
+/// What was sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct SendCounters {
+    /// Frames taken.
+    pub frames: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Blocks made.
+    pub blocks: u64,
+    /// Source symbols sent for the first time.
+    pub source_symbols: u64,
+    /// Repair symbols sent with their block.
+    pub repair_symbols: u64,
+    /// Symbols sent because the receiver asked for them, or said nothing.
+    pub resent_symbols: u64,
+}
+
+/// See the module.
+pub struct Sender {
+    /// Stream bytes that are in no block yet.
+    queue: VecDeque<Bytes>,
+    queued: u64,
+    /// Bytes in blocks that are not acknowledged.
+    unacknowledged: u64,
+    blocks: BTreeMap<u64, Block>,
+    next_block: u64,
+    acknowledged_block: u64,
+    /// Bytes of the stream that were put into blocks, and how far the receiver allows.
+    offset: u64,
+    limit: u64,
+    /// What each link is to send next.
+    lines: [VecDeque<(u64, u8)>; 2],
+    /// What was sent.
+    pub counters: SendCounters,
+}
+
+impl Sender {
+    /// Nothing sent yet.
+    pub fn new() -> Self {
+        Self {
+            queue: VecDeque::new(),
+            queued: 0,
+            unacknowledged: 0,
+            blocks: BTreeMap::new(),
+            next_block: 0,
+            acknowledged_block: 0,
+            offset: 0,
+            limit: INITIAL_LIMIT,
+            lines: [VecDeque::new(), VecDeque::new()],
+            counters: SendCounters::default(),
+        }
+    }
+
+    /// Whether another frame can be taken.
+    pub fn has_room(&self) -> bool {
+        self.queued + self.unacknowledged < WINDOW_SIZE
+    }
+
+    /// Takes a frame.
+    pub fn push(&mut self, frame: Frame) {
+        let size = frame.header.len() + frame.payload.len();
+        let mut head = BytesMut::with_capacity(FRAME_HEADER_SIZE + frame.header.len());
+        head.put_slice(&frame.channel.0);
+        head.put_u32_le(size as u32);
+        head.put_slice(&frame.header);
+        self.queued += (FRAME_HEADER_SIZE + size) as u64;
+        self.queue.push_back(head.freeze());
+        if !frame.payload.is_empty() {
+            self.queue.push_back(frame.payload);
+        }
+        self.counters.frames += 1;
+        self.counters.bytes += size as u64;
+    }
+
+    /// The next symbol for a link that can send. `live`: which links can be used at all; `loss`: the worst measured.
+    pub fn poll(
+        &mut self,
+        now: u64,
+        link: usize,
+        live: [bool; 2],
+        mode: Mode,
+        loss: f64,
+    ) -> Option<Symbol> {
+        loop {
+            if let Some(symbol) = self.take(now, link) {
+                return Some(symbol);
+            }
+            // What stands in line for a link that is gone goes over the one that is left.
+            if !live[1 - link] && !self.lines[1 - link].is_empty() {
+                let moved = std::mem::take(&mut self.lines[1 - link]);
+                self.lines[link].extend(moved);
+                continue;
+            }
+            let stripe = matches!(mode, Mode::Stripe | Mode::Auto);
+            if stripe && let Some(next) = self.lines[1 - link].pop_back() {
+                // Whoever is free first takes from the other's end: the links carry what their rates allow.
+                self.lines[link].push_back(next);
+                continue;
+            }
+            if !self.make_block(link, live, mode, loss) {
+                return None;
+            }
+        }
+    }
+
+    fn take(&mut self, now: u64, link: usize) -> Option<Symbol> {
+        while let Some((number, index)) = self.lines[link].pop_front() {
+            let Some(block) = self.blocks.get_mut(&number) else {
+                continue;
+            };
+            let count = block.source.len();
+            let data = match usize::from(index).checked_sub(count) {
+                None => block.source.get(usize::from(index)),
+                Some(repair) => block.repair.get(repair),
+            };
+            let Some(data) = data.cloned() else { continue };
+            block.sent_on[link] += 1;
+            block.last_sent = now;
+            return Some(Symbol {
+                block: number,
+                shape: block.shape,
+                index,
+                data,
+            });
+        }
+        None
+    }
+
+    /// Cuts a block from the queue and lines its symbols up.
+    fn make_block(&mut self, link: usize, live: [bool; 2], mode: Mode, loss: f64) -> bool {
+        let in_flight = self.next_block - self.acknowledged_block;
+        let most = (SYMBOL_COUNT_MAX / 2 * SYMBOL_SIZE) as u64;
+        let allowed = self.limit.saturating_sub(self.offset);
+        let size = self.queued.min(most).min(allowed);
+        if size == 0 || in_flight >= COMPLETE_BIT_COUNT {
+            return false;
+        }
+        let mut data = BytesMut::with_capacity(size as usize);
+        while (data.len() as u64) < size {
+            let Some(front) = self.queue.front_mut() else {
+                break;
+            };
+            let step = front.len().min(size as usize - data.len());
+            data.extend_from_slice(&front[..step]);
+            front.advance(step);
+            if front.is_empty() {
+                self.queue.pop_front();
+            }
+        }
+        let count = data.len().div_ceil(SYMBOL_SIZE);
+        let symbol_size = data.len().div_ceil(count).next_multiple_of(2);
+        data.resize(count * symbol_size, 0);
+        let data = data.freeze();
+        let source: Vec<Bytes> = (0..count)
+            .map(|index| data.slice(index * symbol_size..(index + 1) * symbol_size))
+            .collect();
+        let repair_count = match mode {
+            Mode::Split => count,
+            Mode::Mirror => 0,
+            Mode::Stripe | Mode::Auto => repair_count(count, loss),
+        };
+        let code = Code::choose(count, repair_count);
+        let shape = BlockShape {
+            size: size as u32,
+            source_count: count as u8,
+            code,
+        };
+        let repair = if repair_count > 0 {
+            coder::encode(code, &source)
+        } else {
+            Vec::new()
+        };
+        let number = self.next_block;
+        self.next_block += 1;
+        self.queued -= size;
+        self.unacknowledged += size;
+        self.offset += size;
+        let sent_now = repair_count.min(repair.len());
+        let block = Block {
+            shape,
+            source,
+            repair,
+            next: count + sent_now,
+            repair_sent: sent_now > 0,
+            sent_on: [0; 2],
+            last_sent: 0,
+            last_asked: 0,
+            probes: 0,
+            bytes: size,
+        };
+        self.blocks.insert(number, block);
+        self.counters.blocks += 1;
+        self.counters.source_symbols += count as u64;
+        self.counters.repair_symbols += sent_now as u64;
+        let other = if live[1 - link] { 1 - link } else { link };
+        let symbols = |range: std::ops::Range<usize>| range.map(move |index| (number, index as u8));
+        match mode {
+            Mode::Split => {
+                let first = if live[0] { 0 } else { link };
+                let second = if live[1] { 1 } else { first };
+                self.lines[first].extend(symbols(0..count));
+                self.lines[second].extend(symbols(count..count + sent_now));
+            }
+            Mode::Mirror => {
+                self.lines[link].extend(symbols(0..count));
+                if other != link {
+                    self.lines[other].extend(symbols(0..count));
+                }
+            }
+            Mode::Stripe | Mode::Auto => self.lines[link].extend(symbols(0..count + sent_now)),
+        }
+        true
+    }
+
+    /// What the receiver says. `rtt` in microseconds.
+    pub fn acknowledged(&mut self, now: u64, ack: &Acknowledgement, rtt: u64, link: usize) {
+        if ack.next_block > self.next_block {
+            return;
+        }
+        self.limit = self.limit.max(ack.limit);
+        while let Some(entry) = self
+            .blocks
+            .first_entry()
+            .filter(|entry| *entry.key() < ack.next_block)
+        {
+            self.unacknowledged -= entry.remove().bytes;
+        }
+        self.acknowledged_block = self.acknowledged_block.max(ack.next_block);
+        for offset in &ack.complete {
+            if let Some(block) = self.blocks.remove(&(ack.next_block + offset)) {
+                self.unacknowledged -= block.bytes;
+            }
+        }
+        for (number, count) in &ack.lacking {
+            let Some(block) = self.blocks.get_mut(number) else {
+                continue;
+            };
+            // The same request comes over both links, and again before the answer can have arrived.
+            if now < block.last_asked + rtt || now < block.last_sent + rtt / 2 {
+                continue;
+            }
+            block.last_asked = now;
+            let count = usize::from(*count).min(block.source.len());
+            self.send_more(*number, count, link);
+        }
+    }
+
+    /// Lines up `count` symbols of a block that the receiver does not have, preferably new ones.
+    fn send_more(&mut self, number: u64, count: usize, link: usize) {
+        let Some(block) = self.blocks.get_mut(&number) else {
+            return;
+        };
+        if block.repair.is_empty() && !block.repair_sent {
+            block.repair = coder::encode(block.shape.code, &block.source);
+        }
+        let all = block.source.len() + block.repair.len();
+        for _ in 0..count {
+            // When all repair symbols are used up, everything is sent again from the start.
+            let index = block.next % all;
+            block.next = index + 1;
+            self.lines[link].push_front((number, index as u8));
+            self.counters.resent_symbols += 1;
+        }
+    }
+
+    /// A link is gone: what it carried and is not acknowledged is replaced on the other.
+    pub fn link_lost(&mut self, lost: usize) {
+        let moved = std::mem::take(&mut self.lines[lost]);
+        self.lines[1 - lost].extend(moved);
+        let lacking: Vec<(u64, usize)> = self
+            .blocks
+            .iter()
+            .map(|(number, block)| (*number, usize::from(block.sent_on[lost])))
+            .collect();
+        for (number, count) in lacking.into_iter().rev().filter(|(_, count)| *count > 0) {
+            if let Some(block) = self.blocks.get_mut(&number) {
+                block.sent_on[lost] = 0;
+                let count = count.min(block.source.len());
+                self.send_more(number, count, 1 - lost);
+            }
+        }
+    }
+
+    /// Asks about blocks of which nothing was heard for long.
+    pub fn probe(&mut self, now: u64, rtt: u64, link: usize) {
+        let mut due = Vec::new();
+        for (number, block) in &mut self.blocks {
+            if block.last_sent > 0 && now >= block.last_sent + wait(rtt, block.probes) {
+                block.probes += 1;
+                block.last_sent = now;
+                due.push(*number);
+            }
+        }
+        due.into_iter()
+            .rev()
+            .for_each(|number| self.send_more(number, 1, link));
+    }
+
+    /// When [`Sender::probe`] is due.
+    pub fn timeout(&self, rtt: u64) -> Option<u64> {
+        let sent = self.blocks.values().filter(|block| block.last_sent > 0);
+        sent.map(|block| block.last_sent + wait(rtt, block.probes))
+            .min()
+    }
+
+    /// Bytes taken that are not acknowledged.
+    pub fn outstanding(&self) -> u64 {
+        self.queued + self.unacknowledged
+    }
+}
+
+impl Default for Sender {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn wait(rtt: u64, probes: u32) -> u64 {
+    ((2 * rtt + PROBE_MICROS) << probes.min(6)).min(PROBE_MICROS_MAX.max(2 * rtt))
+}
+
+/// Repair symbols for N source symbols under independent loss: the mean number lost and four standard deviations, at
+/// least one.
+fn repair_count(source_count: usize, loss: f64) -> usize {
+    let mean = source_count as f64 * loss.clamp(0.0, 0.5);
+    let count = (mean + 4.0 * mean.sqrt()).ceil() as usize;
+    count.clamp(1, source_count)
+}

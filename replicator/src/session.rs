@@ -1,0 +1,540 @@
+//! A session between two nodes over one or two links, without I/O.
+//!
+//! Call order: `handle_*`, `send`, `mark_durable`, `consumed` in any order; then [`Session::poll_event`] and, for each
+//! link that can send, [`Session::poll_transmit`] until they give `None`; then [`Session::poll_timeout`].
+//!
+//! A session has two names, one chosen by each end. It begins when an end has seen a datagram with both, lives through
+//! the loss of links, and ends when the peer shows another name (it was started anew) or nothing was heard for
+//! [`SessionOptions::timeout_micros`]. Within a session every frame arrives once and in order; across sessions nothing
+//! is kept, and the layers above find out by themselves what must be sent again.
+
+use crate::{
+    ChannelId, Frame, LinkState, LinkStatus, Mode, Received, SessionStatus,
+    packet::{self, Acknowledgement, Body, Header, MARK_COUNT_MAX, PacketError},
+    receiver::{ProtocolError, Receiver},
+    sender::Sender,
+};
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+
+/// Something arrived: it is acknowledged after this at the latest, in microseconds.
+const ACKNOWLEDGE_MICROS: u64 = 1_000;
+/// So many symbols are acknowledged at once.
+const ACKNOWLEDGE_COUNT: u32 = 48;
+/// A link is never silent for longer.
+const KEEPALIVE_MICROS: u64 = 40_000;
+/// What counts as a round trip before one was measured.
+const INITIAL_RTT_MICROS: u64 = 100_000;
+/// A link that is silent for three round trips and this is dead.
+const SILENCE_MICROS: u64 = 100_000;
+
+/// How a session behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionOptions {
+    /// How blocks are spread over the links.
+    pub mode: Mode,
+    /// The session ends when nothing was heard for so long, in microseconds.
+    pub timeout_micros: u64,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Auto,
+            timeout_micros: 10_000_000,
+        }
+    }
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionEvent {
+    /// A session has begun.
+    Up {
+        /// Its name: the exclusive or of both ends' names.
+        session: u64,
+    },
+    /// The session is over.
+    Down {
+        /// Why.
+        reason: &'static str,
+    },
+    /// A frame has come.
+    Frame(Received),
+    /// The peer has made something durable.
+    Durable {
+        /// The channel.
+        channel: ChannelId,
+        /// Up to where.
+        value: u64,
+    },
+    /// A link changed.
+    Link {
+        /// Which.
+        link: usize,
+        /// What it is now.
+        state: LinkState,
+    },
+    /// [`Session::send`] has room again.
+    Writable,
+}
+
+/// There is no room, or no session: the frame comes back.
+#[derive(Debug)]
+pub struct Full(pub Frame);
+
+#[derive(Clone, Copy, Default)]
+struct Link {
+    /// The driver can send.
+    open: bool,
+    /// Something was heard lately.
+    alive: bool,
+    heard: u64,
+    sent: u64,
+    sequence: u32,
+    highest: u32,
+    received: u32,
+    echo: u64,
+    echo_at: u64,
+    rtt: Option<u64>,
+    /// What the peer said last of what it received and what was lost, and the rate of loss from that.
+    told: (u32, u32),
+    loss: f64,
+    bytes: u64,
+}
+
+/// See the module.
+pub struct Session {
+    options: SessionOptions,
+    own: u64,
+    peer: Option<u64>,
+    up: bool,
+    links: [Link; 2],
+    link_count: usize,
+    sender: Sender,
+    receiver: Receiver,
+    marks: BTreeMap<ChannelId, u64>,
+    peer_marks: BTreeMap<ChannelId, u64>,
+    ack_at: Option<u64>,
+    unacknowledged: u32,
+    acks: [Option<Acknowledgement>; 2],
+    /// Which end of the marks the next acknowledgement begins with.
+    mark_turn: usize,
+    hello: [bool; 2],
+    was_full: bool,
+    heard: u64,
+    events: VecDeque<SessionEvent>,
+}
+
+impl Session {
+    /// A session with `link_count` (1 or 2) links. `name`: random, not 0.
+    pub fn new(options: SessionOptions, name: u64, link_count: usize) -> Self {
+        Self {
+            options,
+            own: name.max(1),
+            peer: None,
+            up: false,
+            links: [Link::default(); 2],
+            link_count: link_count.clamp(1, 2),
+            sender: Sender::new(),
+            receiver: Receiver::new(),
+            marks: BTreeMap::new(),
+            peer_marks: BTreeMap::new(),
+            ack_at: None,
+            unacknowledged: 0,
+            acks: [None, None],
+            mark_turn: 0,
+            hello: [false; 2],
+            was_full: false,
+            heard: 0,
+            events: VecDeque::new(),
+        }
+    }
+
+    /// Takes a frame to send.
+    pub fn send(&mut self, frame: Frame) -> Result<(), Full> {
+        if !self.up || !self.sender.has_room() {
+            self.was_full = true;
+            return Err(Full(frame));
+        }
+        self.sender.push(frame);
+        Ok(())
+    }
+
+    /// Tells the peer that something is durable here. `value` never falls within a session.
+    pub fn mark_durable(&mut self, now: u64, channel: ChannelId, value: u64) {
+        if self.up {
+            self.marks.insert(channel, value);
+            self.ack_at = Some(now);
+        }
+    }
+
+    /// The application has used so many bytes of frames.
+    pub fn consumed(&mut self, bytes: u64) {
+        self.receiver.consumed(bytes);
+    }
+
+    /// Changes how blocks are spread over the links, from the next block on.
+    pub fn set_mode(&mut self, mode: Mode) {
+        self.options.mode = mode;
+    }
+
+    /// Ends the session and begins another.
+    pub fn restart(&mut self, now: u64) {
+        self.end(now, "ended by this node");
+    }
+
+    /// The driver's connection over a link came or went.
+    pub fn handle_link(&mut self, now: u64, link: usize, open: bool) {
+        self.links[link].open = open;
+        if open {
+            self.links[link].sent = 0;
+            self.hello[link] = true;
+        } else {
+            self.link_dead(link);
+        }
+        let _ = now;
+    }
+
+    /// A datagram came. An error is the peer's fault; one that is not [`PacketError::Foreign`] ends the session.
+    pub fn handle_datagram(
+        &mut self,
+        now: u64,
+        link: usize,
+        bytes: &Bytes,
+    ) -> Result<(), PacketError> {
+        let (header, body) = packet::parse(bytes)?;
+        if header.from == 0 || link >= self.link_count {
+            return Ok(());
+        }
+        if self.peer != Some(header.from) {
+            // An old datagram of an earlier session names an earlier name of ours, or none.
+            if self.peer.is_some() && header.to != self.own && header.to != 0 {
+                return Ok(());
+            }
+            if self.up {
+                self.end(now, "the peer was started anew");
+            }
+            self.peer = Some(header.from);
+            self.hello = [true; 2];
+        }
+        self.heard(now, link, &header);
+        if header.to != self.own {
+            self.hello[link] = true;
+            return Ok(());
+        }
+        if !self.up {
+            self.up = true;
+            self.hello = [true; 2];
+            self.events.push_back(SessionEvent::Up {
+                session: self.own ^ header.from,
+            });
+        }
+        match body {
+            Body::Hello => {}
+            Body::Acknowledgement(ack) => self.handle_acknowledgement(now, link, &ack),
+            Body::Symbol(symbol) => {
+                if let Err(error) = self.receiver.handle(now, symbol, self.rtt()) {
+                    self.protocol_error(now, error);
+                    return Err(PacketError::Field("symbol"));
+                }
+                while let Some(frame) = self.receiver.pop() {
+                    self.events.push_back(SessionEvent::Frame(frame));
+                }
+                self.unacknowledged += 1;
+                let at = if self.unacknowledged >= ACKNOWLEDGE_COUNT {
+                    now
+                } else {
+                    now + ACKNOWLEDGE_MICROS
+                };
+                self.ack_at = Some(self.ack_at.map_or(at, |due| due.min(at)));
+            }
+        }
+        Ok(())
+    }
+
+    fn protocol_error(&mut self, now: u64, _: ProtocolError) {
+        self.end(now, "the peer broke the protocol");
+    }
+
+    fn heard(&mut self, now: u64, link: usize, header: &Header) {
+        self.heard = now;
+        let line = &mut self.links[link];
+        line.heard = now;
+        line.received = line.received.wrapping_add(1);
+        line.highest = line.highest.max(header.sequence);
+        (line.echo, line.echo_at) = (header.time, now);
+        if !line.alive {
+            line.alive = true;
+            self.events.push_back(SessionEvent::Link {
+                link,
+                state: LinkState::Up,
+            });
+        }
+    }
+
+    fn handle_acknowledgement(&mut self, now: u64, link: usize, ack: &Acknowledgement) {
+        let line = &mut self.links[link];
+        if ack.echo != 0 && now >= ack.echo.saturating_add(ack.hold.into()) {
+            let sample = now - ack.echo - u64::from(ack.hold);
+            line.rtt = Some(line.rtt.map_or(sample, |rtt| (7 * rtt + sample) / 8));
+        }
+        let (received, lost) = (
+            ack.received.wrapping_sub(line.told.0),
+            ack.lost.saturating_sub(line.told.1),
+        );
+        if received > 200 && received < u32::MAX / 2 {
+            let sample = f64::from(lost) / f64::from(lost + received);
+            line.loss = 0.75 * line.loss + 0.25 * sample;
+            line.told = (ack.received, ack.lost);
+        } else if received >= u32::MAX / 2 {
+            line.told = (ack.received, ack.lost);
+        }
+        let rtt = self.rtt();
+        let over = self.best_link().unwrap_or(link);
+        self.sender.acknowledged(now, ack, rtt, over);
+        for (channel, value) in &ack.marks {
+            // Bounded: a peer has no more channels than this node has groups; it cannot make us remember more.
+            if self.peer_marks.len() >= 4096 && !self.peer_marks.contains_key(channel) {
+                continue;
+            }
+            let known = self.peer_marks.entry(*channel).or_default();
+            if *value > *known {
+                *known = *value;
+                self.events.push_back(SessionEvent::Durable {
+                    channel: *channel,
+                    value: *value,
+                });
+            }
+        }
+        if self.was_full && self.sender.has_room() {
+            self.was_full = false;
+            self.events.push_back(SessionEvent::Writable);
+        }
+    }
+
+    /// The time that [`Session::poll_timeout`] named has come.
+    pub fn handle_timeout(&mut self, now: u64) {
+        for link in 0..self.link_count {
+            let line = self.links[link];
+            if line.alive && now >= line.heard + self.silence(link) {
+                self.link_dead(link);
+            }
+            if line.open && now >= line.sent + KEEPALIVE_MICROS {
+                self.hello[link] = true;
+            }
+        }
+        if self.up && now >= self.heard + self.options.timeout_micros {
+            self.end(now, "nothing was heard from the peer");
+        }
+        if !self.up {
+            return;
+        }
+        let rtt = self.rtt();
+        if self.receiver.timeout().is_some_and(|at| now >= at) {
+            self.ack_at = Some(now);
+        }
+        if let Some(link) = self.best_link() {
+            self.sender.probe(now, rtt, link);
+        }
+        let keepalive = (0..self.link_count).any(|link| self.hello[link]);
+        if keepalive || self.ack_at.is_some_and(|at| now >= at) {
+            self.make_acknowledgement(now);
+        }
+    }
+
+    fn make_acknowledgement(&mut self, now: u64) {
+        self.ack_at = None;
+        self.unacknowledged = 0;
+        let mut ack = Acknowledgement::default();
+        self.receiver.tell(now, self.rtt(), &mut ack);
+        let marks = self.marks.len();
+        let turn = if marks > MARK_COUNT_MAX {
+            self.mark_turn % marks
+        } else {
+            0
+        };
+        ack.marks = self
+            .marks
+            .iter()
+            .cycle()
+            .skip(turn)
+            .take(marks.min(MARK_COUNT_MAX))
+            .map(|(c, v)| (*c, *v))
+            .collect();
+        self.mark_turn = turn + MARK_COUNT_MAX;
+        for link in 0..self.link_count {
+            if self.links[link].open {
+                self.acks[link] = Some(ack.clone());
+            }
+        }
+    }
+
+    /// When [`Session::handle_timeout`] is to be called.
+    pub fn poll_timeout(&self) -> Option<u64> {
+        let mut at: Vec<u64> = Vec::new();
+        for (link, line) in self.links.iter().enumerate().take(self.link_count) {
+            if line.open {
+                at.push(line.sent + KEEPALIVE_MICROS);
+            }
+            if line.alive {
+                at.push(line.heard + self.silence(link));
+            }
+        }
+        if self.up {
+            at.push(self.heard + self.options.timeout_micros);
+            at.extend(self.ack_at);
+            at.extend(self.receiver.timeout());
+            at.extend(
+                self.best_link()
+                    .and_then(|_| self.sender.timeout(self.rtt())),
+            );
+        }
+        at.into_iter().min()
+    }
+
+    /// The next datagram for a link that can send.
+    pub fn poll_transmit(&mut self, now: u64, link: usize) -> Option<Bytes> {
+        if !self.links[link].open {
+            return None;
+        }
+        let body = self.next_body(now, link)?;
+        let line = &mut self.links[link];
+        line.sequence = line.sequence.wrapping_add(1);
+        line.sent = now;
+        self.hello[link] = false;
+        let header = Header {
+            sequence: line.sequence,
+            from: self.own,
+            to: self.peer.unwrap_or_default(),
+            time: now.max(1),
+        };
+        let bytes = packet::encode(&header, &body);
+        line.bytes += bytes.len() as u64;
+        Some(bytes)
+    }
+
+    fn next_body(&mut self, now: u64, link: usize) -> Option<Body> {
+        if self.up {
+            if let Some(mut ack) = self.acks[link].take() {
+                let line = &self.links[link];
+                (ack.echo, ack.hold) = (
+                    line.echo,
+                    now.saturating_sub(line.echo_at).min(u32::MAX.into()) as u32,
+                );
+                (ack.received, ack.lost) =
+                    (line.received, line.highest.saturating_sub(line.received));
+                return Some(Body::Acknowledgement(ack));
+            }
+            let live = self.live();
+            if live[link] {
+                let loss = self.links.iter().map(|line| line.loss).fold(0.0, f64::max);
+                if let Some(symbol) = self.sender.poll(now, link, live, self.options.mode, loss) {
+                    return Some(Body::Symbol(symbol));
+                }
+            }
+        }
+        self.hello[link].then_some(Body::Hello)
+    }
+
+    /// What happened next.
+    pub fn poll_event(&mut self) -> Option<SessionEvent> {
+        self.events.pop_front()
+    }
+
+    fn live(&self) -> [bool; 2] {
+        [0, 1].map(|link| link < self.link_count && self.links[link].open && self.links[link].alive)
+    }
+
+    /// The live link with the shortest round trip.
+    fn best_link(&self) -> Option<usize> {
+        let live = self.live();
+        (0..2)
+            .filter(|link| live[*link])
+            .min_by_key(|link| self.links[*link].rtt.unwrap_or(INITIAL_RTT_MICROS))
+    }
+
+    /// The longest round trip of the live links: what is asked for may take the slower one.
+    fn rtt(&self) -> u64 {
+        let live = self.live();
+        let rtt = (0..2)
+            .filter(|link| live[*link])
+            .filter_map(|link| self.links[link].rtt)
+            .max();
+        rtt.unwrap_or(INITIAL_RTT_MICROS)
+    }
+
+    fn silence(&self, link: usize) -> u64 {
+        3 * self.links[link].rtt.unwrap_or(INITIAL_RTT_MICROS) + SILENCE_MICROS
+    }
+
+    fn link_dead(&mut self, link: usize) {
+        if core::mem::take(&mut self.links[link].alive) {
+            self.events.push_back(SessionEvent::Link {
+                link,
+                state: LinkState::Down,
+            });
+            if self.live()[1 - link] {
+                self.sender.link_lost(link);
+            }
+        }
+    }
+
+    fn end(&mut self, now: u64, reason: &'static str) {
+        if self.up {
+            self.events.push_back(SessionEvent::Down { reason });
+        }
+        self.up = false;
+        self.peer = None;
+        // A new name, so that nothing that is still on its way is taken for part of the next session.
+        self.own = self.own.rotate_left(17).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let counters = (self.sender.counters, self.receiver.counters);
+        (self.sender, self.receiver) = (Sender::new(), Receiver::new());
+        (self.sender.counters, self.receiver.counters) = counters;
+        self.marks.clear();
+        self.peer_marks.clear();
+        self.acks = [None, None];
+        self.ack_at = None;
+        self.was_full = false;
+        self.hello = [true; 2];
+        self.heard = now;
+    }
+
+    /// The session as it is now.
+    pub fn status(&self, names: &[String]) -> SessionStatus {
+        let state = |line: &Link| {
+            if line.open && line.alive {
+                LinkState::Up
+            } else {
+                LinkState::Down
+            }
+        };
+        let links = self
+            .links
+            .iter()
+            .take(self.link_count)
+            .enumerate()
+            .map(|(index, line)| LinkStatus {
+                name: names.get(index).cloned().unwrap_or_default(),
+                state: state(line),
+                rtt_micros: line.rtt,
+                loss: line.loss,
+                sent_datagrams: line.sequence.into(),
+                sent_bytes: line.bytes,
+                received_datagrams: line.received.into(),
+                lost_datagrams: line.highest.saturating_sub(line.received).into(),
+            });
+        SessionStatus {
+            up: self.up,
+            mode: self.options.mode,
+            outstanding_bytes: self.sender.outstanding(),
+            sent: self.sender.counters,
+            received: self.receiver.counters,
+            links: links.collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

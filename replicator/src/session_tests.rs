@@ -1,0 +1,337 @@
+//! Two sessions in virtual time over bad links: every frame once, in order, whatever the links do.
+
+use super::*;
+use proptest::prelude::*;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+/// How bad the links are.
+#[derive(Clone, Copy, Debug)]
+struct Weather {
+    loss_percent: u64,
+    double_percent: u64,
+    delay_micros: u64,
+    jitter_micros: u64,
+}
+
+struct World {
+    now: u64,
+    random: u64,
+    ends: [Session; 2],
+    weather: Weather,
+    cut: [bool; 2],
+    /// Arrival, a number to keep the order defined, the end it goes to, the link.
+    flying: BinaryHeap<Reverse<(u64, u64, usize, usize)>>,
+    contents: BTreeMap<u64, Bytes>,
+    next: u64,
+    got: [Vec<u64>; 2],
+    ups: [usize; 2],
+    downs: [usize; 2],
+    durable: [u64; 2],
+}
+
+const CHANNEL: ChannelId = ChannelId([3; 16]);
+
+impl World {
+    fn new(mode: Mode, weather: Weather, seed: u64) -> Self {
+        let options = SessionOptions {
+            mode,
+            ..SessionOptions::default()
+        };
+        let mut ends = [
+            Session::new(options, seed | 1, 2),
+            Session::new(options, (seed << 1) | 5, 2),
+        ];
+        for end in &mut ends {
+            end.handle_link(1, 0, true);
+            end.handle_link(1, 1, true);
+        }
+        Self {
+            now: 1,
+            random: seed,
+            ends,
+            weather,
+            cut: [false; 2],
+            flying: BinaryHeap::new(),
+            contents: BTreeMap::new(),
+            next: 0,
+            got: [vec![], vec![]],
+            ups: [0; 2],
+            downs: [0; 2],
+            durable: [0; 2],
+        }
+    }
+
+    fn random(&mut self, limit: u64) -> u64 {
+        self.random = self
+            .random
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (self.random >> 33) % limit.max(1)
+    }
+
+    fn frame(number: u64, size: usize) -> Frame {
+        let payload: Vec<u8> = (0..size).map(|at| (number as usize + at) as u8).collect();
+        Frame {
+            channel: CHANNEL,
+            header: Bytes::copy_from_slice(&number.to_le_bytes()),
+            payload: payload.into(),
+        }
+    }
+
+    fn transmit(&mut self) {
+        for from in 0..2 {
+            for link in 0..2 {
+                while let Some(bytes) = self.ends[from].poll_transmit(self.now, link) {
+                    let copies = 1 + u64::from(self.random(100) < self.weather.double_percent);
+                    for _ in 0..copies {
+                        if self.cut[link] || self.random(100) < self.weather.loss_percent {
+                            continue;
+                        }
+                        let jitter = self.random(self.weather.jitter_micros + 1);
+                        let at = self.now + self.weather.delay_micros + jitter;
+                        self.next += 1;
+                        self.contents.insert(self.next, bytes.clone());
+                        self.flying.push(Reverse((at, self.next, 1 - from, link)));
+                    }
+                }
+            }
+        }
+    }
+
+    fn events(&mut self) {
+        for end in 0..2 {
+            while let Some(event) = self.ends[end].poll_event() {
+                match event {
+                    SessionEvent::Frame(frame) => {
+                        let number = u64::from_le_bytes(frame.body[..8].try_into().unwrap());
+                        let expected = Self::frame(number, frame.body.len() - 8);
+                        assert_eq!(
+                            &frame.body[8..],
+                            &expected.payload[..],
+                            "frame {number} is damaged"
+                        );
+                        self.ends[end].consumed(frame.body.len() as u64);
+                        self.ends[end].mark_durable(self.now, CHANNEL, number + 1);
+                        self.got[end].push(number);
+                    }
+                    SessionEvent::Up { .. } => self.ups[end] += 1,
+                    SessionEvent::Down { .. } => self.downs[end] += 1,
+                    SessionEvent::Durable { value, .. } => self.durable[end] = value,
+                    SessionEvent::Link { .. } | SessionEvent::Writable => {}
+                }
+            }
+        }
+    }
+
+    /// Goes to the next thing that happens.
+    fn step(&mut self) {
+        self.transmit();
+        let timeout = self
+            .ends
+            .iter()
+            .filter_map(Session::poll_timeout)
+            .min()
+            .unwrap_or(u64::MAX);
+        let arrival = self.flying.peek().map_or(u64::MAX, |Reverse((at, ..))| *at);
+        self.now = self.now.max(timeout.min(arrival));
+        while let Some(Reverse((at, number, to, link))) = self.flying.peek().copied() {
+            if at > self.now {
+                break;
+            }
+            self.flying.pop();
+            if let Some(bytes) = self.contents.remove(&number) {
+                self.ends[to]
+                    .handle_datagram(self.now, link, &bytes)
+                    .unwrap();
+            }
+        }
+        for end in &mut self.ends {
+            end.handle_timeout(self.now);
+        }
+        self.events();
+    }
+
+    fn run_until(&mut self, limit_micros: u64, done: impl Fn(&Self) -> bool) {
+        let end = self.now + limit_micros;
+        while !done(self) {
+            assert!(
+                self.now < end,
+                "not done after {limit_micros} us: got {} and {}",
+                self.got[0].len(),
+                self.got[1].len()
+            );
+            self.step();
+        }
+    }
+
+    /// Sends frames of many sizes from end 0 and some from end 1, letting the world go on meanwhile.
+    fn talk(&mut self, count: u64, largest: u64) {
+        for number in 0..count {
+            let size = if self.random(3) == 0 {
+                self.random(largest)
+            } else {
+                self.random(4200)
+            };
+            let mut frame = Self::frame(self.sent(0, number), size as usize);
+            while let Err(Full(back)) = self.ends[0].send(frame) {
+                frame = back;
+                self.step();
+            }
+            if self.random(4) == 0 {
+                self.step();
+            }
+        }
+    }
+
+    fn sent(&self, _: usize, number: u64) -> u64 {
+        number
+    }
+}
+
+fn in_order(numbers: &[u64], count: u64) {
+    assert!(
+        numbers.iter().copied().eq(0..count),
+        "not every frame once and in order: {} of {count}",
+        numbers.len()
+    );
+}
+
+const MODES: [Mode; 4] = [Mode::Split, Mode::Stripe, Mode::Mirror, Mode::Auto];
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_frame_arrives_once_and_in_order(
+        seed in 1u64.., mode in 0usize..4, loss_percent in 0u64..31, double_percent in 0u64..20,
+        delay_micros in 100u64..50_000, jitter_micros in 0u64..20_000, cuts in prop::collection::vec((0usize..3, 0u64..60), 0..4),
+    ) {
+        let weather = Weather { loss_percent, double_percent, delay_micros, jitter_micros };
+        let mut world = World::new(MODES[mode], weather, seed);
+        world.run_until(20_000_000, |world| world.ups == [1, 1]);
+        let mut sent = 0;
+        for (which, steps) in cuts.into_iter().chain([(3, 0)]) {
+            world.cut = [which == 0 || which == 2, which == 1 || which == 2];
+            for _ in 0..10 {
+                let size = world.random(30_000) as usize;
+                let mut frame = World::frame(sent, size);
+                while let Err(Full(back)) = world.ends[0].send(frame) {
+                    frame = back;
+                    world.step();
+                }
+                sent += 1;
+            }
+            (0..steps).for_each(|_| world.step());
+        }
+        world.cut = [false; 2];
+        world.run_until(60_000_000, |world| world.got[1].len() as u64 >= sent && world.durable[0] == sent);
+        prop_assert_eq!(world.downs, [0, 0]);
+        in_order(&world.got[1], sent);
+    }
+}
+
+#[test]
+fn a_peer_that_is_started_anew_begins_another_session() {
+    let weather = Weather {
+        loss_percent: 2,
+        double_percent: 2,
+        delay_micros: 5_000,
+        jitter_micros: 2_000,
+    };
+    let mut world = World::new(Mode::Stripe, weather, 99);
+    world.run_until(5_000_000, |world| world.ups == [1, 1]);
+    world.talk(50, 50_000);
+    let mut fresh = Session::new(SessionOptions::default(), 0xABCD, 2);
+    fresh.handle_link(world.now, 0, true);
+    fresh.handle_link(world.now, 1, true);
+    world.ends[1] = fresh;
+    world.got[1].clear();
+    world.run_until(5_000_000, |world| {
+        world.ups == [2, 2] && world.downs[0] == 1
+    });
+    assert!(
+        world.got[1].is_empty(),
+        "frames of the earlier session were taken for the new one's"
+    );
+    world.talk(50, 50_000);
+    world.run_until(20_000_000, |world| world.got[1].len() >= 50);
+    in_order(&world.got[1], 50);
+}
+
+#[test]
+fn a_session_without_links_ends_after_its_time() {
+    let weather = Weather {
+        loss_percent: 0,
+        double_percent: 0,
+        delay_micros: 5_000,
+        jitter_micros: 0,
+    };
+    let mut world = World::new(Mode::Auto, weather, 5);
+    world.run_until(5_000_000, |world| world.ups == [1, 1]);
+    world.cut = [true; 2];
+    let start = world.now;
+    world.run_until(60_000_000, |world| world.downs == [1, 1]);
+    assert!(world.now - start >= 9_000_000);
+    world.cut = [false; 2];
+    world.run_until(5_000_000, |world| world.ups == [2, 2]);
+}
+
+#[test]
+fn a_dead_link_delays_nothing_for_long() {
+    let weather = Weather {
+        loss_percent: 0,
+        double_percent: 0,
+        delay_micros: 10_000,
+        jitter_micros: 500,
+    };
+    for mode in MODES {
+        let mut world = World::new(mode, weather, 11);
+        world.run_until(5_000_000, |world| world.ups == [1, 1]);
+        let until = world.now + 500_000;
+        world.run_until(5_000_000, |world| world.now >= until);
+        world.talk(20, 60_000);
+        world.cut[0] = true;
+        let start = world.now;
+        world.run_until(5_000_000, |world| world.got[1].len() == 20);
+        assert!(
+            world.now - start < 400_000,
+            "{mode:?}: {} us",
+            world.now - start
+        );
+    }
+}
+
+#[test]
+fn a_reader_that_does_not_read_stops_the_sender() {
+    let weather = Weather {
+        loss_percent: 0,
+        double_percent: 0,
+        delay_micros: 1_000,
+        jitter_micros: 0,
+    };
+    let mut world = World::new(Mode::Stripe, weather, 3);
+    world.run_until(5_000_000, |world| world.ups == [1, 1]);
+    let mut taken = 0u64;
+    // End 1 hands its frames out but nobody says that they were used.
+    for number in 0..400 {
+        if world.ends[0].send(World::frame(number, 1 << 20)).is_ok() {
+            taken += 1;
+        }
+        for _ in 0..20 {
+            world.transmit();
+            world.now += 1_000;
+            while let Some(Reverse((_, number, to, link))) = world.flying.pop() {
+                let bytes = world.contents.remove(&number).unwrap();
+                world.ends[to]
+                    .handle_datagram(world.now, link, &bytes)
+                    .unwrap();
+            }
+            world.ends.iter_mut().for_each(|end| {
+                end.handle_timeout(world.now);
+                while end.poll_event().is_some() {}
+            });
+        }
+    }
+    assert!(taken < 80, "{taken} MiB were taken");
+}
