@@ -1,0 +1,70 @@
+//! Our rate model as the congestion controller of a QUIC connection.
+
+use crate::rate::RateModel;
+use noq::congestion::{Controller, ControllerFactory, ControllerMetrics};
+use noq_proto::RttEstimator;
+use std::{any::Any, sync::Arc, time::Instant};
+
+/// Makes a controller for each connection.
+#[derive(Debug, Default)]
+pub(super) struct RateFactory;
+
+impl ControllerFactory for RateFactory {
+    fn build(self: Arc<Self>, now: Instant, _: u16) -> Box<dyn Controller> {
+        Box::new(RateController {
+            start: now,
+            model: RateModel::new(),
+        })
+    }
+}
+
+#[derive(Clone, Debug)]
+struct RateController {
+    start: Instant,
+    model: RateModel,
+}
+
+impl Controller for RateController {
+    fn on_ack(
+        &mut self,
+        now: Instant,
+        sent: Instant,
+        bytes: u64,
+        _: u64,
+        limited: bool,
+        _: &RttEstimator,
+    ) {
+        let at = now.duration_since(self.start).as_micros() as u64 + 1;
+        let rtt = now.saturating_duration_since(sent).as_micros() as u64;
+        self.model.acknowledged(at, bytes, rtt, limited);
+    }
+
+    // Loss is what the code is for.
+    fn on_congestion_event(&mut self, _: Instant, _: Instant, _: bool, _: bool, _: u64, _: u64) {}
+
+    fn on_mtu_update(&mut self, _: u16) {}
+
+    fn window(&self) -> u64 {
+        self.model.window()
+    }
+
+    fn metrics(&self) -> ControllerMetrics {
+        let mut metrics = ControllerMetrics::default();
+        metrics.congestion_window = self.model.window();
+        metrics.pacing_rate = self.model.pacing_rate();
+        metrics.send_quantum = Some(64 << 10);
+        metrics
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        Box::new(self.clone())
+    }
+
+    fn initial_window(&self) -> u64 {
+        RateModel::new().window()
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}

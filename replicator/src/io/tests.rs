@@ -1,0 +1,165 @@
+//! Two nodes on real UDP sockets of this machine.
+
+use super::*;
+use std::net::Ipv4Addr;
+
+fn free_port() -> SocketAddr {
+    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
+}
+
+fn options(
+    identity: &Identity,
+    peer: PeerKey,
+    addresses: &[(SocketAddr, SocketAddr)],
+) -> NodeOptions {
+    let links = addresses
+        .iter()
+        .enumerate()
+        .map(|(index, (local, remote))| LinkOptions {
+            name: format!("link{index}"),
+            local: *local,
+            remote: *remote,
+        });
+    NodeOptions {
+        identity: identity.clone(),
+        peer,
+        links: links.collect(),
+        session: SessionOptions::default(),
+    }
+}
+
+fn addresses() -> Vec<(SocketAddr, SocketAddr)> {
+    vec![(free_port(), free_port()), (free_port(), free_port())]
+}
+
+fn reversed(addresses: &[(SocketAddr, SocketAddr)]) -> Vec<(SocketAddr, SocketAddr)> {
+    addresses.iter().map(|(a, b)| (*b, *a)).collect()
+}
+
+async fn until(
+    events: &mut mpsc::UnboundedReceiver<Event>,
+    wanted: impl Fn(&Event) -> bool,
+) -> Event {
+    let search = async {
+        loop {
+            let event = events.recv().await.expect("the driver goes on");
+            if wanted(&event) {
+                return event;
+            }
+        }
+    };
+    timeout(Duration::from_secs(60), search)
+        .await
+        .expect("the event comes")
+}
+
+fn frame(number: u32, size: usize) -> Frame {
+    let header = Bytes::copy_from_slice(&number.to_le_bytes());
+    Frame {
+        channel: ChannelId([1; 16]),
+        header,
+        payload: vec![number as u8; size].into(),
+    }
+}
+
+#[tokio::test]
+async fn frames_cross_two_real_links_and_are_acknowledged() {
+    let (a, b) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+    let there = addresses();
+    let (left, mut left_events) = connect(options(&a, b.public(), &there), 1).unwrap();
+    let (right, mut right_events) = connect(options(&b, a.public(), &reversed(&there)), 2).unwrap();
+    until(&mut left_events, |event| matches!(event, Event::Up { .. })).await;
+    until(&mut right_events, |event| matches!(event, Event::Up { .. })).await;
+    for number in 0..200 {
+        left.try_send(frame(number, 50_000)).unwrap();
+    }
+    for number in 0..200 {
+        let event = until(&mut right_events, |event| matches!(event, Event::Frame(_))).await;
+        let Event::Frame(received) = event else {
+            unreachable!()
+        };
+        assert_eq!(received.body[..4], (number as u32).to_le_bytes());
+        assert_eq!(received.body.len(), 50_004);
+        right.consumed(received.body.len() as u64);
+    }
+    right.mark_durable(ChannelId([1; 16]), 200);
+    until(&mut left_events, |event| {
+        matches!(event, Event::Durable { value: 200, .. })
+    })
+    .await;
+    assert!(
+        left.status()
+            .links
+            .iter()
+            .all(|link| link.state == LinkState::Up)
+    );
+    right.close();
+    left.close();
+}
+
+#[tokio::test]
+async fn a_peer_with_another_key_gets_no_further_than_the_handshake() {
+    let (a, b, stranger) = (
+        Identity::generate().unwrap(),
+        Identity::generate().unwrap(),
+        Identity::generate().unwrap(),
+    );
+    let there = addresses();
+    let (left, mut left_events) = connect(options(&a, b.public(), &there), 1).unwrap();
+    let (right, mut right_events) =
+        connect(options(&stranger, a.public(), &reversed(&there)), 2).unwrap();
+    // Who dials depends on the keys; each end that takes part in a handshake says so.
+    let refused = |event: &Event| matches!(event, Event::Refused { .. });
+    tokio::select! {
+        _ = until(&mut left_events, refused) => {}
+        _ = until(&mut right_events, refused) => {}
+    }
+    assert!(!left.status().up && !right.status().up);
+}
+
+#[tokio::test]
+async fn a_node_that_is_started_anew_is_found_again() {
+    let (a, b) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+    let there = addresses();
+    let (left, mut left_events) = connect(options(&a, b.public(), &there), 1).unwrap();
+    let (right, right_events) = connect(options(&b, a.public(), &reversed(&there)), 2).unwrap();
+    until(&mut left_events, |event| matches!(event, Event::Up { .. })).await;
+    right.close();
+    drop((right, right_events));
+    let (right, mut right_events) = loop {
+        match connect(options(&b, a.public(), &reversed(&there)), 3) {
+            Ok(pair) => break pair,
+            // The old sockets are closed by a task that has still to run.
+            Err(StartError::Bind { .. }) => tokio::task::yield_now().await,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    until(&mut left_events, |event| {
+        matches!(event, Event::Down { .. })
+    })
+    .await;
+    until(&mut left_events, |event| matches!(event, Event::Up { .. })).await;
+    until(&mut right_events, |event| matches!(event, Event::Up { .. })).await;
+    left.try_send(frame(7, 10)).unwrap();
+    until(&mut right_events, |event| matches!(event, Event::Frame(_))).await;
+    drop(right);
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_named() {
+    let taken = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let local = taken.local_addr().unwrap();
+    let identity = Identity::generate().unwrap();
+    let result = connect(
+        options(&identity, PeerKey([9; 32]), &[(local, free_port())]),
+        1,
+    );
+    let error = result.map(|_| ()).unwrap_err().to_string();
+    assert!(
+        error.contains(&format!("Link link0: cannot use the local address {local}")),
+        "{error}"
+    );
+}
