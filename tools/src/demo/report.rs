@@ -8,19 +8,19 @@ use super::node::Node;
 use super::story::{EXPORT, GROUP, VOLUME};
 use crate::emulator::Statistics;
 
-/// What the stream says of itself in `ublk-admin status --json`.
+/// What the two ends of the stream say of themselves in `ublk-admin status --json`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StreamCounters {
-    /// Source symbols sent.
+    /// Source symbols sent, by the primary.
     pub source_symbols: u64,
-    /// Repair symbols sent with their block.
+    /// Repair symbols sent with their block, by the primary.
     pub repair_symbols: u64,
-    /// Repair symbols sent because they were asked for.
+    /// Symbols that the primary sent because they were asked for, or because nothing was heard.
     pub resent_symbols: u64,
-    /// Blocks that were whole again by coding.
-    pub blocks_repaired: u64,
-    /// Blocks that were whole again by asking.
-    pub blocks_resent: u64,
+    /// Blocks that the standby made whole by coding.
+    pub repaired_blocks: u64,
+    /// Source symbols that never arrived and were computed by the standby.
+    pub repaired_symbols: u64,
 }
 
 /// All that the closing words are about.
@@ -38,15 +38,16 @@ pub struct Facts<'a> {
     pub display: &'a Display,
 }
 
-/// Finds the stream's counters in a status.
-pub fn stream_counters(status: &Value) -> StreamCounters {
-    let number = |name: &str| find(status, name).unwrap_or(0);
+/// Finds the stream's counters in the status of the sender and of the receiver.
+pub fn stream_counters(primary: &Value, standby: &Value) -> StreamCounters {
+    let sent = |name: &str| find(primary, name).unwrap_or(0);
+    let received = |name: &str| find(standby, name).unwrap_or(0);
     StreamCounters {
-        source_symbols: number("source_symbols"),
-        repair_symbols: number("repair_symbols"),
-        resent_symbols: number("resent_symbols"),
-        blocks_repaired: number("blocks_repaired"),
-        blocks_resent: number("blocks_resent"),
+        source_symbols: sent("source_symbols"),
+        repair_symbols: sent("repair_symbols"),
+        resent_symbols: sent("resent_symbols"),
+        repaired_blocks: received("repaired_blocks"),
+        repaired_symbols: received("repaired_symbols"),
     }
 }
 
@@ -90,13 +91,13 @@ pub fn print(facts: &Facts<'_>) {
     row("packets of data", sent.source_symbols.to_string());
     row("packets of redundancy", sent.repair_symbols.to_string());
     row(
-        "blocks repaired by coding",
-        sent.blocks_repaired.to_string(),
+        "repaired by coding",
+        format!(
+            "{} packets of {} blocks",
+            sent.repaired_symbols, sent.repaired_blocks
+        ),
     );
-    row(
-        "packets sent again",
-        format!("{} for {} blocks", sent.resent_symbols, sent.blocks_resent),
-    );
+    row("packets sent again", sent.resent_symbols.to_string());
     row("in all", seconds(facts.display.elapsed()));
 }
 
@@ -133,4 +134,32 @@ pub fn print_commands(north: &Node, south: &Node) {
         "  nbdinfo 'nbd+unix:///{EXPORT}?socket={}'",
         south.nbd_path().display()
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn counters_are_found_however_deep() {
+        let primary = json!({"groups": [{"session": {"sent": {
+            "source_symbols": 10, "repair_symbols": 3, "resent_symbols": 1
+        }, "received": {"repaired_blocks": 99}}}]});
+        let standby =
+            json!({"session": {"received": {"repaired_blocks": 2, "repaired_symbols": 4}}});
+        let expected = StreamCounters {
+            source_symbols: 10,
+            repair_symbols: 3,
+            resent_symbols: 1,
+            repaired_blocks: 2,
+            repaired_symbols: 4,
+        };
+        assert_eq!(stream_counters(&primary, &standby), expected);
+        assert_eq!(
+            stream_counters(&json!(null), &json!([])),
+            StreamCounters::default()
+        );
+    }
 }

@@ -133,7 +133,11 @@ impl<'a> Stage<'a> {
         self.write_image(&image)?;
         self.declare_restart_point()?;
         let scribbled = self.scribble(&image)?;
-        let sent = report::stream_counters(&self.north.ask(&["status", GROUP])?);
+        let (primary, standby) = (
+            self.north.ask(&["status", GROUP])?,
+            self.south.ask(&["status", GROUP])?,
+        );
+        let sent = report::stream_counters(&primary, &standby);
         let lines = [self.links[0].statistics(), self.links[1].statistics()];
         self.kill_primary()?;
         self.promote()?;
