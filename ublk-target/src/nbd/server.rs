@@ -1,0 +1,514 @@
+//! The server: listeners, connections, requests in flight. One thread, no lock.
+//!
+//! A connection has one task that reads requests, one that writes what is ready, and one for each request in flight, so
+//! that replies go out in the order in which requests end. What a client sends can end its own connection only.
+
+use super::{
+    Export, ExportCatalog, ExportError, ExportInfo, ExportReply, ExportRequest,
+    handshake::{Catalog, GREETING, Handshake, Step},
+    protocol::{Command, REQUEST_HEADER_SIZE, REQUEST_SIZE_MAX, ReplyStyle, Request},
+};
+use crate::buffers::Filling;
+use bytes::Bytes;
+use std::{
+    cell::{Cell, RefCell},
+    fs, io,
+    net::{Shutdown, SocketAddr},
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    rc::Rc,
+    time::Duration,
+};
+use tokio::{
+    sync::{Notify, Semaphore},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_uring::{
+    buf::BoundedBuf,
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+};
+use tracing::{debug, info, warn};
+
+/// Requests of a connection in flight.
+const IN_FLIGHT_MAX: usize = 128;
+/// Their payload in units of 4 KiB: 64 MiB.
+const IN_FLIGHT_PAGES_MAX: u32 = 16 << 10;
+/// A reply waits when so much is not yet written.
+const OUTPUT_SIZE_MAX: usize = 64 << 20;
+/// How much is read at once while looking for requests.
+const READ_SIZE: usize = 128 << 10;
+/// How long a negotiation may take.
+const NEGOTIATION: Duration = Duration::from_secs(30);
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// A unix socket, made with mode 0600.
+    Unix(PathBuf),
+    /// A TCP address.
+    Tcp(SocketAddr),
+}
+
+/// Why the server does not listen.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Somebody else does.
+    #[error("NBD: another program answers on {0}; stop it or choose another path in [nbd] unix")]
+    InUse(PathBuf),
+    /// The socket cannot be made.
+    #[error("NBD: cannot listen on {path}: {source}")]
+    Unix {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The address cannot be used.
+    #[error("NBD: cannot listen on {address}: {source}; choose another address in [nbd] tcp")]
+    Tcp {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A server that listens until it is dropped.
+pub struct Server {
+    tasks: Vec<JoinHandle<()>>,
+    paths: Vec<PathBuf>,
+}
+
+impl Server {
+    /// Listens. Must be called inside a tokio-uring runtime.
+    pub fn start<C: ExportCatalog>(
+        addresses: &[ListenAddress],
+        catalog: Rc<C>,
+    ) -> Result<Self, ListenError> {
+        let mut server = Self {
+            tasks: Vec::new(),
+            paths: Vec::new(),
+        };
+        for address in addresses {
+            let catalog = catalog.clone();
+            server.tasks.push(match address {
+                ListenAddress::Unix(path) => {
+                    let listener = listen_unix(path)?;
+                    server.paths.push(path.clone());
+                    tokio_uring::spawn(async move {
+                        while let Ok(stream) = listener.accept().await {
+                            tokio_uring::spawn(serve(Stream::Unix(stream), catalog.clone()));
+                        }
+                    })
+                }
+                ListenAddress::Tcp(address) => {
+                    let listener =
+                        TcpListener::bind(*address).map_err(|source| ListenError::Tcp {
+                            address: *address,
+                            source,
+                        })?;
+                    tokio_uring::spawn(async move {
+                        while let Ok((stream, _)) = listener.accept().await {
+                            // Failing that, replies are merely slower.
+                            let _ = stream.set_nodelay(true);
+                            tokio_uring::spawn(serve(Stream::Tcp(stream), catalog.clone()));
+                        }
+                    })
+                }
+            });
+        }
+        Ok(server)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+        for path in &self.paths {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+fn listen_unix(path: &PathBuf) -> Result<UnixListener, ListenError> {
+    let error = |source| ListenError::Unix {
+        path: path.clone(),
+        source,
+    };
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => return Err(ListenError::InUse(path.clone())),
+        // Left over from a daemon that died.
+        Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(error)?;
+        }
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(path).map_err(error)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(error)?;
+    Ok(listener)
+}
+
+enum Stream {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Stream {
+    /// Reads more into `pending`; how much, 0 at the end.
+    async fn read_more(
+        &self,
+        scratch: Vec<u8>,
+        pending: &mut Vec<u8>,
+    ) -> io::Result<(usize, Vec<u8>)> {
+        let (result, scratch) = match self {
+            Self::Unix(stream) => stream.read(scratch).await,
+            Self::Tcp(stream) => stream.read(scratch).await,
+        };
+        let size = result?;
+        pending.extend_from_slice(&scratch[..size]);
+        Ok((size, scratch))
+    }
+
+    /// Fills a buffer to its end.
+    async fn read_all(&self, filling: Filling, size: usize) -> io::Result<Filling> {
+        let mut filling = filling;
+        while filling.filled() < size {
+            let from = filling.filled();
+            let (result, slice) = match self {
+                Self::Unix(stream) => stream.read(filling.slice(from..)).await,
+                Self::Tcp(stream) => stream.read(filling.slice(from..)).await,
+            };
+            filling = slice.into_inner();
+            if result? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(filling)
+    }
+
+    async fn write_all(&self, bytes: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
+        match self {
+            Self::Unix(stream) => stream.write_all(bytes).await,
+            Self::Tcp(stream) => stream.write_all(bytes).await,
+        }
+    }
+
+    fn shutdown(&self) {
+        // It may be closed already.
+        let _ = match self {
+            Self::Unix(stream) => stream.shutdown(Shutdown::Both),
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Both),
+        };
+    }
+}
+
+struct Names<C>(Rc<C>);
+
+impl<C: ExportCatalog> Catalog for Names<C> {
+    fn list(&self) -> Vec<ExportInfo> {
+        self.0.list()
+    }
+
+    fn find(&self, name: &str) -> Option<ExportInfo> {
+        self.0.find(name).map(|export| export.info())
+    }
+}
+
+async fn serve<C: ExportCatalog>(stream: Stream, catalog: Rc<C>) {
+    let stream = Rc::new(stream);
+    let mut pending = Vec::new();
+    let negotiation = timeout(NEGOTIATION, negotiate(&stream, &catalog, &mut pending)).await;
+    match negotiation {
+        Ok(Ok(Some((name, style)))) => {
+            if let Some(export) = catalog.find(&name) {
+                info!(export = name, "NBD client connected");
+                transmit(&stream, export, style, pending).await;
+                info!(export = name, "NBD client gone");
+            }
+        }
+        Ok(Ok(None)) => {}
+        Ok(Err(error)) => debug!(%error, "NBD negotiation ended"),
+        Err(_) => warn!("NBD negotiation took too long"),
+    }
+    stream.shutdown();
+}
+
+async fn negotiate<C: ExportCatalog>(
+    stream: &Stream,
+    catalog: &Rc<C>,
+    pending: &mut Vec<u8>,
+) -> io::Result<Option<(String, ReplyStyle)>> {
+    stream.write_all(GREETING.to_vec()).await.0?;
+    let (mut handshake, names) = (Handshake::default(), Names(catalog.clone()));
+    let mut scratch = Vec::with_capacity(4 << 10);
+    loop {
+        let mut output = Vec::new();
+        let step = handshake.advance(pending, &names, &mut output);
+        if !output.is_empty() {
+            stream.write_all(output).await.0?;
+        }
+        match step {
+            Step::Go { name, style } => return Ok(Some((name, style))),
+            Step::End => return Ok(None),
+            Step::More => {}
+        }
+        let (size, buffer) = stream.read_more(scratch, pending).await?;
+        scratch = buffer;
+        if size == 0 {
+            return Ok(None);
+        }
+    }
+}
+
+/// What is ready to be written.
+#[derive(Default)]
+struct Output {
+    bytes: RefCell<Vec<u8>>,
+    ready: Notify,
+    drained: Notify,
+    closed: Cell<bool>,
+}
+
+struct Connection<E> {
+    stream: Rc<Stream>,
+    export: Rc<E>,
+    info: ExportInfo,
+    style: ReplyStyle,
+    output: Rc<Output>,
+    requests: Rc<Semaphore>,
+    pages: Rc<Semaphore>,
+}
+
+async fn transmit<E: Export>(
+    stream: &Rc<Stream>,
+    export: Rc<E>,
+    style: ReplyStyle,
+    pending: Vec<u8>,
+) {
+    let output = Rc::new(Output::default());
+    let writer = tokio_uring::spawn(write_out(stream.clone(), output.clone()));
+    let requests = Rc::new(Semaphore::new(IN_FLIGHT_MAX));
+    let pages = Rc::new(Semaphore::new(IN_FLIGHT_PAGES_MAX as usize));
+    let info = export.info();
+    let connection = Connection {
+        stream: stream.clone(),
+        export,
+        info,
+        style,
+        output: output.clone(),
+        requests: requests.clone(),
+        pages,
+    };
+    if let Err(error) = connection.read_requests(pending).await {
+        debug!(%error, "NBD connection ended");
+    }
+    // Everything that was accepted is answered before the connection is closed.
+    let _ = requests.acquire_many(IN_FLIGHT_MAX as u32).await;
+    output.closed.set(true);
+    output.ready.notify_one();
+    let _ = writer.await;
+}
+
+async fn write_out(stream: Rc<Stream>, output: Rc<Output>) {
+    let mut spare = Vec::new();
+    loop {
+        let bytes = std::mem::replace(&mut *output.bytes.borrow_mut(), spare);
+        if bytes.is_empty() {
+            spare = bytes;
+            if output.closed.get() {
+                return;
+            }
+            output.ready.notified().await;
+            continue;
+        }
+        let (result, mut bytes) = stream.write_all(bytes).await;
+        output.drained.notify_waiters();
+        if result.is_err() {
+            output.closed.set(true);
+            stream.shutdown();
+            return;
+        }
+        bytes.clear();
+        // A large answer must not keep its memory for ever.
+        if bytes.capacity() > 1 << 20 {
+            bytes = Vec::new();
+        }
+        spare = bytes;
+    }
+}
+
+impl<E: Export> Connection<E> {
+    async fn read_requests(&self, mut pending: Vec<u8>) -> io::Result<()> {
+        let mut scratch = Vec::with_capacity(READ_SIZE);
+        let mut at = 0;
+        loop {
+            let Some(header) = pending
+                .get(at..)
+                .and_then(|rest| rest.first_chunk::<REQUEST_HEADER_SIZE>())
+            else {
+                pending.drain(..at);
+                at = 0;
+                let (size, buffer) = self.stream.read_more(scratch, &mut pending).await?;
+                scratch = buffer;
+                if size == 0 {
+                    return Ok(());
+                }
+                continue;
+            };
+            let request = Request::parse(header).map_err(io::Error::other)?;
+            at += REQUEST_HEADER_SIZE;
+            if request.command == Command::Disconnect {
+                return Ok(());
+            }
+            let payload = self.read_payload(&request, &mut pending, &mut at).await?;
+            self.start(request, payload).await;
+        }
+    }
+
+    /// The payload of a write, from what has been read already and then straight from the socket.
+    async fn read_payload(
+        &self,
+        request: &Request,
+        pending: &mut Vec<u8>,
+        at: &mut usize,
+    ) -> io::Result<Bytes> {
+        let follows = matches!(
+            request.command,
+            Command::Write { .. } | Command::Invalid { payload: true }
+        );
+        if !follows {
+            return Ok(Bytes::new());
+        }
+        if request.size > REQUEST_SIZE_MAX {
+            // It could be skipped, but a client that ignores the limit it was told is not worth gigabytes of reading.
+            return Err(io::Error::other("a payload longer than 32 MiB"));
+        }
+        let size = request.size as usize;
+        let mut filling = Filling::new(size);
+        let here = size.min(pending.len() - *at);
+        filling.push(&pending[*at..*at + here]);
+        *at += here;
+        if filling.filled() < size {
+            filling = self.stream.read_all(filling, size).await?;
+        }
+        Ok(filling.freeze())
+    }
+
+    /// Starts a request; waits only while too many are in flight.
+    async fn start(&self, request: Request, payload: Bytes) {
+        let moves = matches!(request.command, Command::Read | Command::Write { .. });
+        let pages = if moves {
+            request.size.min(REQUEST_SIZE_MAX).div_ceil(4096)
+        } else {
+            1
+        };
+        let Ok(permit) = self.requests.clone().acquire_owned_local().await else {
+            return;
+        };
+        let Ok(room) = self.pages.clone().acquire_many_owned_local(pages).await else {
+            return;
+        };
+        while self.output.bytes.borrow().len() > OUTPUT_SIZE_MAX && !self.output.closed.get() {
+            self.output.drained.notified().await;
+        }
+        let (style, output) = (self.style, self.output.clone());
+        let refused = request.check(&self.info);
+        let asked = refused.and_then(|()| translate(&request, payload, style));
+        let work = asked.map(|asked| self.export.submit(asked));
+        tokio_uring::spawn(async move {
+            let result = match work {
+                Ok(work) => work.await,
+                Err(error) => Err(error),
+            };
+            answer(&request, style, result, &mut output.bytes.borrow_mut());
+            output.ready.notify_one();
+            drop((permit, room));
+        });
+    }
+}
+
+fn translate(
+    request: &Request,
+    payload: Bytes,
+    style: ReplyStyle,
+) -> Result<ExportRequest, ExportError> {
+    let (offset, size) = (request.offset, u64::from(request.size));
+    Ok(match request.command {
+        Command::Read => ExportRequest::Read {
+            offset,
+            size: request.size,
+        },
+        Command::Write { fua } => ExportRequest::Write {
+            offset,
+            data: payload,
+            fua,
+        },
+        Command::Flush => ExportRequest::Flush,
+        Command::Trim => ExportRequest::Discard { offset, size },
+        Command::WriteZeroes { fua, no_hole, .. } => ExportRequest::WriteZeroes {
+            offset,
+            size,
+            keep_allocated: no_hole,
+            fua,
+        },
+        Command::BlockStatus { .. } if style.allocation => ExportRequest::Extents { offset, size },
+        Command::BlockStatus { .. } | Command::Invalid { .. } | Command::Disconnect => {
+            return Err(ExportError::Invalid);
+        }
+    })
+}
+
+fn answer(
+    request: &Request,
+    style: ReplyStyle,
+    result: Result<ExportReply, ExportError>,
+    out: &mut Vec<u8>,
+) {
+    match result {
+        Ok(ExportReply::Data(pieces)) => style.data(request.cookie, request.offset, &pieces, out),
+        Ok(ExportReply::Extents(extents)) => {
+            let one = matches!(request.command, Command::BlockStatus { one: true });
+            style.extents(request.cookie, &extents, one, out);
+        }
+        Ok(ExportReply::Done) => style.done(request.cookie, out),
+        Err(error) => style.error(request.cookie, error, out),
+    }
+}
+
+/// Permits that live in an `Rc`, because everything here is one thread.
+trait LocalSemaphore {
+    async fn acquire_owned_local(self) -> Result<Permit, tokio::sync::AcquireError>;
+    async fn acquire_many_owned_local(
+        self,
+        count: u32,
+    ) -> Result<Permit, tokio::sync::AcquireError>;
+}
+
+struct Permit {
+    semaphore: Rc<Semaphore>,
+    count: u32,
+}
+
+impl LocalSemaphore for Rc<Semaphore> {
+    async fn acquire_owned_local(self) -> Result<Permit, tokio::sync::AcquireError> {
+        self.acquire_many_owned_local(1).await
+    }
+
+    async fn acquire_many_owned_local(
+        self,
+        count: u32,
+    ) -> Result<Permit, tokio::sync::AcquireError> {
+        self.acquire_many(count).await?.forget();
+        Ok(Permit {
+            semaphore: self,
+            count,
+        })
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.semaphore.add_permits(self.count as usize);
+    }
+}
