@@ -1,0 +1,334 @@
+//! The command line.
+
+use super::ClientError;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use holdfast::pair;
+use std::path::PathBuf;
+use ublk_target::config::{CONFIG_PATH, Config};
+
+/// Drives a Holdfast node.
+///
+/// Examples:
+///   ublk-admin key
+///   ublk-admin group create db
+///   ublk-admin volume create db data --size 100GiB
+///   ublk-admin pair create db --peer berlin --wait
+///   ublk-admin restart-point db --label nightly --wait
+///   ublk-admin status db --watch
+///   ublk-admin promote db
+///
+/// Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 the daemon cannot be reached.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "ublk-admin", version, verbatim_doc_comment)]
+pub struct Arguments {
+    /// The daemon's control socket; from the configuration if absent.
+    #[arg(long, global = true)]
+    socket: Option<PathBuf>,
+    /// Answers as JSON.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl Arguments {
+    /// The control socket.
+    ///
+    /// # Errors
+    /// When it is neither given nor in a readable configuration.
+    pub fn socket(&self) -> Result<PathBuf, ClientError> {
+        if let Some(path) = &self.socket {
+            return Ok(path.clone());
+        }
+        let config = Config::read(CONFIG_PATH.as_ref())
+            .map_err(|error| ClientError::Refused(format!("{error}; or name the socket with --socket")))?;
+        Ok(config.control_path())
+    }
+}
+
+/// The commands.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Shows this node's key, one line to hand to the peer's administrator; makes it if there is none.
+    Key(KeyOptions),
+    /// This node, its peers and links.
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Consistency groups.
+    #[command(subcommand)]
+    Group(GroupCommand),
+    /// Volumes of a group.
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// The pair of a group and its standby.
+    #[command(subcommand)]
+    Pair(PairCommand),
+    /// Declares that the application can restart from the present state.
+    RestartPoint(RestartPointOptions),
+    /// Makes this node the primary: at the last restart point, or with --latest at all that was received.
+    Promote {
+        /// The group.
+        group: String,
+        /// To the received prefix.
+        #[arg(long)]
+        latest: bool,
+        /// Although the primary is alive and connected.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Makes this node the standby.
+    Demote {
+        /// The group.
+        group: String,
+        /// Give up what only this node has.
+        #[arg(long)]
+        discard_fork: bool,
+    },
+    /// Sets when a host's write is answered.
+    Level {
+        /// The group.
+        group: String,
+        /// When.
+        level: Level,
+        /// At level remote: what happens while the peer is away.
+        #[arg(long)]
+        without_peer: Option<WithoutPeer>,
+    },
+    /// Groups as they are: role, pair, lag, links.
+    Status(StatusOptions),
+}
+
+/// `key`
+#[derive(Clone, Debug, Args)]
+pub struct KeyOptions {
+    /// The node's configuration.
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+}
+
+/// `node`
+#[derive(Clone, Debug, Subcommand)]
+pub enum NodeCommand {
+    /// The node, its peers and links.
+    Status,
+}
+
+/// `group`
+#[derive(Clone, Debug, Subcommand)]
+pub enum GroupCommand {
+    /// Makes a group; this node is its primary.
+    Create {
+        /// Its name.
+        group: String,
+        /// Size of its journal, such as 256MiB.
+        #[arg(long, default_value = "1GiB", value_parser = bytes)]
+        journal_size: u64,
+        /// A file or block device for the journal.
+        #[arg(long)]
+        journal: Option<String>,
+    },
+    /// Lists the groups of this node.
+    List,
+    /// Shows one group.
+    Show {
+        /// Its name.
+        group: String,
+    },
+    /// Forgets a group on this node.
+    Delete {
+        /// Its name.
+        group: String,
+        /// Yes, really.
+        #[arg(long)]
+        yes: bool,
+        /// Remove its media in the node's directory.
+        #[arg(long)]
+        erase: bool,
+    },
+}
+
+/// `volume`
+#[derive(Clone, Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// Makes a volume; it is exported as GROUP/VOLUME.
+    Create {
+        /// The group.
+        group: String,
+        /// Its name in the group.
+        volume: String,
+        /// 16 MiB to 16 TiB, such as 10GiB.
+        #[arg(long, value_parser = bytes)]
+        size: u64,
+        /// 512 or 4096 bytes.
+        #[arg(long, default_value_t = 4096)]
+        logical_block: u32,
+        /// 16KiB to 1MiB.
+        #[arg(long, default_value = "64KiB", value_parser = bytes)]
+        table_block: u64,
+        /// A file or block device for the pool.
+        #[arg(long)]
+        pool: Option<String>,
+        /// Give the pool's file all its space at once.
+        #[arg(long)]
+        preallocate: bool,
+    },
+    /// Lists the volumes of a group.
+    List {
+        /// The group.
+        group: String,
+    },
+    /// Forgets a volume; its pool stays.
+    Delete {
+        /// The group.
+        group: String,
+        /// The volume.
+        volume: String,
+        /// Yes, really.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Lets a standby's volumes be read.
+    Export {
+        /// The group.
+        group: String,
+        /// Needed on a standby.
+        #[arg(long)]
+        read_only: bool,
+    },
+    /// Takes that back.
+    Unexport {
+        /// The group.
+        group: String,
+    },
+}
+
+/// `pair`
+#[derive(Clone, Debug, Subcommand)]
+pub enum PairCommand {
+    /// Makes a standby of the group on a peer and copies what is stored.
+    Create {
+        /// The group.
+        group: String,
+        /// The peer's name in the configuration.
+        #[arg(long)]
+        peer: String,
+        /// Until the copy has ended.
+        #[arg(long)]
+        wait: bool,
+        /// How long to wait, in seconds.
+        #[arg(long, default_value_t = 86_400)]
+        timeout: u64,
+    },
+    /// Ends the pair.
+    Delete {
+        /// The group.
+        group: String,
+    },
+    /// Stops sending; changes are noted.
+    Suspend {
+        /// The group.
+        group: String,
+    },
+    /// Sends again.
+    Resume {
+        /// The group.
+        group: String,
+    },
+}
+
+/// `restart-point`
+#[derive(Clone, Debug, Args)]
+pub struct RestartPointOptions {
+    /// The group.
+    pub group: String,
+    /// For people.
+    #[arg(long, default_value = "")]
+    pub label: String,
+    /// Until the standby has it.
+    #[arg(long)]
+    pub wait: bool,
+    /// How long to wait, in seconds.
+    #[arg(long, default_value_t = 60)]
+    pub timeout: u64,
+}
+
+/// `status`
+#[derive(Clone, Debug, Args)]
+pub struct StatusOptions {
+    /// One group; all if absent.
+    pub group: Option<String>,
+    /// Again and again.
+    #[arg(long)]
+    pub watch: bool,
+}
+
+/// When a host's write is answered.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Level {
+    /// When it is in the journal here.
+    Local,
+    /// When it is durable at the standby too.
+    Remote,
+}
+
+impl From<Level> for pair::Level {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Local => Self::Local,
+            Level::Remote => Self::Remote,
+        }
+    }
+}
+
+/// What happens at level remote without the peer.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum WithoutPeer {
+    /// Writes are answered when they are in the journal here.
+    Continue,
+    /// No write is answered.
+    Freeze,
+}
+
+impl From<WithoutPeer> for pair::WithoutPeer {
+    fn from(policy: WithoutPeer) -> Self {
+        match policy {
+            WithoutPeer::Continue => Self::Continue,
+            WithoutPeer::Freeze => Self::Freeze,
+        }
+    }
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim() {
+        "" | "B" => 0,
+        "KiB" | "K" | "k" => 10,
+        "MiB" | "M" => 20,
+        "GiB" | "G" => 30,
+        "TiB" | "T" => 40,
+        _ => return Err(format!("\"{unit}\" is no unit; use KiB, MiB, GiB or TiB")),
+    };
+    let number: u64 = number.parse().map_err(|_| format!("\"{text}\" does not begin with a number"))?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("\"{text}\" is too much"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(bytes("10GiB"), Ok(10 << 30));
+        assert_eq!(bytes("512"), Ok(512));
+        assert!(bytes("10GB").unwrap_err().contains("\"GB\" is no unit"));
+        assert!(bytes("99999999999TiB").is_err());
+    }
+}

@@ -1,0 +1,165 @@
+//! `ublk-admin`: the commands, what they ask of the daemon, and how answers are shown.
+
+mod arguments;
+mod client;
+mod show;
+
+pub use arguments::Arguments;
+pub use client::ClientError;
+
+use arguments::{Command, GroupCommand, NodeCommand, PairCommand, VolumeCommand};
+use client::Client;
+use serde_json::{Value, json};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+use ublk_target::{
+    api::Request,
+    config::{CONFIG_PATH, Config},
+    key,
+};
+
+/// How often a waiting command looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Carries out a command and prints its answer.
+///
+/// # Errors
+/// When the daemon cannot be reached or refuses.
+pub fn run(arguments: &Arguments) -> Result<(), ClientError> {
+    if let Command::Key(options) = &arguments.command {
+        let path = options.config.clone().unwrap_or_else(|| CONFIG_PATH.into());
+        let text = own_key(&path)?;
+        print(arguments, &json!({ "key": text }), &text);
+        return Ok(());
+    }
+    let client = Client::new(arguments.socket()?);
+    if let Command::Status(options) = &arguments.command {
+        let request = Request::Status { group: options.group.clone() };
+        loop {
+            let value = client.ask(&request)?;
+            if options.watch {
+                print!("\x1b[H\x1b[2J");
+            }
+            print(arguments, &value, &show::status(&value));
+            if !options.watch {
+                return Ok(());
+            }
+            std::thread::park_timeout(Duration::from_secs(1));
+        }
+    }
+    let request = request(&arguments.command)?;
+    let mut value = client.ask(&request)?;
+    match &arguments.command {
+        Command::Pair(PairCommand::Create { group, wait: true, timeout, .. }) => {
+            wait(&client, group, *timeout, "the copy to end", |status| status["pair"]["state"] == "duplex")?;
+        }
+        Command::RestartPoint(options) if options.wait => {
+            let generation = value["restart-point"]["generation"].as_u64().unwrap_or(u64::MAX);
+            wait(&client, &options.group, options.timeout, "the standby to have the restart point", |status| {
+                status["restart_point_acknowledged"].as_u64().is_some_and(|have| have >= generation)
+            })?;
+        }
+        _ => {}
+    }
+    if value.is_null() {
+        value = json!({ "done": "Done" });
+    }
+    let text = match &arguments.command {
+        Command::Node(NodeCommand::Status) => show::node(&value),
+        Command::Group(GroupCommand::List | GroupCommand::Show { .. }) => show::status(&value),
+        Command::Volume(VolumeCommand::List { .. }) => show::volumes(&value),
+        _ => show::answer(&value),
+    };
+    print(arguments, &value, &text);
+    Ok(())
+}
+
+fn print(arguments: &Arguments, value: &Value, text: &str) {
+    if arguments.json { println!("{value:#}") } else { println!("{text}") }
+}
+
+fn own_key(config: &Path) -> Result<String, ClientError> {
+    let config = Config::read(config).map_err(|error| ClientError::Refused(error.to_string()))?;
+    let identity = key::load_or_create(&config.key_path()).map_err(|error| ClientError::Refused(error.to_string()))?;
+    Ok(identity.public().to_string())
+}
+
+fn wait(
+    client: &Client,
+    group: &str,
+    timeout: u64,
+    what: &str,
+    done: impl Fn(&Value) -> bool,
+) -> Result<(), ClientError> {
+    let end = Instant::now() + Duration::from_secs(timeout);
+    loop {
+        let status = client.ask(&Request::Status { group: Some(group.to_owned()) })?;
+        if done(&status) {
+            return Ok(());
+        }
+        if Instant::now() >= end {
+            return Err(ClientError::Refused(format!(
+                "Waited {timeout} s for {what}; it goes on in the background: look at `ublk-admin status {group}`"
+            )));
+        }
+        std::thread::park_timeout(LOOK_AGAIN);
+    }
+}
+
+fn request(command: &Command) -> Result<Request, ClientError> {
+    let refuse = |text: &str| Err(ClientError::Refused(text.to_owned()));
+    Ok(match command.clone() {
+        Command::Key(_) | Command::Status(_) => return refuse("not a request"),
+        Command::Node(NodeCommand::Status) => Request::NodeStatus,
+        Command::Group(GroupCommand::Create { group, journal_size, journal }) => {
+            Request::GroupCreate { group, journal_size, journal }
+        }
+        Command::Group(GroupCommand::List) => Request::Status { group: None },
+        Command::Group(GroupCommand::Show { group }) => Request::Status { group: Some(group) },
+        Command::Group(GroupCommand::Delete { group, yes, erase }) => {
+            if !yes {
+                return refuse("Deleting a group is final on this node; say --yes if you mean it");
+            }
+            Request::GroupDelete { group, erase }
+        }
+        Command::Volume(VolumeCommand::Create { group, volume, size, logical_block, table_block, pool, preallocate }) => {
+            Request::VolumeCreate {
+                group,
+                volume,
+                size,
+                logical_block_size: logical_block,
+                table_block_size: table_block as u32,
+                pool,
+                preallocate,
+            }
+        }
+        Command::Volume(VolumeCommand::List { group }) => Request::Status { group: Some(group) },
+        Command::Volume(VolumeCommand::Delete { group, volume, yes }) => {
+            if !yes {
+                return refuse("Deleting a volume is final; say --yes if you mean it");
+            }
+            Request::VolumeDelete { group, volume }
+        }
+        Command::Volume(VolumeCommand::Export { group, read_only }) => {
+            if !read_only {
+                return refuse("A primary's volumes are exported without being asked; on a standby say --read-only");
+            }
+            Request::VolumeExport { group, read_only: true }
+        }
+        Command::Volume(VolumeCommand::Unexport { group }) => Request::VolumeExport { group, read_only: false },
+        Command::Pair(PairCommand::Create { group, peer, .. }) => Request::PairCreate { group, peer },
+        Command::Pair(PairCommand::Delete { group }) => Request::PairDelete { group },
+        Command::Pair(PairCommand::Suspend { group }) => Request::PairSuspend { group },
+        Command::Pair(PairCommand::Resume { group }) => Request::PairResume { group },
+        Command::RestartPoint(options) => Request::RestartPoint { group: options.group, label: options.label },
+        Command::Promote { group, latest, force } => Request::Promote { group, latest, force },
+        Command::Demote { group, discard_fork } => Request::Demote { group, discard_fork },
+        Command::Level { group, level, without_peer } => Request::SetLevel {
+            group,
+            level: level.into(),
+            without_peer: without_peer.map(Into::into),
+        },
+    })
+}

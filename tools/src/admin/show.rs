@@ -1,0 +1,169 @@
+//! Answers for people.
+
+use serde_json::Value;
+use std::fmt::Write;
+
+/// One group's status, or several.
+pub fn status(value: &Value) -> String {
+    match value {
+        Value::Array(groups) if groups.is_empty() => "No groups; make one with: ublk-admin group create NAME".into(),
+        Value::Array(groups) => groups.iter().map(group).collect::<Vec<_>>().join("\n"),
+        one => group(one),
+    }
+}
+
+fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+    value[field].as_str().unwrap_or("-")
+}
+
+fn number(value: &Value, field: &str) -> u64 {
+    value[field].as_u64().unwrap_or(0)
+}
+
+fn place(value: &Value) -> String {
+    let epoch = number(value, "epoch");
+    format!("{}.{}:{}", epoch >> 32, epoch & 0xffff_ffff, number(value, "seq"))
+}
+
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut amount = bytes as f64;
+    let mut unit = 0;
+    while amount >= 1024.0 && unit < UNITS.len() - 1 {
+        amount /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{amount:.1} {}", UNITS[unit]) }
+}
+
+fn group(value: &Value) -> String {
+    let mut out = String::new();
+    let pair = &value["pair"];
+    let cause = pair["cause"].as_str().map(|cause| format!(" ({cause})")).unwrap_or_default();
+    let connected = if value["connected"] == true { "connected" } else { "not connected" };
+    let peer = value["peer_name"].as_str().map_or_else(String::new, |name| format!(", peer {name} {connected}"));
+    // Writing to a string does not fail.
+    let _ = writeln!(out, "{}: {}, {}{cause}{peer}", text(value, "group"), text(value, "role"), text(pair, "state"));
+    let _ = writeln!(out, "  level       {}", text(value, "level"));
+    let _ = writeln!(out, "  last record {}", place(&value["head"]));
+    let lag = &value["lag"];
+    if value["role"] == "primary" && value["peer_name"].is_string() {
+        let seconds = number(lag, "micros") as f64 / 1e6;
+        let _ = writeln!(
+            out,
+            "  lag         {seconds:.3} s, {} records, {}",
+            number(lag, "records"),
+            size(number(lag, "bytes"))
+        );
+        let _ = writeln!(out, "  to be copied {}", size(number(value, "dirty_bytes")));
+    }
+    let point = &value["restart_point"];
+    if point.is_object() {
+        let label = point["label"].as_str().filter(|label| !label.is_empty());
+        let label = label.map(|label| format!(" \"{label}\"")).unwrap_or_default();
+        let _ = writeln!(out, "  restart point {}{label} at {}", number(point, "generation"), place(&point["at"]));
+    }
+    let _ = writeln!(
+        out,
+        "  journal     {} of {} in use",
+        size(number(value, "journal_used")),
+        size(number(value, "journal_size"))
+    );
+    if let Some(reason) = value["stopped"].as_str() {
+        let _ = writeln!(out, "  STOPPED     {reason}");
+    }
+    if number(value, "fork_record_count") > 0 {
+        let count = number(value, "fork_record_count");
+        let _ = writeln!(
+            out,
+            "  FENCED      {count} records exist only here; give them up with: ublk-admin demote {} --discard-fork",
+            text(value, "group")
+        );
+    }
+    out += &volumes(value);
+    out += &session(&value["session"]);
+    out.truncate(out.trim_end().len());
+    out
+}
+
+/// The volumes of a group.
+pub fn volumes(value: &Value) -> String {
+    let mut out = String::new();
+    for volume in value["volumes"].as_array().into_iter().flatten() {
+        let _ = writeln!(
+            out,
+            "  volume {}/{}: {}, {} of {} pool blocks in use, pool {}",
+            text(value, "group"),
+            text(volume, "name"),
+            size(number(volume, "size")),
+            number(volume, "pool_used_count"),
+            number(volume, "pool_block_count"),
+            text(volume, "pool_path")
+        );
+    }
+    out
+}
+
+fn session(value: &Value) -> String {
+    let mut out = String::new();
+    for link in value["links"].as_array().into_iter().flatten() {
+        let rtt = link["rtt_micros"].as_u64().map_or("-".into(), |rtt| format!("{:.1} ms", rtt as f64 / 1e3));
+        let _ = writeln!(
+            out,
+            "  link {}: {}, RTT {rtt}, loss {:.2} %, {} sent in {} packets",
+            text(link, "name"),
+            text(link, "state"),
+            link["loss"].as_f64().unwrap_or(0.0) * 100.0,
+            size(number(link, "sent_bytes")),
+            number(link, "sent_datagrams")
+        );
+    }
+    if value.is_object() {
+        let (sent, received) = (&value["sent"], &value["received"]);
+        let _ = writeln!(
+            out,
+            "  sent {} frames: {} source, {} repair, {} resent symbols; received {} frames, {} blocks repaired by coding",
+            number(sent, "frames"),
+            number(sent, "source_symbols"),
+            number(sent, "repair_symbols"),
+            number(sent, "resent_symbols"),
+            number(received, "frames"),
+            number(received, "repaired_blocks")
+        );
+    }
+    out
+}
+
+/// The node.
+pub fn node(value: &Value) -> String {
+    let mut out = format!("{}  {}\n", text(value, "name"), text(value, "key"));
+    for peer in value["peers"].as_array().into_iter().flatten() {
+        let up = if peer["session"]["up"] == true { "session up" } else { "no session" };
+        let _ = writeln!(out, "peer {}: {up}", text(peer, "name"));
+        out += &session(&peer["session"]);
+    }
+    out.truncate(out.trim_end().len());
+    out
+}
+
+/// Any other answer.
+pub fn answer(value: &Value) -> String {
+    if let Some(done) = value["done"].as_str() {
+        return done.to_owned();
+    }
+    let point = &value["restart-point"];
+    if point.is_object() {
+        return format!("Restart point {} declared at {}", number(point, "generation"), place(&point["at"]));
+    }
+    let promoted = &value["promoted"];
+    if promoted.is_object() {
+        let target = promoted["generation"].as_u64();
+        let target = target.map_or("the latest state".into(), |generation| format!("restart point {generation}"));
+        return format!(
+            "This node is the primary now, at {target} ({}); {} later records are not part of it",
+            place(&promoted["at"]),
+            number(promoted, "dropped_record_count")
+        );
+    }
+    value.to_string()
+}

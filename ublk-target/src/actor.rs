@@ -1,0 +1,412 @@
+//! One group on the disk thread: hands events to the core and carries out what it asks for.
+//!
+//! Requests that come while a turn is waiting to run are handed in together, and the outputs are drained once: that is
+//! what makes group commit work.
+
+use crate::{
+    media::{GroupMedia, MediaOptions, Medium, carry_out},
+    nbd::{Export, ExportError, ExportInfo, ExportReply, ExportRequest, Extent, ExtentKind},
+    peer::Peer,
+};
+use bytes::Bytes;
+use holdfast::{
+    command::{Command, CommandError, CommandId, CommandReply, Status, VolumeSpec},
+    disk::{DiskOperation, DiskOutcome, MediumId, OperationId},
+    group::{Group, JournalLabel, OpenError},
+    output::{Event, Output},
+    pair::Role,
+    request::{Busy, Durability, ExtentKind as CoreExtent, Operation, Reply, Request, RequestError, RequestId, Space},
+    units::{FrameCount, GroupId, Monotonic, Now, VolumeId, WallClock},
+};
+use replicator::{ChannelId, Frame};
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, VecDeque},
+    path::Path,
+    rc::Rc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::sleep_until,
+};
+use tracing::{error, info, warn};
+
+/// Bytes of frames handed out ahead of what the carrier has taken.
+const STREAM_CREDIT: u64 = 4 << 20;
+
+type RequestResult = Result<Reply, RequestError>;
+type CommandResult = Result<CommandReply, CommandError>;
+
+struct State {
+    group: Group,
+    media: GroupMedia,
+    requests: BTreeMap<RequestId, oneshot::Sender<RequestResult>>,
+    commands: BTreeMap<CommandId, oneshot::Sender<CommandResult>>,
+    finished: Vec<(OperationId, DiskOutcome)>,
+    waiting: VecDeque<Request>,
+    next: u64,
+    peer: Option<Rc<Peer>>,
+}
+
+/// See the module.
+pub struct GroupActor {
+    label: RefCell<JournalLabel>,
+    state: RefCell<State>,
+    wake: Notify,
+    /// Something changed that an operator may be waiting for.
+    pub changed: Notify,
+    start: Instant,
+    /// A standby's volumes are served read-only.
+    pub exported: Cell<bool>,
+    closed: Cell<bool>,
+}
+
+impl GroupActor {
+    /// Opens a group whose media are open, and lets it run.
+    pub fn open(mut media: GroupMedia) -> Result<Rc<Self>, OpenError> {
+        let start = Instant::now();
+        let (group, report) = Group::open(&mut media, now(start))?;
+        let label = group.label();
+        info!(group = %label.name, role = %label.role, entries = report.entry_count, replayed = report.replay_count,
+            last = %report.last, clean = report.was_clean, "Group opened");
+        let state = State {
+            group,
+            media,
+            requests: BTreeMap::new(),
+            commands: BTreeMap::new(),
+            finished: Vec::new(),
+            waiting: VecDeque::new(),
+            next: 1,
+            peer: None,
+        };
+        let actor = Rc::new(Self {
+            label: RefCell::new(label),
+            state: RefCell::new(state),
+            wake: Notify::new(),
+            changed: Notify::new(),
+            start,
+            exported: Cell::new(false),
+            closed: Cell::new(false),
+        });
+        tokio_uring::spawn(actor.clone().run());
+        Ok(actor)
+    }
+
+    /// Who it is.
+    pub fn label(&self) -> JournalLabel {
+        self.label.borrow().clone()
+    }
+
+    /// Its id.
+    pub fn id(&self) -> GroupId {
+        self.label.borrow().group
+    }
+
+    /// As it is now.
+    pub fn status(&self) -> Status {
+        self.state.borrow().group.status(now(self.start))
+    }
+
+    /// Ends its life on this node; its media are closed when what is in flight has ended.
+    pub fn close(&self) {
+        self.closed.set(true);
+        self.wake.notify_one();
+    }
+
+    /// Carries out a host's request.
+    pub fn request(&self, volume: VolumeId, operation: Operation) -> oneshot::Receiver<RequestResult> {
+        let (sender, receiver) = oneshot::channel();
+        let mut state = self.state.borrow_mut();
+        let id = RequestId(state.next);
+        state.next += 1;
+        state.requests.insert(id, sender);
+        let request = Request { id, volume, operation };
+        if state.waiting.is_empty() {
+            if let Err(Busy(request)) = state.group.handle_request(now(self.start), request) {
+                state.waiting.push_back(request);
+            }
+        } else {
+            state.waiting.push_back(request);
+        }
+        drop(state);
+        self.wake.notify_one();
+        receiver
+    }
+
+    /// Carries out an operator's command.
+    pub async fn command(&self, command: Command) -> CommandResult {
+        let receiver = {
+            let mut state = self.state.borrow_mut();
+            let (id, receiver) = state.expect_command();
+            state.group.handle_command(now(self.start), id, command);
+            receiver
+        };
+        self.wake.notify_one();
+        let result = receiver.await.unwrap_or(Err(CommandError::Stopped));
+        *self.label.borrow_mut() = self.state.borrow().group.label();
+        result
+    }
+
+    /// Adds a volume whose pool is formatted.
+    pub async fn add_volume(&self, spec: VolumeSpec, pool: Medium) -> CommandResult {
+        let receiver = {
+            let mut state = self.state.borrow_mut();
+            let (id, receiver) = state.expect_command();
+            state.media.0.insert(MediumId::Pool(spec.id), pool);
+            let State { group, media, .. } = &mut *state;
+            group.handle_add_volume(now(self.start), id, media, spec);
+            receiver
+        };
+        self.wake.notify_one();
+        let result = receiver.await.unwrap_or(Err(CommandError::Stopped));
+        *self.label.borrow_mut() = self.state.borrow().group.label();
+        result
+    }
+
+    /// The carrier's session to the pair's peer is up.
+    pub fn peer_up(&self, peer: Rc<Peer>) {
+        let mut state = self.state.borrow_mut();
+        state.peer = Some(peer);
+        state.group.handle_peer_up(now(self.start));
+        state.group.handle_stream_credit(now(self.start), STREAM_CREDIT);
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// It is over.
+    pub fn peer_down(&self) {
+        let mut state = self.state.borrow_mut();
+        state.peer = None;
+        state.group.handle_peer_down(now(self.start));
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// A frame came.
+    pub fn frame(&self, body: Bytes) {
+        self.state.borrow_mut().group.handle_frame(now(self.start), body);
+        self.wake.notify_one();
+    }
+
+    /// The peer has made frames durable.
+    pub fn durable(&self, count: u64) {
+        self.state.borrow_mut().group.handle_durable(now(self.start), FrameCount(count));
+        self.wake.notify_one();
+    }
+
+    /// The carrier has taken so many bytes.
+    pub fn credit(&self, bytes: u64) {
+        self.state.borrow_mut().group.handle_stream_credit(now(self.start), bytes);
+        self.wake.notify_one();
+    }
+
+    /// Hands the carrier what waits for it.
+    pub fn flush_peer(&self) {
+        let peer = self.state.borrow().peer.clone();
+        if let Some(peer) = peer {
+            peer.flush();
+        }
+    }
+
+    async fn run(self: Rc<Self>) {
+        while !self.closed.get() {
+            let timeout = self.turn();
+            let timer = async {
+                match timeout {
+                    Some(at) => sleep_until((self.start + Duration::from_micros(at.0)).into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = self.wake.notified() => {}
+                () = timer => self.state.borrow_mut().group.handle_timeout(now(self.start)),
+            }
+        }
+    }
+
+    /// Hands in what has ended and carries out what is asked for, until there is nothing more now.
+    fn turn(self: &Rc<Self>) -> Option<Monotonic> {
+        let mut state = self.state.borrow_mut();
+        for (id, outcome) in std::mem::take(&mut state.finished) {
+            state.group.handle_disk(now(self.start), id, outcome);
+        }
+        loop {
+            while let Some(output) = state.group.poll_output() {
+                self.carry_out(&mut state, output);
+            }
+            let Some(request) = state.waiting.pop_front() else { break };
+            if let Err(Busy(request)) = state.group.handle_request(now(self.start), request) {
+                state.waiting.push_front(request);
+                break;
+            }
+        }
+        state.group.poll_timeout()
+    }
+
+    fn carry_out(self: &Rc<Self>, state: &mut State, output: Output) {
+        match output {
+            Output::Disk(operation) => self.start(state, operation),
+            Output::Answer { id, result } => {
+                if let Some(sender) = state.requests.remove(&id) {
+                    // The host may be gone.
+                    let _ = sender.send(result);
+                }
+            }
+            Output::CommandAnswer { id, result } => {
+                if let Some(sender) = state.commands.remove(&id) {
+                    let _ = sender.send(result);
+                }
+                self.changed.notify_waiters();
+            }
+            Output::Send(frame) => {
+                let channel = ChannelId(self.id().0);
+                if let Some(peer) = &state.peer {
+                    peer.send(self, Frame { channel, header: frame.header, payload: frame.payload });
+                }
+            }
+            Output::Durable(count) => {
+                if let Some(peer) = &state.peer {
+                    peer.mark_durable(ChannelId(self.id().0), count.0);
+                }
+            }
+            Output::Consumed(bytes) => {
+                if let Some(peer) = &state.peer {
+                    peer.consumed(bytes);
+                }
+            }
+            Output::Reconnect => {
+                if let Some(peer) = &state.peer {
+                    peer.clone().restart_soon();
+                }
+            }
+            Output::Event(event) => self.log(event),
+        }
+    }
+
+    fn start(self: &Rc<Self>, state: &State, operation: DiskOperation) {
+        let Some(file) = state.media.0.get(&operation.medium).map(Medium::ring) else { return };
+        let actor = self.clone();
+        tokio_uring::spawn(async move {
+            let outcome = carry_out(file, operation.action).await;
+            actor.state.borrow_mut().finished.push((operation.id, outcome));
+            actor.wake.notify_one();
+        });
+    }
+
+    fn log(&self, event: Event) {
+        let group = self.label.borrow().name;
+        match event {
+            Event::RoleChanged { role, epoch } => {
+                info!(%group, %role, %epoch, "Role changed");
+                self.label.borrow_mut().role = role;
+            }
+            Event::PairChanged { state } => info!(%group, %state, "Pair state changed"),
+            Event::PeerGreeted { head } => info!(%group, %head, "Peer greeted"),
+            Event::PeerRefused { reason } => warn!(%group, reason, "Peer refused"),
+            Event::RestartPoint { generation, at } => info!(%group, %generation, %at, "Restart point"),
+            Event::CopyEnded { bytes } => info!(%group, bytes, "Copy ended"),
+            Event::MediumFailed { reason } => error!(%group, reason, "Medium failed; the group has stopped"),
+            Event::PoolFull => warn!(%group, "Pool full; destaging waits"),
+        }
+        self.changed.notify_waiters();
+    }
+}
+
+impl State {
+    fn expect_command(&mut self) -> (CommandId, oneshot::Receiver<CommandResult>) {
+        let (sender, receiver) = oneshot::channel();
+        let id = CommandId(self.next);
+        self.next += 1;
+        self.commands.insert(id, sender);
+        (id, receiver)
+    }
+}
+
+/// The clocks, for the core.
+fn now(start: Instant) -> Now {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
+    Now { monotonic: Monotonic(start.elapsed().as_micros() as u64 + 1), wall: WallClock(wall) }
+}
+
+/// Opens the media of a group: the journal, then the pools that it names.
+pub fn open_media(journal: &Path, options: MediaOptions) -> anyhow::Result<GroupMedia> {
+    let mut media = GroupMedia::default();
+    media.0.insert(MediumId::Journal, Medium::open(journal, options)?);
+    let label = holdfast::group::read_label(&mut media)
+        .map_err(|error| anyhow::anyhow!("{}: {error}", journal.display()))?;
+    for spec in &label.volumes {
+        media.0.insert(MediumId::Pool(spec.id), Medium::open(Path::new(&spec.pool_path), options)?);
+    }
+    Ok(media)
+}
+
+/// A volume as NBD sees it.
+pub struct VolumeExport {
+    /// The group.
+    pub actor: Rc<GroupActor>,
+    /// The volume.
+    pub spec: VolumeSpec,
+}
+
+impl Export for VolumeExport {
+    fn info(&self) -> ExportInfo {
+        let label = self.actor.label.borrow();
+        ExportInfo {
+            name: format!("{}/{}", label.name, self.spec.name),
+            description: format!("Holdfast volume, {} here", label.role),
+            size: self.spec.size,
+            logical_block_size: self.spec.logical_block_size,
+            preferred_block_size: 4096,
+            read_only: label.role != Role::Primary,
+        }
+    }
+
+    fn submit(
+        &self,
+        request: ExportRequest,
+    ) -> impl Future<Output = Result<ExportReply, ExportError>> + 'static {
+        let answer = self.actor.request(self.spec.id, operation(request));
+        async move {
+            match answer.await {
+                Ok(Ok(Reply::Done)) => Ok(ExportReply::Done),
+                Ok(Ok(Reply::Data(pieces))) => Ok(ExportReply::Data(pieces)),
+                Ok(Ok(Reply::Extents(extents))) => Ok(ExportReply::Extents(
+                    extents
+                        .into_iter()
+                        .map(|extent| Extent {
+                            size: extent.size,
+                            kind: match extent.kind {
+                                CoreExtent::Allocated => ExtentKind::Allocated,
+                                CoreExtent::Hole => ExtentKind::Hole,
+                            },
+                        })
+                        .collect(),
+                )),
+                Ok(Err(RequestError::Invalid)) => Err(ExportError::Invalid),
+                Ok(Err(RequestError::Io)) => Err(ExportError::Io),
+                Ok(Err(RequestError::NoSpace)) => Err(ExportError::NoSpace),
+                Ok(Err(RequestError::NotPrimary)) => Err(ExportError::ReadOnly),
+                Ok(Err(RequestError::Stopped)) | Err(_) => Err(ExportError::Shutdown),
+            }
+        }
+    }
+}
+
+fn operation(request: ExportRequest) -> Operation {
+    let durability = |fua| if fua { Durability::Durable } else { Durability::Completed };
+    match request {
+        ExportRequest::Read { offset, size } => Operation::Read { offset, size },
+        ExportRequest::Write { offset, data, fua } => Operation::Write { offset, data, durability: durability(fua) },
+        ExportRequest::Flush => Operation::Flush,
+        ExportRequest::Discard { offset, size } => Operation::Discard { offset, size },
+        ExportRequest::WriteZeroes { offset, size, keep_allocated, fua } => Operation::WriteZeroes {
+            offset,
+            size,
+            space: if keep_allocated { Space::Keep } else { Space::Release },
+            durability: durability(fua),
+        },
+        ExportRequest::Extents { offset, size } => Operation::Extents { offset, size },
+    }
+}

@@ -1,0 +1,133 @@
+//! What operators ask of a daemon: the bodies of `POST /v1/request` on the control socket, and the answers.
+
+use holdfast::pair::{Level, WithoutPeer};
+use serde::{Deserialize, Serialize};
+
+/// A request.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case")]
+pub enum Request {
+    /// The node, its peers and links.
+    NodeStatus,
+    /// Makes a group on this node.
+    GroupCreate {
+        /// Its name.
+        group: String,
+        /// Size of the journal in bytes.
+        journal_size: u64,
+        /// The journal's place, if it is not a file below the node's directory.
+        journal: Option<String>,
+    },
+    /// Forgets a group; its media stay.
+    GroupDelete {
+        /// Its name.
+        group: String,
+        /// Media in the node's directory are removed.
+        erase: bool,
+    },
+    /// Makes a volume.
+    VolumeCreate {
+        /// The group.
+        group: String,
+        /// Its name in the group.
+        volume: String,
+        /// Bytes.
+        size: u64,
+        /// 512 or 4096 bytes.
+        logical_block_size: u32,
+        /// Bytes.
+        table_block_size: u32,
+        /// The pool's place, if it is not a file below the node's directory.
+        pool: Option<String>,
+        /// The pool's file gets all its space at once.
+        preallocate: bool,
+    },
+    /// Forgets a volume; its pool stays.
+    VolumeDelete {
+        /// The group.
+        group: String,
+        /// Its name in the group.
+        volume: String,
+    },
+    /// Serves a standby's volumes, read-only, or stops that.
+    VolumeExport {
+        /// The group.
+        group: String,
+        /// Serve them.
+        read_only: bool,
+    },
+    /// Makes the group a pair with another node.
+    PairCreate {
+        /// The group.
+        group: String,
+        /// The peer's name in the configuration.
+        peer: String,
+    },
+    /// Ends the pair.
+    PairDelete {
+        /// The group.
+        group: String,
+    },
+    /// Stops sending.
+    PairSuspend {
+        /// The group.
+        group: String,
+    },
+    /// Sends again.
+    PairResume {
+        /// The group.
+        group: String,
+    },
+    /// Declares a restart point.
+    RestartPoint {
+        /// The group.
+        group: String,
+        /// For people.
+        label: String,
+    },
+    /// Makes this node the primary.
+    Promote {
+        /// The group.
+        group: String,
+        /// To all that was received, instead of the last restart point.
+        latest: bool,
+        /// Although the peer is there.
+        force: bool,
+    },
+    /// Makes this node a standby.
+    Demote {
+        /// The group.
+        group: String,
+        /// Give up what only this node has.
+        discard_fork: bool,
+    },
+    /// Sets when a host's write is answered.
+    SetLevel {
+        /// The group.
+        group: String,
+        /// The level.
+        level: Level,
+        /// What happens without the peer.
+        without_peer: Option<WithoutPeer>,
+    },
+    /// One group, or all.
+    Status {
+        /// The group.
+        group: Option<String>,
+    },
+}
+
+/// A request that was refused or failed.
+#[derive(Clone, Debug, Serialize, Deserialize, thiserror::Error)]
+#[error("{error}")]
+pub struct ApiError {
+    /// Which thing, why, and what to do.
+    pub error: String,
+}
+
+impl ApiError {
+    /// From anything that explains itself.
+    pub fn new(error: impl ToString) -> Self {
+        Self { error: error.to_string() }
+    }
+}

@@ -1,0 +1,66 @@
+//! The control socket: HTTP and JSON on a unix socket that only its owner can open.
+
+use crate::{api::{ApiError, Request}, node::Asked};
+use axum::{Json, Router, extract::State, http::StatusCode, routing::post};
+use serde_json::Value;
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::{mpsc, oneshot},
+};
+
+/// Why the socket cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Another daemon has it.
+    #[error("Another holdfastd answers on {0}; is it running already?")]
+    InUse(PathBuf),
+    /// It cannot be made.
+    #[error("Cannot listen on {path}: {source}")]
+    Listen {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Makes the socket. One that a dead daemon left is replaced.
+pub async fn listen(path: &Path) -> Result<UnixListener, ControlError> {
+    let error = |source| ControlError::Listen { path: path.into(), source };
+    match UnixStream::connect(path).await {
+        Ok(_) => return Err(ControlError::InUse(path.into())),
+        Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(error)?,
+        Err(_) => {}
+    }
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(error)?;
+    }
+    let listener = UnixListener::bind(path).map_err(error)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(error)?;
+    Ok(listener)
+}
+
+/// Answers requests for ever.
+pub async fn serve(listener: UnixListener, node: mpsc::Sender<Asked>) -> io::Result<()> {
+    let router = Router::new().route("/v1/request", post(request)).with_state(node);
+    axum::serve(listener, router).await
+}
+
+async fn request(
+    State(node): State<mpsc::Sender<Asked>>,
+    Json(request): Json<Request>,
+) -> Result<Json<Value>, (StatusCode, Json<ApiError>)> {
+    let (sender, receiver) = oneshot::channel();
+    let gone = || (StatusCode::SERVICE_UNAVAILABLE, Json(ApiError::new("The daemon is stopping")));
+    node.send((request, sender)).await.map_err(|_| gone())?;
+    match receiver.await {
+        Ok(Ok(value)) => Ok(Json(value)),
+        Ok(Err(error)) => Err((StatusCode::CONFLICT, Json(error))),
+        Err(_) => Err(gone()),
+    }
+}

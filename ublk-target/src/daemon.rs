@@ -1,0 +1,108 @@
+//! The daemon from start to stop.
+
+use crate::{config::Config, control, key, node::Node, peer::Peer};
+use anyhow::Context;
+use replicator::{
+    io::{NodeOptions, connect},
+    session::SessionOptions,
+};
+use std::{os::unix::net::UnixDatagram, path::Path, rc::Rc, thread};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot},
+};
+use tracing::{error, info};
+
+/// Runs until it is told to stop.
+pub fn run(config_path: &Path) -> anyhow::Result<()> {
+    let config = Config::read(config_path)?;
+    let identity = key::load_or_create(&config.key_path())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        // The control socket comes first: it tells a second daemon that it is the second.
+        let listener = control::listen(&config.control_path()).await?;
+        let mut connected = Vec::new();
+        for peer in &config.peers {
+            let peer_key = peer.key()?;
+            let options = NodeOptions {
+                identity: identity.clone(),
+                peer: peer_key,
+                links: peer.link_options(),
+                session: SessionOptions { mode: peer.mode, ..SessionOptions::default() },
+            };
+            let mut seed = [0; 8];
+            getrandom::fill(&mut seed).context("Cannot get random bytes")?;
+            let link = connect(options, u64::from_le_bytes(seed)).with_context(|| format!("Peer {}", peer.name))?;
+            connected.push((peer.name.clone(), peer_key, link));
+        }
+        let (asked_sender, asked) = mpsc::channel(64);
+        let (ready_sender, ready) = oneshot::channel();
+        let (stop_sender, stop) = oneshot::channel();
+        let (name, key) = (config.node.name.clone(), identity.public());
+        let disk = thread::Builder::new().name("disk".into()).spawn(move || -> anyhow::Result<()> {
+            tokio_uring::start(async move {
+                let mut peers = Vec::new();
+                let mut events = Vec::new();
+                for (name, key, (handle, receiver)) in connected {
+                    let peer = Peer::new(name, key, handle);
+                    events.push((peer.clone(), receiver));
+                    peers.push(peer);
+                }
+                let node = Node::open(config, key, peers).context("Cannot open the node's directory")?;
+                let server = node.serve_nbd()?;
+                for (peer, receiver) in events {
+                    tokio_uring::spawn(node.clone().follow(peer, receiver));
+                }
+                tokio_uring::spawn(node.clone().answer(asked));
+                // Nobody waits for it only if the daemon is going down already.
+                let _ = ready_sender.send(());
+                let _ = stop.await;
+                drop(server);
+                stop_node(node).await;
+                Ok(())
+            })
+        })?;
+        tokio::spawn(async move {
+            if let Err(error) = control::serve(listener, asked_sender).await {
+                error!(%error, "The control socket failed");
+            }
+        });
+        if ready.await.is_err() {
+            return join(disk);
+        }
+        info!(node = name, key = %identity.public(), "Ready");
+        notify("READY=1");
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        info!("Stopping");
+        notify("STOPPING=1");
+        let _ = stop_sender.send(());
+        let waiter = tokio::task::spawn_blocking(move || join(disk));
+        tokio::select! {
+            joined = waiter => joined?,
+            // A second signal means at once.
+            _ = terminate.recv() => std::process::exit(1),
+            _ = interrupt.recv() => std::process::exit(1),
+        }
+    })
+}
+
+async fn stop_node(node: Rc<Node>) {
+    node.stop().await;
+}
+
+fn join(disk: thread::JoinHandle<anyhow::Result<()>>) -> anyhow::Result<()> {
+    disk.join().unwrap_or_else(|_| Err(anyhow::anyhow!("The disk thread panicked")))
+}
+
+/// Tells the service manager, if there is one (sd_notify(3)).
+fn notify(state: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    if let Ok(socket) = UnixDatagram::unbound() {
+        // A service manager that does not listen is its own trouble.
+        let _ = socket.send_to(state.as_bytes(), Path::new(&path));
+    }
+}

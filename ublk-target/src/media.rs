@@ -1,0 +1,217 @@
+//! Media: files and block devices, locked, read and written with direct I/O.
+
+use crate::buffers::Filling;
+use bytes::Bytes;
+use holdfast::{
+    buffer::AlignedBuffer,
+    disk::{DiskAction, DiskError, DiskOutcome, MediumId, Storage},
+};
+use nix::{fcntl::FallocateFlags, libc};
+use std::{
+    collections::BTreeMap,
+    fs::{File, OpenOptions, TryLockError},
+    io::{self, Seek, SeekFrom},
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+use tokio_uring::buf::BoundedBuf;
+
+/// How media are opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MediaOptions {
+    /// Go through the page cache.
+    pub buffered: bool,
+}
+
+/// How a new file gets its space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allocation {
+    /// When it is written.
+    Sparse,
+    /// At once.
+    Full,
+}
+
+/// Why a medium cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum MediumError {
+    /// It cannot be opened.
+    #[error("Cannot open {path}: {source}")]
+    Open {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file system does not do direct I/O.
+    #[error("{path}: its file system does not do direct I/O; put it elsewhere, or set buffered = true in [media]")]
+    Direct {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Another process has it.
+    #[error("{path} is in use by another process (another holdfastd?); stop that one first")]
+    InUse {
+        /// The path.
+        path: PathBuf,
+    },
+    /// It cannot be created.
+    #[error("Cannot create {path} with {size} bytes: {source}")]
+    Create {
+        /// The path.
+        path: PathBuf,
+        /// Bytes.
+        size: u64,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// An open medium; nobody else has it as long as this lives.
+pub struct Medium {
+    path: PathBuf,
+    file: File,
+    ring: Rc<tokio_uring::fs::File>,
+}
+
+impl Medium {
+    /// Opens and locks a medium that exists.
+    pub fn open(path: &Path, options: MediaOptions) -> Result<Self, MediumError> {
+        let flags = if options.buffered { 0 } else { libc::O_DIRECT };
+        let open = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
+        let file = open.map_err(|source| match source.raw_os_error() {
+            Some(libc::EINVAL) if !options.buffered => MediumError::Direct { path: path.into() },
+            _ => MediumError::Open { path: path.into(), source },
+        })?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(MediumError::InUse { path: path.into() }),
+            Err(TryLockError::Error(source)) => return Err(MediumError::Open { path: path.into(), source }),
+        }
+        let error = |source| MediumError::Open { path: path.into(), source };
+        let ring = Rc::new(tokio_uring::fs::File::from_std(file.try_clone().map_err(error)?));
+        Ok(Self { path: path.into(), file, ring })
+    }
+
+    /// Creates a file of `size` bytes that must not exist, and opens it. A block device is only opened.
+    pub fn create(
+        path: &Path,
+        size: u64,
+        allocation: Allocation,
+        options: MediaOptions,
+    ) -> Result<Self, MediumError> {
+        let error = |source| MediumError::Create { path: path.into(), size, source };
+        if path.exists() {
+            return Self::open(path, options);
+        }
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(error)?;
+        let made = match allocation {
+            Allocation::Sparse => file.set_len(size),
+            Allocation::Full => nix::fcntl::fallocate(&file, FallocateFlags::empty(), 0, size as i64)
+                .map_err(io::Error::from),
+        };
+        if let Err(source) = made {
+            // A file that is too short must not be found later.
+            let _ = std::fs::remove_file(path);
+            return Err(error(source));
+        }
+        drop(file);
+        Self::open(path, options)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its size in bytes.
+    pub fn size(&self) -> io::Result<u64> {
+        (&self.file).seek(SeekFrom::End(0))
+    }
+
+    /// The file for operations in flight.
+    pub fn ring(&self) -> Rc<tokio_uring::fs::File> {
+        self.ring.clone()
+    }
+}
+
+/// Carries out one operation.
+pub async fn carry_out(file: Rc<tokio_uring::fs::File>, action: DiskAction) -> DiskOutcome {
+    match action {
+        DiskAction::Read { offset, size } => read(&file, offset, size).await,
+        DiskAction::Write { offset, pieces } => {
+            let expected: usize = pieces.iter().map(Bytes::len).sum();
+            let result = match <[Bytes; 1]>::try_from(pieces) {
+                Ok([piece]) => file.write_all_at(piece, offset).await.0.map(|()| expected),
+                Err(pieces) => file.writev_at_all(pieces, Some(offset)).await.0,
+            };
+            match result {
+                Ok(moved) if moved == expected => Ok(Bytes::new()),
+                Ok(moved) => Err(DiskError::Short { moved: moved as u32, expected: expected as u32 }),
+                Err(error) => Err(disk_error(&error)),
+            }
+        }
+        DiskAction::Sync => file.sync_data().await.map(|()| Bytes::new()).map_err(|error| disk_error(&error)),
+        DiskAction::Release { offset, size } => {
+            let flags = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+            // A hint: a medium that cannot do it keeps the bytes.
+            let _ = file.fallocate(offset, size, flags).await;
+            Ok(Bytes::new())
+        }
+    }
+}
+
+async fn read(file: &tokio_uring::fs::File, offset: u64, size: u32) -> DiskOutcome {
+    let mut filling = Filling::new(size as usize);
+    while filling.filled() < size as usize {
+        let from = filling.filled();
+        let (result, slice) = file.read_at(filling.slice(from..), offset + from as u64).await;
+        filling = slice.into_inner();
+        match result {
+            Ok(0) => return Err(DiskError::Short { moved: from as u32, expected: size }),
+            Ok(_) => {}
+            Err(error) => return Err(disk_error(&error)),
+        }
+    }
+    Ok(filling.freeze())
+}
+
+/// The core's word for an error.
+pub fn disk_error(error: &io::Error) -> DiskError {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => DiskError::NoSpace,
+        errno => DiskError::Failed { errno: errno.unwrap_or(libc::EIO) },
+    }
+}
+
+/// The media of a group.
+#[derive(Default)]
+pub struct GroupMedia(pub BTreeMap<MediumId, Medium>);
+
+impl GroupMedia {
+    fn medium(&self, id: MediumId) -> Result<&Medium, DiskError> {
+        self.0.get(&id).ok_or(DiskError::Failed { errno: libc::ENODEV })
+    }
+}
+
+impl Storage for GroupMedia {
+    fn size(&mut self, medium: MediumId) -> Result<u64, DiskError> {
+        self.medium(medium)?.size().map_err(|error| disk_error(&error))
+    }
+
+    fn read(&mut self, medium: MediumId, offset: u64, size: u32) -> Result<Bytes, DiskError> {
+        let mut buffer = AlignedBuffer::new(size as usize);
+        let read = self.medium(medium)?.file.read_exact_at(buffer.as_mut_slice(), offset);
+        read.map_err(|error| disk_error(&error))?;
+        Ok(buffer.freeze())
+    }
+
+    fn write(&mut self, medium: MediumId, offset: u64, data: Bytes) -> Result<(), DiskError> {
+        self.medium(medium)?.file.write_all_at(&data, offset).map_err(|error| disk_error(&error))
+    }
+
+    fn sync(&mut self, medium: MediumId) -> Result<(), DiskError> {
+        self.medium(medium)?.file.sync_data().map_err(|error| disk_error(&error))
+    }
+}

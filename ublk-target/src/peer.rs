@@ -1,0 +1,117 @@
+//! A peer on the disk thread: frames of all groups go out through it, in order, as the carrier takes them.
+
+use crate::actor::GroupActor;
+use replicator::{
+    ChannelId, Frame, SessionStatus,
+    io::{Handle, PeerKey},
+    session::Full,
+};
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    rc::{Rc, Weak},
+    time::Duration,
+};
+use tokio::time::sleep;
+
+/// How long a session that went wrong is left alone before it is begun anew.
+const RESTART_DELAY: Duration = Duration::from_millis(100);
+
+/// See the module.
+pub struct Peer {
+    /// How this node calls it.
+    pub name: String,
+    /// Its key.
+    pub key: PeerKey,
+    handle: Handle,
+    /// Frames that the carrier has not taken, and whose they are.
+    outbox: RefCell<VecDeque<(Weak<GroupActor>, Frame)>>,
+    /// A session is up.
+    pub up: Cell<bool>,
+    restarting: Cell<bool>,
+}
+
+impl Peer {
+    /// A peer with which `handle` talks.
+    pub fn new(name: String, key: PeerKey, handle: Handle) -> Rc<Self> {
+        let (up, restarting) = (Cell::new(false), Cell::new(false));
+        Rc::new(Self { name, key, handle, outbox: RefCell::default(), up, restarting })
+    }
+
+    /// Sends a frame of a group, now or when there is room.
+    pub fn send(&self, from: &Rc<GroupActor>, frame: Frame) {
+        self.outbox.borrow_mut().push_back((Rc::downgrade(from), frame));
+        // The group is borrowed now; its credit comes when the event loop comes round.
+        if self.outbox.borrow().len() == 1 {
+            self.handle_flush_later(from);
+        }
+    }
+
+    fn handle_flush_later(&self, from: &Rc<GroupActor>) {
+        let actor = from.clone();
+        tokio_uring::spawn(async move { actor.flush_peer() });
+    }
+
+    /// Sends a message of the node itself.
+    pub fn send_message(&self, body: Vec<u8>) {
+        let frame = Frame { channel: ChannelId::default(), header: body.into(), payload: bytes::Bytes::new() };
+        self.outbox.borrow_mut().push_back((Weak::new(), frame));
+        self.flush();
+    }
+
+    /// Hands over as many frames as the carrier takes.
+    pub fn flush(&self) {
+        let mut credits: Vec<(Rc<GroupActor>, u64)> = Vec::new();
+        loop {
+            let Some((from, frame)) = self.outbox.borrow_mut().pop_front() else { break };
+            let size = (frame.header.len() + frame.payload.len()) as u64;
+            match self.handle.try_send(frame) {
+                Ok(()) => {
+                    if let Some(actor) = from.upgrade() {
+                        match credits.last_mut().filter(|(last, _)| Rc::ptr_eq(last, &actor)) {
+                            Some((_, credit)) => *credit += size,
+                            None => credits.push((actor, size)),
+                        }
+                    }
+                }
+                Err(Full(frame)) => {
+                    self.outbox.borrow_mut().push_front((from, frame));
+                    break;
+                }
+            }
+        }
+        credits.into_iter().for_each(|(actor, credit)| actor.credit(credit));
+    }
+
+    /// The session is over: what was not taken belongs to nobody.
+    pub fn clear(&self) {
+        self.outbox.borrow_mut().clear();
+    }
+
+    /// Tells the peer what is durable here.
+    pub fn mark_durable(&self, channel: ChannelId, value: u64) {
+        self.handle.mark_durable(channel, value);
+    }
+
+    /// Frames of so many bytes are out of memory.
+    pub fn consumed(&self, bytes: u64) {
+        self.handle.consumed(bytes);
+    }
+
+    /// Begins another session shortly.
+    pub fn restart_soon(self: Rc<Self>) {
+        if self.restarting.replace(true) {
+            return;
+        }
+        tokio_uring::spawn(async move {
+            sleep(RESTART_DELAY).await;
+            self.restarting.set(false);
+            self.handle.restart();
+        });
+    }
+
+    /// The session as it is now.
+    pub fn status(&self) -> SessionStatus {
+        self.handle.status()
+    }
+}
