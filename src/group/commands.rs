@@ -389,6 +389,7 @@ impl Group {
                 self.peer.stream_after(Order(order.0 - 1));
                 self.peer.stop_streaming();
                 let count = self.superblock.request();
+                self.again = true;
                 self.commands
                     .waiting
                     .push((id, WaitsFor::Superblock(count), reply));

@@ -106,7 +106,9 @@ impl Group {
 
     /// When destaging wants to be called again.
     pub(super) fn destage_timeout(&self) -> Option<Monotonic> {
-        if self.destage.cycle.is_some() || self.applied == self.journal.last() {
+        // What is still being written or synced tells by itself when it is there.
+        let nothing = self.applied == self.completed || self.sync.is_running();
+        if self.destage.cycle.is_some() || self.checkpoint.is_running() || nothing {
             return None;
         }
         match self.destage.full_since {
@@ -673,5 +675,6 @@ impl Group {
             }
         }
         self.applied = cycle.last;
+        self.again = true;
     }
 }

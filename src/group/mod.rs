@@ -107,6 +107,8 @@ pub struct Group {
     operations: BTreeMap<OperationId, Purpose>,
     next_operation: u64,
     outputs: VecDeque<Output>,
+    /// Something happened that lets more be started, though nothing was put out.
+    again: bool,
     stopped: Option<&'static str>,
 }
 
@@ -135,7 +137,8 @@ impl Group {
 
     /// The next thing to do, `None` when there is nothing until the next event.
     pub fn poll_output(&mut self) -> Option<Output> {
-        if self.outputs.is_empty() {
+        self.again |= self.outputs.is_empty();
+        while self.outputs.is_empty() && core::mem::take(&mut self.again) {
             self.advance();
         }
         self.outputs.pop_front()

@@ -188,6 +188,7 @@ impl Group {
             operations: BTreeMap::new(),
             next_operation: 0,
             outputs: VecDeque::new(),
+            again: false,
             stopped: None,
         }
     }

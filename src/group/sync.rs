@@ -17,6 +17,13 @@ pub(super) struct Sync {
     pub(super) wanted: bool,
 }
 
+impl Sync {
+    /// Whether a round is running.
+    pub(super) fn is_running(&self) -> bool {
+        self.target.is_some()
+    }
+}
+
 impl Group {
     /// Starts a round if somebody waits and none is running.
     pub(super) fn start_sync(&mut self) {

@@ -361,6 +361,7 @@ impl Group {
         let order = self.journal.last().next();
         self.stream.apply(order, &record, &entry.note);
         self.journal.push(entry);
+        self.again = true;
         if record.kind.changes_data()
             && let Some(volume) = self.volumes.get_mut(&record.volume)
         {

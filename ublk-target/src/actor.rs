@@ -15,7 +15,10 @@ use holdfast::{
     group::{Group, JournalLabel, OpenError},
     output::{Event, Output},
     pair::Role,
-    request::{Busy, Durability, ExtentKind as CoreExtent, Operation, Reply, Request, RequestError, RequestId, Space},
+    request::{
+        Busy, Durability, ExtentKind as CoreExtent, Operation, Reply, Request, RequestError,
+        RequestId, Space,
+    },
     units::{FrameCount, GroupId, Monotonic, Now, VolumeId, WallClock},
 };
 use replicator::{ChannelId, Frame};
@@ -34,6 +37,9 @@ use tracing::{error, info, warn};
 
 /// Bytes of frames handed out ahead of what the carrier has taken.
 const STREAM_CREDIT: u64 = 4 << 20;
+
+/// The group's timer does not fire more often.
+const TIMER_STEP: Duration = Duration::from_millis(1);
 
 type RequestResult = Result<Reply, RequestError>;
 type CommandResult = Result<CommandReply, CommandError>;
@@ -115,13 +121,21 @@ impl GroupActor {
     }
 
     /// Carries out a host's request.
-    pub fn request(&self, volume: VolumeId, operation: Operation) -> oneshot::Receiver<RequestResult> {
+    pub fn request(
+        &self,
+        volume: VolumeId,
+        operation: Operation,
+    ) -> oneshot::Receiver<RequestResult> {
         let (sender, receiver) = oneshot::channel();
         let mut state = self.state.borrow_mut();
         let id = RequestId(state.next);
         state.next += 1;
         state.requests.insert(id, sender);
-        let request = Request { id, volume, operation };
+        let request = Request {
+            id,
+            volume,
+            operation,
+        };
         if state.waiting.is_empty() {
             if let Err(Busy(request)) = state.group.handle_request(now(self.start), request) {
                 state.waiting.push_back(request);
@@ -169,7 +183,9 @@ impl GroupActor {
         let mut state = self.state.borrow_mut();
         state.peer = Some(peer);
         state.group.handle_peer_up(now(self.start));
-        state.group.handle_stream_credit(now(self.start), STREAM_CREDIT);
+        state
+            .group
+            .handle_stream_credit(now(self.start), STREAM_CREDIT);
         drop(state);
         self.wake.notify_one();
     }
@@ -185,19 +201,28 @@ impl GroupActor {
 
     /// A frame came.
     pub fn frame(&self, body: Bytes) {
-        self.state.borrow_mut().group.handle_frame(now(self.start), body);
+        self.state
+            .borrow_mut()
+            .group
+            .handle_frame(now(self.start), body);
         self.wake.notify_one();
     }
 
     /// The peer has made frames durable.
     pub fn durable(&self, count: u64) {
-        self.state.borrow_mut().group.handle_durable(now(self.start), FrameCount(count));
+        self.state
+            .borrow_mut()
+            .group
+            .handle_durable(now(self.start), FrameCount(count));
         self.wake.notify_one();
     }
 
     /// The carrier has taken so many bytes.
     pub fn credit(&self, bytes: u64) {
-        self.state.borrow_mut().group.handle_stream_credit(now(self.start), bytes);
+        self.state
+            .borrow_mut()
+            .group
+            .handle_stream_credit(now(self.start), bytes);
         self.wake.notify_one();
     }
 
@@ -214,7 +239,16 @@ impl GroupActor {
             let timeout = self.turn();
             let timer = async {
                 match timeout {
-                    Some(at) => sleep_until((self.start + Duration::from_micros(at.0)).into()).await,
+                    Some(at) => {
+                        // The ring is looked at only when no task is ready, so this one must not be ready for ever.
+                        let soonest = Instant::now() + TIMER_STEP;
+                        sleep_until(
+                            (self.start + Duration::from_micros(at.0))
+                                .max(soonest)
+                                .into(),
+                        )
+                        .await;
+                    }
                     None => std::future::pending().await,
                 }
             };
@@ -236,7 +270,9 @@ impl GroupActor {
             while let Some(output) = state.group.poll_output() {
                 self.carry_out(&mut state, output);
             }
-            let Some(request) = state.waiting.pop_front() else { break };
+            let Some(request) = state.waiting.pop_front() else {
+                break;
+            };
             if let Err(Busy(request)) = state.group.handle_request(now(self.start), request) {
                 state.waiting.push_front(request);
                 break;
@@ -263,7 +299,14 @@ impl GroupActor {
             Output::Send(frame) => {
                 let channel = ChannelId(self.id().0);
                 if let Some(peer) = &state.peer {
-                    peer.send(self, Frame { channel, header: frame.header, payload: frame.payload });
+                    peer.send(
+                        self,
+                        Frame {
+                            channel,
+                            header: frame.header,
+                            payload: frame.payload,
+                        },
+                    );
                 }
             }
             Output::Durable(count) => {
@@ -286,11 +329,17 @@ impl GroupActor {
     }
 
     fn start(self: &Rc<Self>, state: &State, operation: DiskOperation) {
-        let Some(file) = state.media.0.get(&operation.medium).map(Medium::ring) else { return };
+        let Some(file) = state.media.0.get(&operation.medium).map(Medium::ring) else {
+            return;
+        };
         let actor = self.clone();
         tokio_uring::spawn(async move {
             let outcome = carry_out(file, operation.action).await;
-            actor.state.borrow_mut().finished.push((operation.id, outcome));
+            actor
+                .state
+                .borrow_mut()
+                .finished
+                .push((operation.id, outcome));
             actor.wake.notify_one();
         });
     }
@@ -305,9 +354,13 @@ impl GroupActor {
             Event::PairChanged { state } => info!(%group, %state, "Pair state changed"),
             Event::PeerGreeted { head } => info!(%group, %head, "Peer greeted"),
             Event::PeerRefused { reason } => warn!(%group, reason, "Peer refused"),
-            Event::RestartPoint { generation, at } => info!(%group, %generation, %at, "Restart point"),
+            Event::RestartPoint { generation, at } => {
+                info!(%group, %generation, %at, "Restart point")
+            }
             Event::CopyEnded { bytes } => info!(%group, bytes, "Copy ended"),
-            Event::MediumFailed { reason } => error!(%group, reason, "Medium failed; the group has stopped"),
+            Event::MediumFailed { reason } => {
+                error!(%group, reason, "Medium failed; the group has stopped")
+            }
             Event::PoolFull => warn!(%group, "Pool full; destaging waits"),
         }
         self.changed.notify_waiters();
@@ -326,18 +379,29 @@ impl State {
 
 /// The clocks, for the core.
 fn now(start: Instant) -> Now {
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
-    Now { monotonic: Monotonic(start.elapsed().as_micros() as u64 + 1), wall: WallClock(wall) }
+    let wall = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_micros() as u64;
+    Now {
+        monotonic: Monotonic(start.elapsed().as_micros() as u64 + 1),
+        wall: WallClock(wall),
+    }
 }
 
 /// Opens the media of a group: the journal, then the pools that it names.
 pub fn open_media(journal: &Path, options: MediaOptions) -> anyhow::Result<GroupMedia> {
     let mut media = GroupMedia::default();
-    media.0.insert(MediumId::Journal, Medium::open(journal, options)?);
+    media
+        .0
+        .insert(MediumId::Journal, Medium::open(journal, options)?);
     let label = holdfast::group::read_label(&mut media)
         .map_err(|error| anyhow::anyhow!("{}: {error}", journal.display()))?;
     for spec in &label.volumes {
-        media.0.insert(MediumId::Pool(spec.id), Medium::open(Path::new(&spec.pool_path), options)?);
+        media.0.insert(
+            MediumId::Pool(spec.id),
+            Medium::open(Path::new(&spec.pool_path), options)?,
+        );
     }
     Ok(media)
 }
@@ -395,16 +459,35 @@ impl Export for VolumeExport {
 }
 
 fn operation(request: ExportRequest) -> Operation {
-    let durability = |fua| if fua { Durability::Durable } else { Durability::Completed };
+    let durability = |fua| {
+        if fua {
+            Durability::Durable
+        } else {
+            Durability::Completed
+        }
+    };
     match request {
         ExportRequest::Read { offset, size } => Operation::Read { offset, size },
-        ExportRequest::Write { offset, data, fua } => Operation::Write { offset, data, durability: durability(fua) },
+        ExportRequest::Write { offset, data, fua } => Operation::Write {
+            offset,
+            data,
+            durability: durability(fua),
+        },
         ExportRequest::Flush => Operation::Flush,
         ExportRequest::Discard { offset, size } => Operation::Discard { offset, size },
-        ExportRequest::WriteZeroes { offset, size, keep_allocated, fua } => Operation::WriteZeroes {
+        ExportRequest::WriteZeroes {
             offset,
             size,
-            space: if keep_allocated { Space::Keep } else { Space::Release },
+            keep_allocated,
+            fua,
+        } => Operation::WriteZeroes {
+            offset,
+            size,
+            space: if keep_allocated {
+                Space::Keep
+            } else {
+                Space::Release
+            },
             durability: durability(fua),
         },
         ExportRequest::Extents { offset, size } => Operation::Extents { offset, size },

@@ -12,7 +12,7 @@ use std::{
     rc::{Rc, Weak},
     time::Duration,
 };
-use tokio::time::sleep;
+use tokio::{sync::Notify, time::sleep};
 
 /// How long a session that went wrong is left alone before it is begun anew.
 const RESTART_DELAY: Duration = Duration::from_millis(100);
@@ -28,6 +28,7 @@ pub struct Peer {
     outbox: RefCell<VecDeque<(Weak<GroupActor>, Frame)>>,
     /// A session is up.
     pub up: Cell<bool>,
+    came_up: Notify,
     restarting: Cell<bool>,
 }
 
@@ -35,12 +36,22 @@ impl Peer {
     /// A peer with which `handle` talks.
     pub fn new(name: String, key: PeerKey, handle: Handle) -> Rc<Self> {
         let (up, restarting) = (Cell::new(false), Cell::new(false));
-        Rc::new(Self { name, key, handle, outbox: RefCell::default(), up, restarting })
+        Rc::new(Self {
+            name,
+            key,
+            handle,
+            outbox: RefCell::default(),
+            up,
+            came_up: Notify::new(),
+            restarting,
+        })
     }
 
     /// Sends a frame of a group, now or when there is room.
     pub fn send(&self, from: &Rc<GroupActor>, frame: Frame) {
-        self.outbox.borrow_mut().push_back((Rc::downgrade(from), frame));
+        self.outbox
+            .borrow_mut()
+            .push_back((Rc::downgrade(from), frame));
         // The group is borrowed now; its credit comes when the event loop comes round.
         if self.outbox.borrow().len() == 1 {
             self.handle_flush_later(from);
@@ -54,7 +65,11 @@ impl Peer {
 
     /// Sends a message of the node itself.
     pub fn send_message(&self, body: Vec<u8>) {
-        let frame = Frame { channel: ChannelId::default(), header: body.into(), payload: bytes::Bytes::new() };
+        let frame = Frame {
+            channel: ChannelId::default(),
+            header: body.into(),
+            payload: bytes::Bytes::new(),
+        };
         self.outbox.borrow_mut().push_back((Weak::new(), frame));
         self.flush();
     }
@@ -63,12 +78,17 @@ impl Peer {
     pub fn flush(&self) {
         let mut credits: Vec<(Rc<GroupActor>, u64)> = Vec::new();
         loop {
-            let Some((from, frame)) = self.outbox.borrow_mut().pop_front() else { break };
+            let Some((from, frame)) = self.outbox.borrow_mut().pop_front() else {
+                break;
+            };
             let size = (frame.header.len() + frame.payload.len()) as u64;
             match self.handle.try_send(frame) {
                 Ok(()) => {
                     if let Some(actor) = from.upgrade() {
-                        match credits.last_mut().filter(|(last, _)| Rc::ptr_eq(last, &actor)) {
+                        match credits
+                            .last_mut()
+                            .filter(|(last, _)| Rc::ptr_eq(last, &actor))
+                        {
                             Some((_, credit)) => *credit += size,
                             None => credits.push((actor, size)),
                         }
@@ -80,7 +100,22 @@ impl Peer {
                 }
             }
         }
-        credits.into_iter().for_each(|(actor, credit)| actor.credit(credit));
+        credits
+            .into_iter()
+            .for_each(|(actor, credit)| actor.credit(credit));
+    }
+
+    /// A session has begun.
+    pub fn set_up(&self) {
+        self.up.set(true);
+        self.came_up.notify_waiters();
+    }
+
+    /// Waits for a session.
+    pub async fn wait_up(&self) {
+        while !self.up.get() {
+            self.came_up.notified().await;
+        }
     }
 
     /// The session is over: what was not taken belongs to nobody.

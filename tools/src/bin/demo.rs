@@ -1,6 +1,8 @@
 //! `demo`: shows the main job on one machine. Started by `tools/demo`, which builds everything first.
 #![forbid(unsafe_code)]
 
+use std::process::ExitCode;
+
 use clap::Parser;
 use tools::demo::story::{self, DemoOptions};
 
@@ -19,11 +21,18 @@ struct Arguments {
     seed: u64,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    story::run(&DemoOptions {
+    let told = story::run(&DemoOptions {
         keep: arguments.keep,
         content_bytes_max: u64::from(arguments.content) << 20,
         seed: arguments.seed,
-    })
+    });
+    match told {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\ndemo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

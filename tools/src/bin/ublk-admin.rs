@@ -9,7 +9,11 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ublk-admin: {error}");
-            ExitCode::from(if matches!(error, ClientError::Unreachable { .. }) { 3 } else { 1 })
+            ExitCode::from(if matches!(error, ClientError::Unreachable { .. }) {
+                3
+            } else {
+                1
+            })
         }
     }
 }

@@ -76,6 +76,8 @@ impl Workplace {
         let log = File::options().create(true).append(true).open(&log_path)?;
         let child = command
             .env("NOTIFY_SOCKET", &notify_path)
+            // The log is a file.
+            .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::ensure;
@@ -131,7 +132,7 @@ impl<'a> Stage<'a> {
         self.start_nodes()?;
         self.create_volume()?;
         self.write_image(&image)?;
-        self.declare_restart_point()?;
+        self.declare_restart_point(&image)?;
         let scribbled = self.scribble(&image)?;
         let (primary, standby) = (
             self.north.ask(&["status", GROUP])?,
@@ -196,7 +197,7 @@ impl<'a> Stage<'a> {
     }
 
     fn write_image(&mut self, image: &Image) -> anyhow::Result<()> {
-        let (north, links) = (&self.north, &self.links);
+        let north = &self.north;
         self.display
             .step("Write the image block by block over NBD", |progress| {
                 let mut client = NbdClient::connect_unix(&north.nbd_path(), EXPORT)?;
@@ -209,15 +210,7 @@ impl<'a> Stage<'a> {
                 let source = File::open(&image.path)?;
                 let total = image.used_blocks.len();
                 progress.expect_bytes(total as u64 * u64::from(BLOCK_BYTES));
-                for (index, &offset) in image.used_blocks.iter().enumerate() {
-                    if index == total / 2 {
-                        links[1].cut();
-                        progress.note("Half-way: the second link is cut");
-                    }
-                    if index == total * 3 / 4 {
-                        links[1].heal();
-                        progress.note("The second link is back");
-                    }
+                for &offset in &image.used_blocks {
                     let mut block = vec![0; BLOCK_BYTES as usize];
                     source.read_exact_at(&mut block, offset)?;
                     write_ahead(&mut client, offset, &block, progress)?;
@@ -228,18 +221,30 @@ impl<'a> Stage<'a> {
             })
     }
 
-    fn declare_restart_point(&mut self) -> anyhow::Result<()> {
-        let north = &self.north;
+    /// The standby is still receiving when this begins: the second link is cut when half of the image has crossed, and
+    /// comes back when three quarters have.
+    fn declare_restart_point(&mut self, image: &Image) -> anyhow::Result<()> {
+        let (north, links) = (&self.north, &self.links);
+        let bytes = image.used_blocks.len() as u64 * u64::from(BLOCK_BYTES);
+        let done = AtomicBool::new(false);
         self.display.step(
             "Declare a restart point, wait until the standby has it",
-            |_| {
-                north.ask(&[
-                    "restart-point",
-                    GROUP,
-                    "--label",
-                    "image-complete",
-                    "--wait",
-                ])?;
+            |progress| {
+                std::thread::scope(|scope| {
+                    scope.spawn(|| {
+                        if await_carried(links, bytes / 2, &done) {
+                            links[1].cut();
+                            progress.note("Half-way: the second link is cut");
+                            await_carried(links, bytes * 3 / 4, &done);
+                            links[1].heal();
+                            progress.note("The second link is back");
+                        }
+                    });
+                    let label = ["--label", "image-complete", "--wait"];
+                    let declared = north.ask(&[&["restart-point", GROUP][..], &label].concat());
+                    done.store(true, Ordering::Relaxed);
+                    declared
+                })?;
                 Ok(((), String::new()))
             },
         )
@@ -313,4 +318,14 @@ impl<'a> Stage<'a> {
                 ))
             })
     }
+}
+
+/// Waits until the links together have carried so many bytes towards the standby; false when all was done before.
+fn await_carried(links: &[Emulator; 2], bytes: u64, done: &AtomicBool) -> bool {
+    // No line is silent for long, so the end is noticed soon.
+    links[0].wait_until(Duration::from_secs(600), |first| {
+        let carried = first.a_to_b.taken_bytes + links[1].statistics().a_to_b.taken_bytes;
+        carried >= bytes || done.load(Ordering::Relaxed)
+    });
+    !done.load(Ordering::Relaxed)
 }

@@ -20,13 +20,15 @@ use std::{
     time::Duration,
 };
 use tokio::{
+    // tokio-uring's own listener asks for SO_REUSEPORT, which newer kernels refuse on unix sockets.
+    net::UnixListener,
     sync::{Notify, Semaphore},
     task::JoinHandle,
     time::timeout,
 };
 use tokio_uring::{
     buf::BoundedBuf,
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    net::{TcpListener, TcpStream, UnixStream},
 };
 use tracing::{debug, info, warn};
 
@@ -97,8 +99,15 @@ impl Server {
                     let listener = listen_unix(path)?;
                     server.paths.push(path.clone());
                     tokio_uring::spawn(async move {
-                        while let Ok(stream) = listener.accept().await {
-                            tokio_uring::spawn(serve(Stream::Unix(stream), catalog.clone()));
+                        while let Ok((stream, _)) = listener.accept().await {
+                            // A ring waits by itself only where the socket blocks.
+                            let ready = stream
+                                .into_std()
+                                .and_then(|stream| stream.set_nonblocking(false).map(|()| stream));
+                            if let Ok(stream) = ready {
+                                let stream = Stream::Unix(UnixStream::from_std(stream));
+                                tokio_uring::spawn(serve(stream, catalog.clone()));
+                            }
                         }
                     })
                 }
