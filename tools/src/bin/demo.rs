@@ -1,8 +1,10 @@
 //! `demo`: shows the main job on one machine. Started by `tools/demo`, which builds everything first.
 #![forbid(unsafe_code)]
 
+use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
 use tools::demo::story::{self, DemoOptions};
 
@@ -22,17 +24,22 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let told = story::run(&DemoOptions {
-        keep: arguments.keep,
-        content_bytes_max: u64::from(arguments.content) << 20,
-        seed: arguments.seed,
-    });
-    match told {
+    match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("\ndemo: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let this = std::env::current_exe().context("Cannot tell where the demo is")?;
+    story::run(&DemoOptions {
+        keep: arguments.keep,
+        content_bytes_max: u64::from(arguments.content) << 20,
+        seed: arguments.seed,
+        programs: this.parent().unwrap_or(Path::new(".")).to_owned(),
+    })
+    .map(drop)
 }

@@ -14,10 +14,7 @@ pub struct Display {
 impl Display {
     /// Starts the clock.
     pub fn new() -> Self {
-        Self {
-            start: Instant::now(),
-            steps: Vec::new(),
-        }
+        Self { start: Instant::now(), steps: Vec::new() }
     }
 
     /// Runs one step; `work` may say more about its result, which is shown behind the name.
@@ -29,9 +26,7 @@ impl Display {
         name: &str,
         work: impl FnOnce(&Progress) -> anyhow::Result<(T, String)>,
     ) -> anyhow::Result<T> {
-        let progress = Progress {
-            bar: ProgressBar::new_spinner(),
-        };
+        let progress = Progress { bar: ProgressBar::new_spinner() };
         progress.bar.set_style(style("{spinner} {msg}"));
         progress.bar.set_message(name.to_owned());
         progress.bar.enable_steady_tick(Duration::from_millis(100));
@@ -42,11 +37,7 @@ impl Display {
         let (value, told) = result.inspect_err(|_| {
             println!("  ✗ {name}");
         })?;
-        println!(
-            "  ✓ {:>8}  {name}{}{told}",
-            seconds(took),
-            if told.is_empty() { "" } else { ": " }
-        );
+        println!("  ✓ {:>8}  {name}{}{told}", seconds(took), if told.is_empty() { "" } else { ": " });
         self.steps.push((name.to_owned(), took));
         Ok(value)
     }
@@ -58,10 +49,7 @@ impl Display {
 
     /// How long a step took, if it was done.
     pub fn took(&self, name: &str) -> Option<Duration> {
-        self.steps
-            .iter()
-            .find(|(step, _)| step == name)
-            .map(|&(_, took)| took)
+        self.steps.iter().find(|(step, _)| step == name).map(|&(_, took)| took)
     }
 }
 
@@ -81,9 +69,7 @@ impl Progress {
     /// There are so many bytes to do.
     pub fn expect_bytes(&self, bytes: u64) {
         self.bar.set_length(bytes);
-        self.bar.set_style(style(
-            "{spinner} {msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}",
-        ));
+        self.bar.set_style(style("{spinner} {msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}"));
     }
 
     /// So many more bytes are done.
@@ -122,11 +108,7 @@ pub fn size(bytes: u64) -> String {
         number /= 1_024.0;
         unit = larger;
     }
-    if unit == "B" {
-        format!("{bytes} B")
-    } else {
-        format!("{number:.1} {unit}")
-    }
+    if unit == "B" { format!("{bytes} B") } else { format!("{number:.1} {unit}") }
 }
 
 fn style(template: &str) -> ProgressStyle {
@@ -150,14 +132,10 @@ mod tests {
     #[test]
     fn steps_are_remembered_and_failures_passed_on() {
         let mut display = Display::new();
-        let value = display
-            .step("good", |_| Ok((7, String::new())))
-            .expect("it works");
+        let value = display.step("good", |_| Ok((7, String::new()))).expect("it works");
         assert_eq!(value, 7);
         assert!(display.took("good").is_some());
-        let failed = display.step("bad", |_| -> anyhow::Result<((), String)> {
-            anyhow::bail!("No room")
-        });
+        let failed = display.step("bad", |_| -> anyhow::Result<((), String)> { anyhow::bail!("No room") });
         assert_eq!(failed.expect_err("it failed").to_string(), "No room");
         assert_eq!(display.took("bad"), None);
     }

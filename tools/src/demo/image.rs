@@ -12,18 +12,8 @@ use anyhow::{Context, bail, ensure};
 pub const BLOCK_BYTES: u32 = 64 << 10;
 
 /// What goes into the image from the repository.
-const OWN: [&str; 10] = [
-    "src",
-    "replicator",
-    "ublk-target",
-    "tools",
-    "tests",
-    "docs",
-    "README.md",
-    "Cargo.toml",
-    "Cargo.lock",
-    ".ci",
-];
+const OWN: [&str; 10] =
+    ["src", "replicator", "ublk-target", "tools", "tests", "docs", "README.md", "Cargo.toml", "Cargo.lock", ".ci"];
 
 /// A file system image, and what is in it.
 #[derive(Debug)]
@@ -43,9 +33,7 @@ pub struct Image {
 /// # Errors
 /// When the sources cannot be read, `mke2fs` is missing or fails, or the folder is full.
 pub fn build(folder: &Path, size: u64, crates_bytes_max: u64) -> anyhow::Result<Image> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .context("The demo was built outside its repository")?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("The demo was built outside its repository")?;
     let staging = folder.join("content");
     let mut copied = Copied::default();
     for name in OWN {
@@ -74,12 +62,7 @@ pub fn build(folder: &Path, size: u64, crates_bytes_max: u64) -> anyhow::Result<
     })?;
     fs::remove_dir_all(&staging)?;
     let used_blocks = used_blocks(&path)?;
-    Ok(Image {
-        path,
-        size,
-        files_count: copied.files_count,
-        used_blocks,
-    })
+    Ok(Image { path, size, files_count: copied.files_count, used_blocks })
 }
 
 /// Checks the file system in `path` without changing it and returns the checker's closing line.
@@ -97,10 +80,7 @@ fn crate_sources() -> Option<PathBuf> {
         .map(PathBuf::from)
         .or_else(|| std::env::home_dir().map(|home| home.join(".cargo")))?;
     let entries = fs::read_dir(home.join("registry/src")).ok()?;
-    entries
-        .filter_map(Result::ok)
-        .map(|entry| entry.path())
-        .max()
+    entries.filter_map(Result::ok).map(|entry| entry.path()).max()
 }
 
 #[derive(Default)]
@@ -115,8 +95,7 @@ impl Copied {
         let reading = || format!("Cannot read {}", from.display());
         let kind = fs::symlink_metadata(from).with_context(reading)?;
         if kind.is_file() && self.bytes + kind.len() <= bytes_max {
-            fs::copy(from, to)
-                .with_context(|| format!("Cannot copy {} to {}", from.display(), to.display()))?;
+            fs::copy(from, to).with_context(|| format!("Cannot copy {} to {}", from.display(), to.display()))?;
             self.files_count += 1;
             self.bytes += kind.len();
         }
@@ -153,10 +132,7 @@ fn used_blocks(path: &Path) -> anyhow::Result<Vec<u64>> {
     Ok(used)
 }
 
-fn run(
-    program: &str,
-    arguments: impl FnOnce(&mut Command) -> &mut Command,
-) -> anyhow::Result<String> {
+fn run(program: &str, arguments: impl FnOnce(&mut Command) -> &mut Command) -> anyhow::Result<String> {
     // File system tools are not on every user's path.
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
     let mut command = Command::new(program);
@@ -191,15 +167,10 @@ mod tests {
         let whole = fs::read(&image.path).expect("readable");
         assert_eq!(whole.len() as u64, image.size);
         let bytes = BLOCK_BYTES as usize;
-        let nonzero = whole
-            .chunks(bytes)
-            .filter(|block| block.iter().any(|&byte| byte != 0));
+        let nonzero = whole.chunks(bytes).filter(|block| block.iter().any(|&byte| byte != 0));
         assert_eq!(nonzero.count(), image.used_blocks.len());
         // A broken superblock is found.
-        let file = File::options()
-            .write(true)
-            .open(&image.path)
-            .expect("writable");
+        let file = File::options().write(true).open(&image.path).expect("writable");
         file.write_all_at(&[0xff; 512], 1_024).expect("written");
         assert!(check(&image.path).is_err());
     }

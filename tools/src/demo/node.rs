@@ -35,13 +35,11 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node in a folder of its own below `workplace`.
+    /// A node in a folder of its own below `workplace`; `holdfastd` and `ublk-admin` are in `programs`.
     ///
     /// # Errors
-    /// When the programs are not where the demo is, or the folder cannot be made.
-    pub fn new(name: &str, workplace: &Path) -> anyhow::Result<Self> {
-        let demo = std::env::current_exe().context("Cannot tell where the demo is")?;
-        let programs = demo.parent().unwrap_or(Path::new(".")).to_owned();
+    /// When the programs are not there, or the folder cannot be made.
+    pub fn new(name: &str, workplace: &Path, programs: &Path) -> anyhow::Result<Self> {
         for program in ["holdfastd", "ublk-admin"] {
             if !programs.join(program).exists() {
                 bail!(
@@ -51,13 +49,8 @@ impl Node {
             }
         }
         let folder = workplace.join(name);
-        fs::create_dir_all(&folder)
-            .with_context(|| format!("Cannot create {}", folder.display()))?;
-        Ok(Self {
-            name: name.to_owned(),
-            folder,
-            programs,
-        })
+        fs::create_dir_all(&folder).with_context(|| format!("Cannot create {}", folder.display()))?;
+        Ok(Self { name: name.to_owned(), folder, programs: programs.to_owned() })
     }
 
     /// The configuration file.
@@ -88,11 +81,7 @@ impl Node {
     /// # Errors
     /// When the file cannot be written.
     pub fn configure(&self, peer: &str, key: &str, links: &[LinkEnd]) -> anyhow::Result<()> {
-        let mut text = format!(
-            "\n[[peer]]\nname = {}\nkey = {}\n",
-            quoted(peer),
-            quoted(key)
-        );
+        let mut text = format!("\n[[peer]]\nname = {}\nkey = {}\n", quoted(peer), quoted(key));
         for link in links {
             text += &format!(
                 "\n[[peer.link]]\nname = {}\nlocal = \"{}\"\nremote = \"{}\"\n",
@@ -143,26 +132,17 @@ impl Node {
     /// When the command fails; with what it said.
     pub fn ask(&self, arguments: &[&str]) -> anyhow::Result<Value> {
         let mut command = self.admin();
-        command
-            .arg("--socket")
-            .arg(self.control_path())
-            .arg("--json")
-            .args(arguments);
+        command.arg("--socket").arg(self.control_path()).arg("--json").args(arguments);
         let text = run(&mut command)?;
         if text.trim().is_empty() {
             return Ok(Value::Null);
         }
-        serde_json::from_str(&text)
-            .with_context(|| format!("ublk-admin {} answered: {text}", arguments.join(" ")))
+        serde_json::from_str(&text).with_context(|| format!("ublk-admin {} answered: {text}", arguments.join(" ")))
     }
 
     /// How a person would give the same command.
     pub fn command_line(&self, arguments: &str) -> String {
-        format!(
-            "{} --socket {} {arguments}",
-            self.programs.join("ublk-admin").display(),
-            self.control_path().display()
-        )
+        format!("{} --socket {} {arguments}", self.programs.join("ublk-admin").display(), self.control_path().display())
     }
 
     fn admin(&self) -> Command {
@@ -181,16 +161,11 @@ pub fn free_port() -> anyhow::Result<SocketAddr> {
 }
 
 fn run(command: &mut Command) -> anyhow::Result<String> {
-    let output = command
-        .output()
-        .with_context(|| format!("Cannot run {}", command.get_program().display()))?;
+    let output = command.output().with_context(|| format!("Cannot run {}", command.get_program().display()))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let words: Vec<_> = command
-        .get_args()
-        .map(|word| word.to_string_lossy())
-        .collect();
+    let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
     bail!(
         "ublk-admin {} failed: {}{}",
         words.join(" "),

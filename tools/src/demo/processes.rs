@@ -39,10 +39,7 @@ impl Workplace {
             .mode(0o700)
             .create(&folder)
             .with_context(|| format!("Cannot create {}", folder.display()))?;
-        let shared = Arc::new(Shared {
-            folder,
-            children: Mutex::new(BTreeMap::new()),
-        });
+        let shared = Arc::new(Shared { folder, children: Mutex::new(BTreeMap::new()) });
         let on_signal = Arc::clone(&shared);
         let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
         std::thread::spawn(move || {
@@ -68,8 +65,8 @@ impl Workplace {
     pub fn start(&self, name: &str, command: &mut Command, limit: Duration) -> anyhow::Result<()> {
         let notify_path = self.folder().join(format!("{name}.notify"));
         let _ = fs::remove_file(&notify_path);
-        let notify = UnixDatagram::bind(&notify_path)
-            .with_context(|| format!("Cannot listen on {}", notify_path.display()))?;
+        let notify =
+            UnixDatagram::bind(&notify_path).with_context(|| format!("Cannot listen on {}", notify_path.display()))?;
         // Short, because the process's end must be noticed in between; the message itself wakes at once.
         notify.set_read_timeout(Some(Duration::from_millis(50)))?;
         let log_path = self.folder().join(format!("{name}.log"));
@@ -109,11 +106,7 @@ impl Workplace {
     /// # Errors
     /// When there is no process of this name.
     pub fn kill(&self, name: &str) -> anyhow::Result<()> {
-        let mut child = self
-            .shared
-            .lock()
-            .remove(name)
-            .with_context(|| format!("There is no process {name}"))?;
+        let mut child = self.shared.lock().remove(name).with_context(|| format!("There is no process {name}"))?;
         child.kill()?;
         child.wait()?;
         Ok(())
@@ -156,16 +149,11 @@ impl Shared {
 }
 
 fn says_ready(message: &[u8]) -> bool {
-    message
-        .split(|&byte| byte == b'\n')
-        .any(|line| line == b"READY=1")
+    message.split(|&byte| byte == b'\n').any(|line| line == b"READY=1")
 }
 
 fn is_timeout(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-    )
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 fn tail(path: &Path) -> String {
@@ -173,10 +161,7 @@ fn tail(path: &Path) -> String {
     let text = fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
-    lines
-        .get(lines.len().saturating_sub(LINES)..)
-        .unwrap_or_default()
-        .join("\n")
+    lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default().join("\n")
 }
 
 #[cfg(test)]
@@ -201,55 +186,31 @@ mod tests {
     fn a_process_is_waited_for_killed_and_cleared_away() {
         let workplace = Workplace::new("holdfast-test-start").expect("a folder");
         let folder = workplace.folder().to_owned();
-        workplace
-            .start("one", &mut shell(READY), LIMIT)
-            .expect("ready");
-        workplace
-            .start("two", &mut shell(READY), LIMIT)
-            .expect("ready");
-        let two = workplace
-            .shared
-            .lock()
-            .get("two")
-            .map(Child::id)
-            .expect("it runs");
+        workplace.start("one", &mut shell(READY), LIMIT).expect("ready");
+        workplace.start("two", &mut shell(READY), LIMIT).expect("ready");
+        let two = workplace.shared.lock().get("two").map(Child::id).expect("it runs");
         workplace.kill("one").expect("killed");
         assert!(workplace.kill("one").is_err(), "killed twice");
         drop(workplace);
         assert!(!folder.exists());
-        assert!(
-            !Path::new(&format!("/proc/{two}")).exists(),
-            "two outlived the demo"
-        );
+        assert!(!Path::new(&format!("/proc/{two}")).exists(), "two outlived the demo");
     }
 
     #[test]
     fn a_process_that_ends_at_once_is_told_with_its_words() {
         let workplace = Workplace::new("holdfast-test-end").expect("a folder");
         let script = "import sys; print('No medium there'); sys.exit(3)";
-        let error = workplace
-            .start("node", &mut shell(script), LIMIT)
-            .expect_err("it ended");
+        let error = workplace.start("node", &mut shell(script), LIMIT).expect_err("it ended");
         let text = error.to_string();
-        assert!(
-            text.contains("node ended at once") && text.contains("No medium there"),
-            "{text}"
-        );
+        assert!(text.contains("node ended at once") && text.contains("No medium there"), "{text}");
     }
 
     #[test]
     fn a_process_that_never_gets_ready_is_given_up() {
         let workplace = Workplace::new("holdfast-test-late").expect("a folder");
         let error = workplace
-            .start(
-                "node",
-                &mut shell("import time; time.sleep(1000)"),
-                Duration::from_millis(200),
-            )
+            .start("node", &mut shell("import time; time.sleep(1000)"), Duration::from_millis(200))
             .expect_err("it is not ready");
-        assert!(
-            error.to_string().contains("node is not ready after 200ms"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("node is not ready after 200ms"), "{error}");
     }
 }

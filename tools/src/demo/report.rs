@@ -5,8 +5,7 @@ use serde_json::Value;
 use super::display::{Display, seconds, size};
 use super::image::{BLOCK_BYTES, Image};
 use super::node::Node;
-use super::story::{EXPORT, GROUP, VOLUME};
-use crate::emulator::Statistics;
+use super::story::{EXPORT, GROUP, Outcome, VOLUME};
 
 /// What the two ends of the stream say of themselves in `ublk-admin status --json`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,10 +29,8 @@ pub struct Facts<'a> {
     pub image: &'a Image,
     /// Written after the restart point, in bytes.
     pub scribbled_bytes: u64,
-    /// What the two lines did.
-    pub lines: [Statistics; 2],
-    /// What the stream did.
-    pub sent: StreamCounters,
+    /// What came of it.
+    pub outcome: Outcome,
     /// The steps and their times.
     pub display: &'a Display,
 }
@@ -52,12 +49,11 @@ pub fn stream_counters(primary: &Value, standby: &Value) -> StreamCounters {
 }
 
 /// The first number of this name, however deep.
-fn find(value: &Value, name: &str) -> Option<u64> {
+pub fn find(value: &Value, name: &str) -> Option<u64> {
     match value {
-        Value::Object(fields) => fields
-            .get(name)
-            .and_then(Value::as_u64)
-            .or_else(|| fields.values().find_map(|inner| find(inner, name))),
+        Value::Object(fields) => {
+            fields.get(name).and_then(Value::as_u64).or_else(|| fields.values().find_map(|inner| find(inner, name)))
+        }
         Value::Array(items) => items.iter().find_map(|inner| find(inner, name)),
         _ => None,
     }
@@ -65,16 +61,10 @@ fn find(value: &Value, name: &str) -> Option<u64> {
 
 /// Prints the closing words.
 pub fn print(facts: &Facts<'_>) {
-    println!("\nThe standby holds exactly the restart point; nothing written after it is seen.\n");
+    println!("\nThe standby holds exactly the restart point; of what was written after it nothing is seen.\n");
     let written = facts.image.used_blocks.len() as u64 * u64::from(BLOCK_BYTES);
-    row(
-        "written before / after",
-        format!("{} / {}", size(written), size(facts.scribbled_bytes)),
-    );
-    for (name, line) in ["first link, 1 % loss", "second link, 3 % loss"]
-        .iter()
-        .zip(&facts.lines)
-    {
+    row("written before / after", format!("{} / {}", size(written), size(facts.scribbled_bytes)));
+    for (name, line) in ["first link, 1 % loss", "second link, 3 % loss"].iter().zip(&facts.outcome.lines) {
         let there = line.a_to_b;
         row(
             name,
@@ -87,16 +77,10 @@ pub fn print(facts: &Facts<'_>) {
             ),
         );
     }
-    let sent = facts.sent;
+    let sent = facts.outcome.stream;
     row("packets of data", sent.source_symbols.to_string());
     row("packets of redundancy", sent.repair_symbols.to_string());
-    row(
-        "repaired by coding",
-        format!(
-            "{} packets of {} blocks",
-            sent.repaired_symbols, sent.repaired_blocks
-        ),
-    );
+    row("repaired by coding", format!("{} packets of {} blocks", sent.repaired_symbols, sent.repaired_blocks));
     row("packets sent again", sent.resent_symbols.to_string());
     row("in all", seconds(facts.display.elapsed()));
 }
@@ -123,17 +107,10 @@ pub fn print_by_hand() {
 /// Prints the commands for the nodes that are left running.
 pub fn print_commands(north: &Node, south: &Node) {
     println!("\nTo play with:");
-    for (node, arguments) in [
-        (south, "status --watch"),
-        (south, "node status"),
-        (north, "status"),
-    ] {
+    for (node, arguments) in [(south, "status --watch"), (south, "node status"), (north, "status")] {
         println!("  {}", node.command_line(arguments));
     }
-    println!(
-        "  nbdinfo 'nbd+unix:///{EXPORT}?socket={}'",
-        south.nbd_path().display()
-    );
+    println!("  nbdinfo 'nbd+unix:///{EXPORT}?socket={}'", south.nbd_path().display());
 }
 
 #[cfg(test)]
@@ -147,8 +124,7 @@ mod tests {
         let primary = json!({"groups": [{"session": {"sent": {
             "source_symbols": 10, "repair_symbols": 3, "resent_symbols": 1
         }, "received": {"repaired_blocks": 99}}}]});
-        let standby =
-            json!({"session": {"received": {"repaired_blocks": 2, "repaired_symbols": 4}}});
+        let standby = json!({"session": {"received": {"repaired_blocks": 2, "repaired_symbols": 4}}});
         let expected = StreamCounters {
             source_symbols: 10,
             repair_symbols: 3,
@@ -157,9 +133,6 @@ mod tests {
             repaired_symbols: 4,
         };
         assert_eq!(stream_counters(&primary, &standby), expected);
-        assert_eq!(
-            stream_counters(&json!(null), &json!([])),
-            StreamCounters::default()
-        );
+        assert_eq!(stream_counters(&json!(null), &json!([])), StreamCounters::default());
     }
 }

@@ -17,20 +17,11 @@ const QUEUE_DEPTH: usize = 16;
 ///
 /// # Errors
 /// When the server refused an earlier write or the connection broke.
-pub fn write_ahead(
-    client: &mut NbdClient,
-    offset: u64,
-    data: &[u8],
-    progress: &Progress,
-) -> anyhow::Result<()> {
+pub fn write_ahead(client: &mut NbdClient, offset: u64, data: &[u8], progress: &Progress) -> anyhow::Result<()> {
     while client.pending_count() >= QUEUE_DEPTH {
         client.complete()?.result?;
     }
-    client.submit(NbdRequest::Write {
-        offset,
-        data,
-        durable: false,
-    })?;
+    client.submit(NbdRequest::Write { offset, data, durable: false })?;
     progress.add_bytes(data.len() as u64);
     Ok(())
 }
@@ -39,15 +30,9 @@ pub fn write_ahead(
 ///
 /// # Errors
 /// When the server refuses, the connection broke, or the file cannot be written.
-pub fn read_all(
-    client: &mut NbdClient,
-    bytes: u64,
-    path: &Path,
-    progress: &Progress,
-) -> anyhow::Result<()> {
+pub fn read_all(client: &mut NbdClient, bytes: u64, path: &Path, progress: &Progress) -> anyhow::Result<()> {
     const PIECE: u32 = 1 << 20;
-    let file =
-        File::create_new(path).with_context(|| format!("Cannot create {}", path.display()))?;
+    let file = File::create_new(path).with_context(|| format!("Cannot create {}", path.display()))?;
     file.set_len(bytes)?;
     let mut offsets = BTreeMap::new();
     let mut next = 0;
@@ -61,9 +46,7 @@ pub fn read_all(
         }
         let completion = client.complete()?;
         let data = completion.result?;
-        let offset = offsets
-            .remove(&completion.cookie)
-            .context("An answer came twice")?;
+        let offset = offsets.remove(&completion.cookie).context("An answer came twice")?;
         // Holes stay holes: the copy takes no more room than the image.
         if data.iter().any(|&byte| byte != 0) {
             file.write_all_at(&data, offset)?;
@@ -80,10 +63,7 @@ pub fn read_all(
 pub fn compare(expected: &Path, found: &Path, progress: &Progress) -> anyhow::Result<()> {
     let (expected, found) = (File::open(expected)?, File::open(found)?);
     let (size, found_size) = (expected.metadata()?.len(), found.metadata()?.len());
-    ensure!(
-        size == found_size,
-        "The copy has {found_size} bytes, not {size}"
-    );
+    ensure!(size == found_size, "The copy has {found_size} bytes, not {size}");
     let mut offset = 0;
     while offset < size {
         let piece = (size - offset).min(1 << 20) as usize;
@@ -91,10 +71,7 @@ pub fn compare(expected: &Path, found: &Path, progress: &Progress) -> anyhow::Re
         expected.read_exact_at(&mut both[0], offset)?;
         found.read_exact_at(&mut both[1], offset)?;
         if both[0] != both[1] {
-            let at = both[0]
-                .iter()
-                .zip(&both[1])
-                .position(|(left, right)| left != right);
+            let at = both[0].iter().zip(&both[1]).position(|(left, right)| left != right);
             bail!(
                 "The standby's volume differs from what was written, first at byte {}",
                 offset + at.unwrap_or(0) as u64
@@ -118,9 +95,7 @@ mod tests {
         const SIZE: u64 = (5 << 20) + 4_096;
         let folder = tempfile::tempdir().expect("a folder");
         let (image, socket) = (folder.path().join("image"), folder.path().join("socket"));
-        File::create(&image)
-            .and_then(|file| file.set_len(SIZE))
-            .expect("an image");
+        File::create(&image).and_then(|file| file.set_len(SIZE)).expect("an image");
         // It ends by itself when its only client leaves.
         let status = Command::new("qemu-nbd")
             .args(["--fork", "--format=raw", "--socket"])
@@ -135,12 +110,7 @@ mod tests {
             .step("write and read", |progress| {
                 let mut client = NbdClient::connect_unix(&socket, "")?;
                 for index in (0..80u64).filter(|index| index % 7 != 3) {
-                    write_ahead(
-                        &mut client,
-                        index << 16,
-                        &[index as u8 + 1; 1 << 16],
-                        progress,
-                    )?;
+                    write_ahead(&mut client, index << 16, &[index as u8 + 1; 1 << 16], progress)?;
                     assert!(client.pending_count() <= QUEUE_DEPTH);
                 }
                 client.complete_all()?;
@@ -163,25 +133,15 @@ mod tests {
         let mut bytes = vec![5; (3 << 20) + 17];
         std::fs::write(&left, &bytes).expect("written");
         std::fs::write(&right, &bytes).expect("written");
-        let mut compared = || {
-            display.step("compare", |progress| {
-                Ok((compare(&left, &right, progress), String::new()))
-            })
-        };
+        let mut compared = || display.step("compare", |progress| Ok((compare(&left, &right, progress), String::new())));
         assert!(compared().expect("a step").is_ok());
         bytes[(2 << 20) + 3] = 6;
         std::fs::write(&right, &bytes).expect("written");
-        let error = compared()
-            .expect("a step")
-            .expect_err("they differ")
-            .to_string();
+        let error = compared().expect("a step").expect_err("they differ").to_string();
         assert!(error.ends_with("first at byte 2097155"), "{error}");
         bytes.pop();
         std::fs::write(&right, &bytes).expect("written");
-        let error = compared()
-            .expect("a step")
-            .expect_err("they differ")
-            .to_string();
+        let error = compared().expect("a step").expect_err("they differ").to_string();
         assert_eq!(error, "The copy has 3145744 bytes, not 3145745");
     }
 }
