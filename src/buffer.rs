@@ -24,10 +24,7 @@ impl AlignedBuffer {
     /// A buffer of `size` bytes, all zero; its capacity is `size` rounded up to [`ALIGNMENT`].
     pub fn new(size: usize) -> Self {
         let count = size.div_ceil(ALIGNMENT);
-        Self {
-            pages: vec![Page([0; ALIGNMENT]); count],
-            size,
-        }
+        Self { pages: vec![Page([0; ALIGNMENT]); count], size }
     }
 
     /// A copy of `data` in aligned memory.
@@ -61,11 +58,7 @@ impl AsRef<[u8]> for AlignedBuffer {
 
 /// `data` itself if it can be written with direct I/O as it is, else an aligned copy.
 pub fn aligned(data: Bytes) -> Bytes {
-    if (data.as_ptr() as usize).is_multiple_of(ALIGNMENT) {
-        data
-    } else {
-        AlignedBuffer::copy_of(&data).freeze()
-    }
+    if (data.as_ptr() as usize).is_multiple_of(ALIGNMENT) { data } else { AlignedBuffer::copy_of(&data).freeze() }
 }
 
 #[cfg(test)]
@@ -80,10 +73,7 @@ mod tests {
         assert_eq!((bytes.as_ptr() as usize) % ALIGNMENT, 0);
         assert_eq!((bytes.len(), bytes[4999], bytes[0]), (5000, 7, 0));
         let unaligned = bytes.slice(1..);
-        assert_eq!(
-            (aligned(unaligned.clone()).as_ptr() as usize) % ALIGNMENT,
-            0
-        );
+        assert_eq!((aligned(unaligned.clone()).as_ptr() as usize) % ALIGNMENT, 0);
         assert_eq!(aligned(unaligned.clone()), unaligned);
     }
 }

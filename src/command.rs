@@ -142,9 +142,7 @@ pub enum CommandError {
         peer: Position,
     },
     /// There are records that only this node has.
-    #[error(
-        "{record_count} records since {fork} exist only on this node; give them up with --discard-fork"
-    )]
+    #[error("{record_count} records since {fork} exist only on this node; give them up with --discard-fork")]
     ForkWouldBeLost {
         /// The last common record.
         fork: Position,

@@ -77,13 +77,7 @@ pub struct Journal {
 
 impl Journal {
     /// The journal as a superblock describes it, with nothing in it.
-    pub fn new(
-        ring_size: u64,
-        tail: u64,
-        tail_order: Order,
-        tail_checksum: u32,
-        tail_stream: StreamState,
-    ) -> Self {
+    pub fn new(ring_size: u64, tail: u64, tail_order: Order, tail_checksum: u32, tail_stream: StreamState) -> Self {
         Self {
             ring_size,
             head: tail,
@@ -131,11 +125,7 @@ impl Journal {
     /// The last live entry that is not after `seq` in the order, or the tail.
     pub fn order_of(&self, seq: Seq) -> Order {
         // Void entries keep the place they had, so the search is over the valid ones, from the newest.
-        let back = self
-            .entries
-            .iter()
-            .rev()
-            .position(|entry| !entry.is_void && entry.record.at.seq <= seq);
+        let back = self.entries.iter().rev().position(|entry| !entry.is_void && entry.record.at.seq <= seq);
         back.map_or(self.tail_order, |back| Order(self.last().0 - back as u64))
     }
 
@@ -156,10 +146,7 @@ impl Journal {
     }
 
     fn index(&self, order: Order) -> Option<usize> {
-        order
-            .0
-            .checked_sub(self.tail_order.0 + 1)
-            .map(|index| index as usize)
+        order.0.checked_sub(self.tail_order.0 + 1).map(|index| index as usize)
     }
 
     /// Where a batch of `size` bytes can go, if there is room and `reserve` bytes stay free.
@@ -170,11 +157,7 @@ impl Journal {
 
     fn fit(&self, position: u64, size: u64) -> u64 {
         let left = self.ring_size - position % self.ring_size;
-        if size <= left {
-            position
-        } else {
-            position + left
-        }
+        if size <= left { position } else { position + left }
     }
 
     /// The next place where a batch can begin if there is none at `position`: the start of the next lap.
@@ -198,14 +181,8 @@ impl Journal {
     pub fn size_between(&self, from: Order, to: Order) -> u64 {
         let first = self.batches.partition_point(|batch| batch.last <= from);
         let end = self.batches.partition_point(|batch| batch.last <= to);
-        let start = self
-            .batches
-            .get(first)
-            .map_or(self.head, |batch| batch.position);
-        let stop = end
-            .checked_sub(1)
-            .and_then(|last| self.batches.get(last))
-            .map_or(0, |b| b.position + b.size);
+        let start = self.batches.get(first).map_or(self.head, |batch| batch.position);
+        let stop = end.checked_sub(1).and_then(|last| self.batches.get(last)).map_or(0, |b| b.position + b.size);
         stop.saturating_sub(start)
     }
 
@@ -226,12 +203,7 @@ impl Journal {
 
     /// Lets go of the oldest batch if all its entries are up to `limit`; its entries go to `each`.
     pub fn retire(&mut self, limit: Order, mut each: impl FnMut(Order, LiveEntry)) -> bool {
-        let Some(batch) = self
-            .batches
-            .front()
-            .copied()
-            .filter(|batch| batch.last <= limit)
-        else {
+        let Some(batch) = self.batches.front().copied().filter(|batch| batch.last <= limit) else {
             return false;
         };
         self.batches.pop_front();
@@ -241,8 +213,7 @@ impl Journal {
             };
             self.tail_order = self.tail_order.next();
             if !entry.is_void {
-                self.tail_stream
-                    .apply(self.tail_order, &entry.record, &entry.note);
+                self.tail_stream.apply(self.tail_order, &entry.record, &entry.note);
             }
             each(self.tail_order, entry);
         }

@@ -35,20 +35,13 @@ impl Overlay {
 
     /// The pieces in a range, cut to it, in order of their offset.
     pub fn pieces(&self, offset: u64, end: u64) -> impl Iterator<Item = Piece> + '_ {
-        let before = self
-            .pieces
-            .range(..offset)
-            .next_back()
-            .filter(move |(_, (stop, _))| *stop > offset);
+        let before = self.pieces.range(..offset).next_back().filter(move |(_, (stop, _))| *stop > offset);
         let within = self.pieces.range(offset..end.max(offset));
-        before
-            .into_iter()
-            .chain(within)
-            .map(move |(start, (stop, order))| Piece {
-                offset: (*start).max(offset),
-                end: (*stop).min(end),
-                order: *order,
-            })
+        before.into_iter().chain(within).map(move |(start, (stop, order))| Piece {
+            offset: (*start).max(offset),
+            end: (*stop).min(end),
+            order: *order,
+        })
     }
 
     /// Everything.
@@ -57,10 +50,7 @@ impl Overlay {
     }
 
     fn cut(&mut self, offset: u64, end: u64, which: impl Fn(Order) -> bool) {
-        let found: Vec<Piece> = self
-            .pieces(offset, end)
-            .filter(|piece| which(piece.order))
-            .collect();
+        let found: Vec<Piece> = self.pieces(offset, end).filter(|piece| which(piece.order)).collect();
         for piece in found {
             // The stored piece may reach beyond the cut on either side.
             let (start, (stop, order)) = match self.pieces.range(..=piece.offset).next_back() {

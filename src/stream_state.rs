@@ -42,17 +42,11 @@ impl StreamState {
     /// The state of a new group.
     pub fn new() -> Self {
         Self {
-            last: Position {
-                epoch: Epoch::FIRST,
-                seq: Seq(0),
-            },
+            last: Position { epoch: Epoch::FIRST, seq: Seq(0) },
             generation: Generation(1),
             copying: false,
             restart_point: None,
-            epochs: alloc::vec![EpochStart {
-                epoch: Epoch::FIRST,
-                first: Seq(1)
-            }],
+            epochs: alloc::vec![EpochStart { epoch: Epoch::FIRST, first: Seq(1) }],
         }
     }
 
@@ -68,12 +62,8 @@ impl StreamState {
             (Kind::CopyEnd, _) => self.copying = false,
             (Kind::EpochChange, _) => {
                 // What the new epoch's first record displaces is no part of the history.
-                self.epochs
-                    .retain(|start| start.epoch < record.at.epoch && start.first < record.at.seq);
-                self.epochs.push(EpochStart {
-                    epoch: record.at.epoch,
-                    first: record.at.seq,
-                });
+                self.epochs.retain(|start| start.epoch < record.at.epoch && start.first < record.at.seq);
+                self.epochs.push(EpochStart { epoch: record.at.epoch, first: record.at.seq });
                 if self.epochs.len() > EPOCH_HISTORY_MAX {
                     self.epochs.remove(0);
                 }
@@ -83,17 +73,9 @@ impl StreamState {
             (Kind::RestartPoint, note) => {
                 self.generation = record.generation.next();
                 if !self.copying {
-                    let label = if let Note::Label(label) = note {
-                        *label
-                    } else {
-                        Name::default()
-                    };
-                    let info = RestartPointInfo {
-                        generation: record.generation,
-                        at: record.at,
-                        time: record.time,
-                        label,
-                    };
+                    let label = if let Note::Label(label) = note { *label } else { Name::default() };
+                    let info =
+                        RestartPointInfo { generation: record.generation, at: record.at, time: record.time, label };
                     self.restart_point = Some((info, order));
                 }
             }
@@ -105,10 +87,7 @@ impl StreamState {
     /// The last record of `epoch` in this history, if the epoch is in it.
     pub fn end_of(&self, epoch: Epoch) -> Option<Seq> {
         let index = self.epochs.iter().position(|start| start.epoch == epoch)?;
-        let next = self
-            .epochs
-            .get(index + 1)
-            .map(|start| Seq(start.first.0.saturating_sub(1)));
+        let next = self.epochs.get(index + 1).map(|start| Seq(start.first.0.saturating_sub(1)));
         Some(next.unwrap_or(self.last.seq))
     }
 }

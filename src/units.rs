@@ -46,9 +46,7 @@ number! {
 ///
 /// The upper 32 bits count promotions, the lower 32 the unclean restarts of one primary, so that a promotion always
 /// outranks a former primary that merely restarts.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Epoch(pub u64);
 

@@ -39,15 +39,12 @@ struct Source {
 
 impl Source {
     fn is_logic(&self) -> bool {
-        let pure_carrier =
-            self.path.starts_with("replicator/src/") && !self.path.starts_with("replicator/src/io");
+        let pure_carrier = self.path.starts_with("replicator/src/") && !self.path.starts_with("replicator/src/io");
         (self.path.starts_with("src/") || pure_carrier) && !self.is_test_file()
     }
 
     fn is_test_file(&self) -> bool {
-        self.path.ends_with("tests.rs")
-            || self.path.starts_with("tests/")
-            || self.path.contains("/tests/")
+        self.path.ends_with("tests.rs") || self.path.starts_with("tests/") || self.path.contains("/tests/")
     }
 
     /// Numbered lines without comments; the tests at the end of a file belong to it only if `with_tests`.
@@ -62,40 +59,23 @@ impl Source {
     /// Numbered lines of tests, without comments.
     fn tests(&self) -> impl Iterator<Item = (usize, &str)> {
         let all = self.is_test_file();
-        self.code(true)
-            .skip_while(move |(_, line)| !all && !line.starts_with("#[cfg(test)]"))
+        self.code(true).skip_while(move |(_, line)| !all && !line.starts_with("#[cfg(test)]"))
     }
 }
 
 fn root() -> PathBuf {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    package
-        .parent()
-        .expect("the package is in the repository")
-        .to_owned()
+    package.parent().expect("the package is in the repository").to_owned()
 }
 
 fn files(suffix: &str) -> Vec<Source> {
     let root = root();
     let mut found = Vec::new();
-    for folder in [
-        "src",
-        "replicator",
-        "ublk-target",
-        "tools",
-        "tests",
-        "docs",
-        "fuzz",
-    ] {
+    for folder in ["src", "replicator", "ublk-target", "tools", "tests", "docs", "fuzz"] {
         walk(&root.join(folder), suffix, &mut found);
     }
     let read = |path: &PathBuf| Source {
-        path: path
-            .strip_prefix(&root)
-            .expect("found below the root")
-            .to_str()
-            .expect("our names are text")
-            .to_owned(),
+        path: path.strip_prefix(&root).expect("found below the root").to_str().expect("our names are text").to_owned(),
         text: fs::read_to_string(path).expect("a readable file"),
     };
     found.iter().map(read).collect()
@@ -120,11 +100,7 @@ fn walk(folder: &Path, suffix: &str, found: &mut Vec<PathBuf>) {
 
 fn sources() -> Vec<Source> {
     let sources = files(".rs");
-    assert!(
-        sources.len() > 20,
-        "the sources were not found below {}",
-        root().display()
-    );
+    assert!(sources.len() > 20, "the sources were not found below {}", root().display());
     sources
 }
 
@@ -145,11 +121,8 @@ fn files_stay_short() {
 
 #[test]
 fn files_say_what_they_are_for() {
-    let broken: Vec<String> = sources()
-        .into_iter()
-        .filter(|source| !source.text.starts_with("//!"))
-        .map(|source| source.path)
-        .collect();
+    let broken: Vec<String> =
+        sources().into_iter().filter(|source| !source.text.starts_with("//!")).map(|source| source.path).collect();
     assert_none("A file opens with its purpose (//!)", &broken);
 }
 
@@ -176,33 +149,22 @@ fn logic_depends_on_nothing_but_its_events() {
             }
         }
     }
-    assert_none(
-        "The core and the carrier's logic have no clock, chance, thread, socket, file",
-        &broken,
-    );
+    assert_none("The core and the carrier's logic have no clock, chance, thread, socket, file", &broken);
 }
 
 #[test]
 fn crates_forbid_what_they_do_not_need() {
     let attributes = |path: &str| {
         let text = fs::read_to_string(root().join(path)).unwrap_or_default();
-        text.lines()
-            .map(|line| line.trim().to_owned())
-            .collect::<BTreeSet<_>>()
+        text.lines().map(|line| line.trim().to_owned()).collect::<BTreeSet<_>>()
     };
     let mut broken = Vec::new();
     let forbid = "#![forbid(unsafe_code)]";
     if !attributes("src/lib.rs").contains("#![no_std]") {
         broken.push("src/lib.rs: #![no_std]".to_owned());
     }
-    let programs = sources()
-        .into_iter()
-        .map(|source| source.path)
-        .filter(|path| path.starts_with("tools/src/bin/"));
-    for path in ["src/lib.rs".to_owned(), "tools/src/lib.rs".to_owned()]
-        .into_iter()
-        .chain(programs)
-    {
+    let programs = sources().into_iter().map(|source| source.path).filter(|path| path.starts_with("tools/src/bin/"));
+    for path in ["src/lib.rs".to_owned(), "tools/src/lib.rs".to_owned()].into_iter().chain(programs) {
         // Modules in a folder of their own are covered by their program's main file.
         let is_root = path.matches('/').count() <= 3;
         if is_root && !attributes(&path).contains(forbid) {
@@ -231,10 +193,7 @@ fn tests_wait_for_events_and_never_sleep() {
 fn every_package_takes_the_common_lints() {
     let mut broken = Vec::new();
     for (path, manifest) in manifests() {
-        let common = manifest
-            .get("lints")
-            .and_then(|lints| lints.get("workspace"))
-            .and_then(toml::Value::as_bool);
+        let common = manifest.get("lints").and_then(|lints| lints.get("workspace")).and_then(toml::Value::as_bool);
         if common != Some(true) {
             broken.push(format!("{path}: [lints] workspace = true"));
         }
@@ -244,20 +203,13 @@ fn every_package_takes_the_common_lints() {
 
 #[test]
 fn every_dependency_has_its_reason() {
-    let page =
-        fs::read_to_string(root().join("docs/dependencies.md")).expect("docs/dependencies.md");
+    let page = fs::read_to_string(root().join("docs/dependencies.md")).expect("docs/dependencies.md");
     let explained: BTreeSet<String> = page
         .lines()
         .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
         .map(|(name, _)| name.to_owned())
         .collect();
-    let ours = [
-        "holdfast",
-        "replicator",
-        "ublk-target",
-        "tools",
-        "system-tests",
-    ];
+    let ours = ["holdfast", "replicator", "ublk-target", "tools", "system-tests"];
     let mut used = BTreeMap::new();
     for (path, manifest) in manifests() {
         for section in ["dependencies", "dev-dependencies", "build-dependencies"] {
@@ -275,10 +227,7 @@ fn every_dependency_has_its_reason() {
         .map(|(name, path)| format!("{name} ({path})"))
         .collect();
     assert_none("No reason in docs/dependencies.md for", &missing);
-    let stale: Vec<String> = explained
-        .into_iter()
-        .filter(|name| !used.contains_key(name))
-        .collect();
+    let stale: Vec<String> = explained.into_iter().filter(|name| !used.contains_key(name)).collect();
     assert_none("In docs/dependencies.md, but in no manifest", &stale);
 }
 
@@ -289,10 +238,7 @@ fn manifests() -> Vec<(String, toml::Value)> {
     };
     let all = files("Cargo.toml").into_iter().chain([root_manifest]);
     let parse = |source: Source| {
-        let parsed = source
-            .text
-            .parse::<toml::Table>()
-            .expect("a manifest that cargo takes");
+        let parsed = source.text.parse::<toml::Table>().expect("a manifest that cargo takes");
         (source.path, toml::Value::Table(parsed))
     };
     all.map(parse).collect()

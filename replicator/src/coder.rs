@@ -51,40 +51,24 @@ impl Code {
 pub fn encode(code: Code, source: &[Bytes]) -> Vec<Bytes> {
     let size = source.first().map_or(0, Bytes::len);
     match code {
-        Code::Copy => source
-            .iter()
-            .take(1)
-            .cycle()
-            .take(code.repair_count())
-            .cloned()
-            .collect(),
+        Code::Copy => source.iter().take(1).cycle().take(code.repair_count()).cloned().collect(),
         Code::Xor => vec![sum(size, source.iter())],
         Code::ReedSolomon(count) => reed_solomon(source, count.into(), size).unwrap_or_default(),
     }
 }
 
-fn reed_solomon(
-    source: &[Bytes],
-    count: usize,
-    size: usize,
-) -> Result<Vec<Bytes>, reed_solomon_simd::Error> {
+fn reed_solomon(source: &[Bytes], count: usize, size: usize) -> Result<Vec<Bytes>, reed_solomon_simd::Error> {
     let mut encoder = HighRateEncoder::new(source.len(), count, size, DirectEngine::new(), None)?;
     for symbol in source {
         encoder.add_original_shard(symbol)?;
     }
-    Ok(encoder
-        .encode()?
-        .recovery_iter()
-        .map(Bytes::copy_from_slice)
-        .collect())
+    Ok(encoder.encode()?.recovery_iter().map(Bytes::copy_from_slice).collect())
 }
 
 fn sum<'a>(size: usize, symbols: impl Iterator<Item = &'a Bytes>) -> Bytes {
     let mut sum = BytesMut::zeroed(size);
     for symbol in symbols {
-        sum.iter_mut()
-            .zip(symbol.iter())
-            .for_each(|(sum, byte)| *sum ^= byte);
+        sum.iter_mut().zip(symbol.iter()).for_each(|(sum, byte)| *sum ^= byte);
     }
     sum.freeze()
 }
@@ -93,9 +77,7 @@ fn sum<'a>(size: usize, symbols: impl Iterator<Item = &'a Bytes>) -> Bytes {
 /// here, all of one even size. `false` if there are fewer than N.
 pub fn decode(code: Code, source_count: usize, symbols: &mut [Option<Bytes>]) -> bool {
     let (source, repair) = symbols.split_at_mut(source_count.min(symbols.len()));
-    let missing: Vec<usize> = (0..source.len())
-        .filter(|index| source[*index].is_none())
-        .collect();
+    let missing: Vec<usize> = (0..source.len()).filter(|index| source[*index].is_none()).collect();
     if missing.is_empty() {
         return true;
     }
@@ -149,10 +131,7 @@ pub fn warm_up() {
     let repair = encode(Code::ReedSolomon(4), &source);
     let mut symbols: Vec<Option<Bytes>> = vec![None; 3];
     symbols.extend(repair.into_iter().map(Some));
-    assert!(
-        decode(Code::ReedSolomon(4), 3, &mut symbols),
-        "the code does not decode"
-    );
+    assert!(decode(Code::ReedSolomon(4), 3, &mut symbols), "the code does not decode");
 }
 
 /// The crate's fastest engine, with another way to evaluate the error locator.
@@ -165,25 +144,11 @@ impl DirectEngine {
 }
 
 impl Engine for DirectEngine {
-    fn fft(
-        &self,
-        data: &mut ShardsRefMut,
-        pos: usize,
-        size: usize,
-        truncated_size: usize,
-        skew_delta: usize,
-    ) {
+    fn fft(&self, data: &mut ShardsRefMut, pos: usize, size: usize, truncated_size: usize, skew_delta: usize) {
         self.0.fft(data, pos, size, truncated_size, skew_delta);
     }
 
-    fn ifft(
-        &self,
-        data: &mut ShardsRefMut,
-        pos: usize,
-        size: usize,
-        truncated_size: usize,
-        skew_delta: usize,
-    ) {
+    fn ifft(&self, data: &mut ShardsRefMut, pos: usize, size: usize, truncated_size: usize, skew_delta: usize) {
         self.0.ifft(data, pos, size, truncated_size, skew_delta);
     }
 
@@ -193,9 +158,7 @@ impl Engine for DirectEngine {
 
     fn eval_poly(erasures: &mut [GfElement; GF_ORDER], truncated_size: usize) {
         let log = &tables::get_exp_log().log;
-        let erased: Vec<usize> = (0..truncated_size)
-            .filter(|index| erasures[*index] != 0)
-            .collect();
+        let erased: Vec<usize> = (0..truncated_size).filter(|index| erasures[*index] != 0).collect();
         for (index, place) in erasures.iter_mut().enumerate().take(truncated_size) {
             // The logarithm of zero counts as zero: a symbol's own place adds nothing.
             let others = erased.iter().filter(|other| **other != index);
@@ -211,12 +174,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn symbols(count: usize, size: usize, seed: u8) -> Vec<Bytes> {
-        let byte = |symbol: usize, at: usize| {
-            (symbol * 31 + at * 7 + usize::from(seed)) as u8 ^ (at >> 5) as u8
-        };
-        (0..count)
-            .map(|symbol| (0..size).map(|at| byte(symbol, at)).collect())
-            .collect()
+        let byte = |symbol: usize, at: usize| (symbol * 31 + at * 7 + usize::from(seed)) as u8 ^ (at >> 5) as u8;
+        (0..count).map(|symbol| (0..size).map(|at| byte(symbol, at)).collect()).collect()
     }
 
     proptest! {
@@ -269,12 +228,7 @@ mod tests {
     fn fewer_than_n_symbols_are_refused() {
         let source = symbols(5, 10, 1);
         let mut all: Vec<Option<Bytes>> = vec![None; 5];
-        all.extend(
-            encode(Code::choose(5, 3), &source)
-                .into_iter()
-                .take(4)
-                .map(Some),
-        );
+        all.extend(encode(Code::choose(5, 3), &source).into_iter().take(4).map(Some));
         assert!(!decode(Code::choose(5, 3), 5, &mut all));
     }
 }

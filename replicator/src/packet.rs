@@ -227,11 +227,7 @@ pub fn encode(header: &Header, body: &Body) -> Bytes {
 
 fn encode_acknowledgement(ack: &Acknowledgement, bytes: &mut BytesMut) {
     let mut complete = [0; 64];
-    for offset in ack
-        .complete
-        .iter()
-        .filter(|offset| **offset < COMPLETE_BIT_COUNT)
-    {
+    for offset in ack.complete.iter().filter(|offset| **offset < COMPLETE_BIT_COUNT) {
         complete[(offset / 8) as usize] |= 1 << (offset % 8);
     }
     let lacking = &ack.lacking[..ack.lacking.len().min(LACKING_COUNT_MAX)];
@@ -251,21 +247,11 @@ fn encode_acknowledgement(ack: &Acknowledgement, bytes: &mut BytesMut) {
     };
     bytes.put_slice(raw.as_bytes());
     for (block, count) in lacking {
-        let raw = RawLacking {
-            block: (*block).into(),
-            count: *count,
-            reserved: [0; 7],
-        };
+        let raw = RawLacking { block: (*block).into(), count: *count, reserved: [0; 7] };
         bytes.put_slice(raw.as_bytes());
     }
     for (channel, value) in marks {
-        bytes.put_slice(
-            RawMark {
-                channel: channel.0,
-                value: (*value).into(),
-            }
-            .as_bytes(),
-        );
+        bytes.put_slice(RawMark { channel: channel.0, value: (*value).into() }.as_bytes());
     }
 }
 
@@ -278,12 +264,7 @@ pub fn parse(bytes: &Bytes) -> Result<(Header, Body), PacketError> {
     if raw.version != VERSION {
         return Err(PacketError::Version(raw.version));
     }
-    let header = Header {
-        sequence: raw.sequence.get(),
-        from: raw.from.get(),
-        to: raw.to.get(),
-        time: raw.time.get(),
-    };
+    let header = Header { sequence: raw.sequence.get(), from: raw.from.get(), to: raw.to.get(), time: raw.time.get() };
     let body = match raw.kind {
         SYMBOL => Body::Symbol(parse_symbol(bytes, rest)?),
         ACKNOWLEDGEMENT => Body::Acknowledgement(parse_acknowledgement(rest)?),
@@ -294,65 +275,33 @@ pub fn parse(bytes: &Bytes) -> Result<(Header, Body), PacketError> {
 }
 
 fn require(holds: bool, field: &'static str) -> Result<(), PacketError> {
-    if holds {
-        Ok(())
-    } else {
-        Err(PacketError::Field(field))
-    }
+    if holds { Ok(()) } else { Err(PacketError::Field(field)) }
 }
 
 fn parse_symbol(whole: &Bytes, rest: &[u8]) -> Result<Symbol, PacketError> {
     let (raw, data) = RawSymbol::ref_from_prefix(rest).map_err(|_| PacketError::Foreign)?;
     let size = usize::from(raw.symbol_size.get());
     let count = usize::from(raw.source_count);
-    require(
-        size > 0 && size <= SYMBOL_SIZE && size.is_multiple_of(2) && data.len() == size,
-        "symbol size",
-    )?;
-    require(
-        (1..=SYMBOL_COUNT_MAX).contains(&count) && raw.reserved == [0; 6],
-        "symbol count",
-    )?;
+    require(size > 0 && size <= SYMBOL_SIZE && size.is_multiple_of(2) && data.len() == size, "symbol size")?;
+    require((1..=SYMBOL_COUNT_MAX).contains(&count) && raw.reserved == [0; 6], "symbol count")?;
     let code = match (raw.code, raw.repair_count) {
         (0, 0) if count == 1 => Code::Copy,
         (1, 0) => Code::Xor,
-        (2, repair)
-            if (1..=SYMBOL_COUNT_MAX).contains(&usize::from(repair))
-                && repair.is_power_of_two() =>
-        {
+        (2, repair) if (1..=SYMBOL_COUNT_MAX).contains(&usize::from(repair)) && repair.is_power_of_two() => {
             Code::ReedSolomon(repair)
         }
         _ => return Err(PacketError::Field("code")),
     };
-    require(
-        usize::from(raw.index) < count + code.repair_count(),
-        "symbol index",
-    )?;
+    require(usize::from(raw.index) < count + code.repair_count(), "symbol index")?;
     let block_size = raw.block_size.get() as usize;
-    require(
-        block_size > (count - 1) * size && block_size <= count * size,
-        "block size",
-    )?;
-    let shape = BlockShape {
-        size: raw.block_size.get(),
-        source_count: raw.source_count,
-        code,
-    };
-    Ok(Symbol {
-        block: raw.block.get(),
-        shape,
-        index: raw.index,
-        data: whole.slice(56..),
-    })
+    require(block_size > (count - 1) * size && block_size <= count * size, "block size")?;
+    let shape = BlockShape { size: raw.block_size.get(), source_count: raw.source_count, code };
+    Ok(Symbol { block: raw.block.get(), shape, index: raw.index, data: whole.slice(56..) })
 }
 
 fn parse_acknowledgement(rest: &[u8]) -> Result<Acknowledgement, PacketError> {
-    let (raw, mut rest) =
-        RawAcknowledgement::ref_from_prefix(rest).map_err(|_| PacketError::Foreign)?;
-    require(
-        raw.reserved0.get() == 0 && raw.reserved1 == [0; 6],
-        "reserved field",
-    )?;
+    let (raw, mut rest) = RawAcknowledgement::ref_from_prefix(rest).map_err(|_| PacketError::Foreign)?;
+    require(raw.reserved0.get() == 0 && raw.reserved1 == [0; 6], "reserved field")?;
     require(usize::from(raw.lacking_count) <= LACKING_COUNT_MAX, "count")?;
     require(usize::from(raw.mark_count) <= MARK_COUNT_MAX, "count")?;
     let bit = |offset: &u64| raw.complete[(offset / 8) as usize] >> (offset % 8) & 1 == 1;
@@ -368,8 +317,7 @@ fn parse_acknowledgement(rest: &[u8]) -> Result<Acknowledgement, PacketError> {
         marks: Vec::new(),
     };
     for _ in 0..raw.lacking_count {
-        let (lacking, after) =
-            RawLacking::ref_from_prefix(rest).map_err(|_| PacketError::Foreign)?;
+        let (lacking, after) = RawLacking::ref_from_prefix(rest).map_err(|_| PacketError::Foreign)?;
         ack.lacking.push((lacking.block.get(), lacking.count));
         rest = after;
     }
@@ -387,25 +335,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const HEADER: Header = Header {
-        sequence: 7,
-        from: 0x1111,
-        to: 0x2222,
-        time: 0x3333,
-    };
+    const HEADER: Header = Header { sequence: 7, from: 0x1111, to: 0x2222, time: 0x3333 };
 
     fn symbol() -> Symbol {
-        let shape = BlockShape {
-            size: 5,
-            source_count: 2,
-            code: Code::ReedSolomon(4),
-        };
-        Symbol {
-            block: 9,
-            shape,
-            index: 3,
-            data: Bytes::from_static(b"abcd"),
-        }
+        let shape = BlockShape { size: 5, source_count: 2, code: Code::ReedSolomon(4) };
+        Symbol { block: 9, shape, index: 3, data: Bytes::from_static(b"abcd") }
     }
 
     fn acknowledgement() -> Acknowledgement {
@@ -425,13 +359,9 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let bytes = encode(&HEADER, &Body::Symbol(symbol()));
-        let head =
-            b"HR\x01\x01\x07\0\0\0\x11\x11\0\0\0\0\0\0\x22\x22\0\0\0\0\0\0\x33\x33\0\0\0\0\0\0";
+        let head = b"HR\x01\x01\x07\0\0\0\x11\x11\0\0\0\0\0\0\x22\x22\0\0\0\0\0\0\x33\x33\0\0\0\0\0\0";
         assert_eq!(&bytes[..32], head);
-        assert_eq!(
-            &bytes[32..],
-            b"\x09\0\0\0\0\0\0\0\x05\0\0\0\x04\0\x02\x03\x02\x04\0\0\0\0\0\0abcd"
-        );
+        assert_eq!(&bytes[32..], b"\x09\0\0\0\0\0\0\0\x05\0\0\0\x04\0\x02\x03\x02\x04\0\0\0\0\0\0abcd");
         assert_eq!(encode(&HEADER, &Body::Hello)[..4], *b"HR\x01\x03");
         let bytes = encode(&HEADER, &Body::Acknowledgement(acknowledgement()));
         assert_eq!(&bytes[32..48], b"\x05\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0");

@@ -50,11 +50,7 @@ impl RateModel {
 
     /// `bytes` were delivered; their round trip took `rtt`. `limited`: the sender had no more to send.
     pub fn acknowledged(&mut self, now: u64, bytes: u64, rtt: u64, limited: bool) {
-        self.rtt = if self.rtt == 0 {
-            rtt
-        } else {
-            (7 * self.rtt + rtt) / 8
-        };
+        self.rtt = if self.rtt == 0 { rtt } else { (7 * self.rtt + rtt) / 8 };
         match self.rtt_min {
             Some((shortest, at)) if rtt > shortest && now < at + RTT_WINDOW_MICROS => {}
             _ => self.rtt_min = Some((rtt.max(1), now)),
@@ -108,18 +104,10 @@ impl RateModel {
         if best == 0 {
             return None;
         }
-        let gain = if self.is_starting {
-            STARTUP
-        } else {
-            PHASES[self.round % PHASES.len()]
-        };
+        let gain = if self.is_starting { STARTUP } else { PHASES[self.round % PHASES.len()] };
         let queue = self.queue_hundredths();
         // A standing queue is drained before anything else is tried.
-        let gain = if !self.is_starting && queue > 150 {
-            gain.min(80)
-        } else {
-            gain
-        };
+        let gain = if !self.is_starting && queue > 150 { gain.min(80) } else { gain };
         Some((best * gain / 100).max(64 << 10))
     }
 
@@ -130,11 +118,7 @@ impl RateModel {
         };
         let path = self.best() * (shortest + 5_000) / 1_000_000;
         let gain = if self.is_starting { 3 } else { 2 };
-        (path * gain).max(if self.is_starting {
-            INITIAL_WINDOW
-        } else {
-            WINDOW_MIN
-        })
+        (path * gain).max(if self.is_starting { INITIAL_WINDOW } else { WINDOW_MIN })
     }
 }
 
@@ -167,9 +151,7 @@ mod tests {
                 }
             }
             while now >= next_send && flying + PACKET <= model.window() {
-                random = random
-                    .wrapping_mul(6364136223846793005)
-                    .wrapping_add(1442695040888963407);
+                random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                 let queue = busy_until.saturating_sub(now);
                 let full = queue > 200_000;
                 let lost = (random >> 33) % 100 < loss_percent || full;
@@ -191,22 +173,12 @@ mod tests {
 
     #[test]
     fn random_loss_does_not_slow_it_and_the_queue_stays_bounded() {
-        for (rate, delay) in [
-            (12_500_000, 10_000),
-            (12_500_000, 50_000),
-            (2_500_000, 25_000),
-        ] {
+        for (rate, delay) in [(12_500_000, 10_000), (12_500_000, 50_000), (2_500_000, 25_000)] {
             for loss in [0, 1, 5, 10] {
                 let (used, queue) = run(rate, delay, loss);
                 let left = 1.0 - loss as f64 / 100.0;
-                assert!(
-                    used > 0.8 * left,
-                    "{rate} B/s, {delay} us, {loss} %: {used}"
-                );
-                assert!(
-                    queue <= 3 * delay + 30_000,
-                    "{rate} B/s, {delay} us, {loss} %: a queue of {queue} us"
-                );
+                assert!(used > 0.8 * left, "{rate} B/s, {delay} us, {loss} %: {used}");
+                assert!(queue <= 3 * delay + 30_000, "{rate} B/s, {delay} us, {loss} %: a queue of {queue} us");
             }
         }
     }

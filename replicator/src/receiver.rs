@@ -96,16 +96,11 @@ impl Receiver {
         // Blocks that were jumped over exist, though nothing of them has come.
         for skipped in self.highest..number {
             if skipped >= self.next_block && !self.complete.contains_key(&skipped) {
-                self.blocks
-                    .entry(skipped)
-                    .or_insert_with(|| Incoming::new(now + patience));
+                self.blocks.entry(skipped).or_insert_with(|| Incoming::new(now + patience));
             }
         }
         self.highest = self.highest.max(number + 1);
-        let block = self
-            .blocks
-            .entry(number)
-            .or_insert_with(|| Incoming::new(now + patience));
+        let block = self.blocks.entry(number).or_insert_with(|| Incoming::new(now + patience));
         let shape = *block.shape.get_or_insert(symbol.shape);
         if shape != symbol.shape {
             return Err(ProtocolError::Shape(number));
@@ -113,11 +108,7 @@ impl Receiver {
         let source_count = usize::from(shape.source_count);
         if block.symbols.is_empty() {
             // Only as many places as the code needs: copies need no more than one.
-            let repair = if shape.code == Code::Copy {
-                1
-            } else {
-                shape.code.repair_count()
-            };
+            let repair = if shape.code == Code::Copy { 1 } else { shape.code.repair_count() };
             block.symbols = vec![None; source_count + repair];
         }
         let index = match shape.code {
@@ -134,9 +125,11 @@ impl Receiver {
         block.count += 1;
         block.ask_at = block.ask_at.max(now + patience);
         self.counters.symbols += 1;
-        let sizes_agree = block.symbols.iter().flatten().all(|other| {
-            Some(other.len()) == block.symbols.iter().flatten().next().map(Bytes::len)
-        });
+        let sizes_agree = block
+            .symbols
+            .iter()
+            .flatten()
+            .all(|other| Some(other.len()) == block.symbols.iter().flatten().next().map(Bytes::len));
         if !sizes_agree {
             return Err(ProtocolError::Shape(number));
         }
@@ -151,12 +144,7 @@ impl Receiver {
             return Ok(());
         };
         let source_count = usize::from(shape.source_count);
-        let missing = block
-            .symbols
-            .iter()
-            .take(source_count)
-            .filter(|symbol| symbol.is_none())
-            .count();
+        let missing = block.symbols.iter().take(source_count).filter(|symbol| symbol.is_none()).count();
         if !coder::decode(shape.code, source_count, &mut block.symbols) {
             self.blocks.insert(number, block);
             return Ok(());
@@ -166,12 +154,7 @@ impl Receiver {
             self.counters.repaired_symbols += missing as u64;
         }
         let mut data = BytesMut::with_capacity(shape.size as usize + 2 * source_count);
-        block
-            .symbols
-            .iter()
-            .take(source_count)
-            .flatten()
-            .for_each(|symbol| data.extend_from_slice(symbol));
+        block.symbols.iter().take(source_count).flatten().for_each(|symbol| data.extend_from_slice(symbol));
         data.truncate(shape.size as usize);
         self.complete.insert(number, data.freeze());
         while let Some(data) = self.complete.remove(&self.next_block) {
@@ -199,10 +182,7 @@ impl Receiver {
             self.limit += FRAME_HEADER_SIZE as u64;
             self.counters.frames += 1;
             self.counters.bytes += size as u64;
-            self.frames.push_back(Received {
-                channel: ChannelId(channel),
-                body,
-            });
+            self.frames.push_back(Received { channel: ChannelId(channel), body });
         }
         Ok(())
     }
@@ -226,18 +206,12 @@ impl Receiver {
     pub fn tell(&mut self, now: u64, rtt: u64, ack: &mut Acknowledgement) {
         ack.next_block = self.next_block;
         ack.limit = self.limit;
-        ack.complete = self
-            .complete
-            .keys()
-            .map(|number| number - self.next_block)
-            .collect();
+        ack.complete = self.complete.keys().map(|number| number - self.next_block).collect();
         for (number, block) in &mut self.blocks {
             if now < block.ask_at || ack.lacking.len() == LACKING_COUNT_MAX {
                 continue;
             }
-            let lacking = block.shape.map_or(u8::MAX, |shape| {
-                shape.source_count.saturating_sub(block.count as u8)
-            });
+            let lacking = block.shape.map_or(u8::MAX, |shape| shape.source_count.saturating_sub(block.count as u8));
             block.ask_at = now + rtt + *REORDER_MICROS.end() / 2;
             self.counters.requests += 1;
             ack.lacking.push((*number, lacking.max(1)));
@@ -253,11 +227,6 @@ impl Default for Receiver {
 
 impl Incoming {
     fn new(ask_at: u64) -> Self {
-        Self {
-            shape: None,
-            symbols: Vec::new(),
-            count: 0,
-            ask_at,
-        }
+        Self { shape: None, symbols: Vec::new(), count: 0, ask_at }
     }
 }

@@ -107,14 +107,7 @@ impl Sender {
     }
 
     /// The next symbol for a link that can send. `live`: which links can be used at all; `loss`: the worst measured.
-    pub fn poll(
-        &mut self,
-        now: u64,
-        link: usize,
-        live: [bool; 2],
-        mode: Mode,
-        loss: f64,
-    ) -> Option<Symbol> {
+    pub fn poll(&mut self, now: u64, link: usize, live: [bool; 2], mode: Mode, loss: f64) -> Option<Symbol> {
         loop {
             if let Some(symbol) = self.take(now, link) {
                 return Some(symbol);
@@ -150,12 +143,7 @@ impl Sender {
             let Some(data) = data.cloned() else { continue };
             block.sent_on[link] += 1;
             block.last_sent = now;
-            return Some(Symbol {
-                block: number,
-                shape: block.shape,
-                index,
-                data,
-            });
+            return Some(Symbol { block: number, shape: block.shape, index, data });
         }
         None
     }
@@ -185,25 +173,16 @@ impl Sender {
         let symbol_size = data.len().div_ceil(count).next_multiple_of(2);
         data.resize(count * symbol_size, 0);
         let data = data.freeze();
-        let source: Vec<Bytes> = (0..count)
-            .map(|index| data.slice(index * symbol_size..(index + 1) * symbol_size))
-            .collect();
+        let source: Vec<Bytes> =
+            (0..count).map(|index| data.slice(index * symbol_size..(index + 1) * symbol_size)).collect();
         let repair_count = match mode {
             Mode::Split => count,
             Mode::Mirror => 0,
             Mode::Stripe | Mode::Auto => repair_count(count, loss),
         };
         let code = Code::choose(count, repair_count);
-        let shape = BlockShape {
-            size: size as u32,
-            source_count: count as u8,
-            code,
-        };
-        let repair = if repair_count > 0 {
-            coder::encode(code, &source)
-        } else {
-            Vec::new()
-        };
+        let shape = BlockShape { size: size as u32, source_count: count as u8, code };
+        let repair = if repair_count > 0 { coder::encode(code, &source) } else { Vec::new() };
         let number = self.next_block;
         self.next_block += 1;
         self.queued -= size;
@@ -252,11 +231,7 @@ impl Sender {
             return;
         }
         self.limit = self.limit.max(ack.limit);
-        while let Some(entry) = self
-            .blocks
-            .first_entry()
-            .filter(|entry| *entry.key() < ack.next_block)
-        {
+        while let Some(entry) = self.blocks.first_entry().filter(|entry| *entry.key() < ack.next_block) {
             self.unacknowledged -= entry.remove().bytes;
         }
         self.acknowledged_block = self.acknowledged_block.max(ack.next_block);
@@ -301,11 +276,8 @@ impl Sender {
     pub fn link_lost(&mut self, lost: usize) {
         let moved = std::mem::take(&mut self.lines[lost]);
         self.lines[1 - lost].extend(moved);
-        let lacking: Vec<(u64, usize)> = self
-            .blocks
-            .iter()
-            .map(|(number, block)| (*number, usize::from(block.sent_on[lost])))
-            .collect();
+        let lacking: Vec<(u64, usize)> =
+            self.blocks.iter().map(|(number, block)| (*number, usize::from(block.sent_on[lost]))).collect();
         for (number, count) in lacking.into_iter().rev().filter(|(_, count)| *count > 0) {
             if let Some(block) = self.blocks.get_mut(&number) {
                 block.sent_on[lost] = 0;
@@ -325,16 +297,13 @@ impl Sender {
                 due.push(*number);
             }
         }
-        due.into_iter()
-            .rev()
-            .for_each(|number| self.send_more(number, 1, link));
+        due.into_iter().rev().for_each(|number| self.send_more(number, 1, link));
     }
 
     /// When [`Sender::probe`] is due.
     pub fn timeout(&self, rtt: u64) -> Option<u64> {
         let sent = self.blocks.values().filter(|block| block.last_sent > 0);
-        sent.map(|block| block.last_sent + wait(rtt, block.probes))
-            .min()
+        sent.map(|block| block.last_sent + wait(rtt, block.probes)).min()
     }
 
     /// Bytes taken that are not acknowledged.

@@ -39,10 +39,7 @@ pub struct SessionOptions {
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self {
-            mode: Mode::Auto,
-            timeout_micros: 10_000_000,
-        }
+        Self { mode: Mode::Auto, timeout_micros: 10_000_000 }
     }
 }
 
@@ -197,12 +194,7 @@ impl Session {
     }
 
     /// A datagram came. An error is the peer's fault; one that is not [`PacketError::Foreign`] ends the session.
-    pub fn handle_datagram(
-        &mut self,
-        now: u64,
-        link: usize,
-        bytes: &Bytes,
-    ) -> Result<(), PacketError> {
+    pub fn handle_datagram(&mut self, now: u64, link: usize, bytes: &Bytes) -> Result<(), PacketError> {
         let (header, body) = packet::parse(bytes)?;
         if header.from == 0 || link >= self.link_count {
             return Ok(());
@@ -226,9 +218,7 @@ impl Session {
         if !self.up {
             self.up = true;
             self.hello = [true; 2];
-            self.events.push_back(SessionEvent::Up {
-                session: self.own ^ header.from,
-            });
+            self.events.push_back(SessionEvent::Up { session: self.own ^ header.from });
         }
         match body {
             Body::Hello => {}
@@ -242,11 +232,7 @@ impl Session {
                     self.events.push_back(SessionEvent::Frame(frame));
                 }
                 self.unacknowledged += 1;
-                let at = if self.unacknowledged >= ACKNOWLEDGE_COUNT {
-                    now
-                } else {
-                    now + ACKNOWLEDGE_MICROS
-                };
+                let at = if self.unacknowledged >= ACKNOWLEDGE_COUNT { now } else { now + ACKNOWLEDGE_MICROS };
                 self.ack_at = Some(self.ack_at.map_or(at, |due| due.min(at)));
             }
         }
@@ -266,10 +252,7 @@ impl Session {
         (line.echo, line.echo_at) = (header.time, now);
         if !line.alive {
             line.alive = true;
-            self.events.push_back(SessionEvent::Link {
-                link,
-                state: LinkState::Up,
-            });
+            self.events.push_back(SessionEvent::Link { link, state: LinkState::Up });
         }
     }
 
@@ -279,10 +262,7 @@ impl Session {
             let sample = now - ack.echo - u64::from(ack.hold);
             line.rtt = Some(line.rtt.map_or(sample, |rtt| (7 * rtt + sample) / 8));
         }
-        let (received, lost) = (
-            ack.received.wrapping_sub(line.told.0),
-            ack.lost.saturating_sub(line.told.1),
-        );
+        let (received, lost) = (ack.received.wrapping_sub(line.told.0), ack.lost.saturating_sub(line.told.1));
         if received > 200 && received < u32::MAX / 2 {
             let sample = f64::from(lost) / f64::from(lost + received);
             line.loss = 0.75 * line.loss + 0.25 * sample;
@@ -301,10 +281,7 @@ impl Session {
             let known = self.peer_marks.entry(*channel).or_default();
             if *value > *known {
                 *known = *value;
-                self.events.push_back(SessionEvent::Durable {
-                    channel: *channel,
-                    value: *value,
-                });
+                self.events.push_back(SessionEvent::Durable { channel: *channel, value: *value });
             }
         }
         if self.was_full && self.sender.has_room() {
@@ -349,19 +326,9 @@ impl Session {
         let mut ack = Acknowledgement::default();
         self.receiver.tell(now, self.rtt(), &mut ack);
         let marks = self.marks.len();
-        let turn = if marks > MARK_COUNT_MAX {
-            self.mark_turn % marks
-        } else {
-            0
-        };
-        ack.marks = self
-            .marks
-            .iter()
-            .cycle()
-            .skip(turn)
-            .take(marks.min(MARK_COUNT_MAX))
-            .map(|(c, v)| (*c, *v))
-            .collect();
+        let turn = if marks > MARK_COUNT_MAX { self.mark_turn % marks } else { 0 };
+        ack.marks =
+            self.marks.iter().cycle().skip(turn).take(marks.min(MARK_COUNT_MAX)).map(|(c, v)| (*c, *v)).collect();
         self.mark_turn = turn + MARK_COUNT_MAX;
         for link in 0..self.link_count {
             if self.links[link].open {
@@ -385,10 +352,7 @@ impl Session {
             at.push(self.heard + self.options.timeout_micros);
             at.extend(self.ack_at);
             at.extend(self.receiver.timeout());
-            at.extend(
-                self.best_link()
-                    .and_then(|_| self.sender.timeout(self.rtt())),
-            );
+            at.extend(self.best_link().and_then(|_| self.sender.timeout(self.rtt())));
         }
         at.into_iter().min()
     }
@@ -403,12 +367,8 @@ impl Session {
         line.sequence = line.sequence.wrapping_add(1);
         line.sent = now;
         self.hello[link] = false;
-        let header = Header {
-            sequence: line.sequence,
-            from: self.own,
-            to: self.peer.unwrap_or_default(),
-            time: now.max(1),
-        };
+        let header =
+            Header { sequence: line.sequence, from: self.own, to: self.peer.unwrap_or_default(), time: now.max(1) };
         let bytes = packet::encode(&header, &body);
         line.bytes += bytes.len() as u64;
         Some(bytes)
@@ -418,12 +378,8 @@ impl Session {
         if self.up {
             if let Some(mut ack) = self.acks[link].take() {
                 let line = &self.links[link];
-                (ack.echo, ack.hold) = (
-                    line.echo,
-                    now.saturating_sub(line.echo_at).min(u32::MAX.into()) as u32,
-                );
-                (ack.received, ack.lost) =
-                    (line.received, line.highest.saturating_sub(line.received));
+                (ack.echo, ack.hold) = (line.echo, now.saturating_sub(line.echo_at).min(u32::MAX.into()) as u32);
+                (ack.received, ack.lost) = (line.received, line.highest.saturating_sub(line.received));
                 return Some(Body::Acknowledgement(ack));
             }
             let live = self.live();
@@ -449,18 +405,13 @@ impl Session {
     /// The live link with the shortest round trip.
     fn best_link(&self) -> Option<usize> {
         let live = self.live();
-        (0..2)
-            .filter(|link| live[*link])
-            .min_by_key(|link| self.links[*link].rtt.unwrap_or(INITIAL_RTT_MICROS))
+        (0..2).filter(|link| live[*link]).min_by_key(|link| self.links[*link].rtt.unwrap_or(INITIAL_RTT_MICROS))
     }
 
     /// The longest round trip of the live links: what is asked for may take the slower one.
     fn rtt(&self) -> u64 {
         let live = self.live();
-        let rtt = (0..2)
-            .filter(|link| live[*link])
-            .filter_map(|link| self.links[link].rtt)
-            .max();
+        let rtt = (0..2).filter(|link| live[*link]).filter_map(|link| self.links[link].rtt).max();
         rtt.unwrap_or(INITIAL_RTT_MICROS)
     }
 
@@ -470,10 +421,7 @@ impl Session {
 
     fn link_dead(&mut self, link: usize) {
         if core::mem::take(&mut self.links[link].alive) {
-            self.events.push_back(SessionEvent::Link {
-                link,
-                state: LinkState::Down,
-            });
+            self.events.push_back(SessionEvent::Link { link, state: LinkState::Down });
             if self.live()[1 - link] {
                 self.sender.link_lost(link);
             }
@@ -503,27 +451,18 @@ impl Session {
     /// The session as it is now.
     pub fn status(&self, names: &[String]) -> SessionStatus {
         let state = |line: &Link| {
-            if line.open && line.alive {
-                LinkState::Up
-            } else {
-                LinkState::Down
-            }
+            if line.open && line.alive { LinkState::Up } else { LinkState::Down }
         };
-        let links = self
-            .links
-            .iter()
-            .take(self.link_count)
-            .enumerate()
-            .map(|(index, line)| LinkStatus {
-                name: names.get(index).cloned().unwrap_or_default(),
-                state: state(line),
-                rtt_micros: line.rtt,
-                loss: line.loss,
-                sent_datagrams: line.sequence.into(),
-                sent_bytes: line.bytes,
-                received_datagrams: line.received.into(),
-                lost_datagrams: line.highest.saturating_sub(line.received).into(),
-            });
+        let links = self.links.iter().take(self.link_count).enumerate().map(|(index, line)| LinkStatus {
+            name: names.get(index).cloned().unwrap_or_default(),
+            state: state(line),
+            rtt_micros: line.rtt,
+            loss: line.loss,
+            sent_datagrams: line.sequence.into(),
+            sent_bytes: line.bytes,
+            received_datagrams: line.received.into(),
+            lost_datagrams: line.highest.saturating_sub(line.received).into(),
+        });
         SessionStatus {
             up: self.up,
             mode: self.options.mode,

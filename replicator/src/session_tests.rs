@@ -34,14 +34,8 @@ const CHANNEL: ChannelId = ChannelId([3; 16]);
 
 impl World {
     fn new(mode: Mode, weather: Weather, seed: u64) -> Self {
-        let options = SessionOptions {
-            mode,
-            ..SessionOptions::default()
-        };
-        let mut ends = [
-            Session::new(options, seed | 1, 2),
-            Session::new(options, (seed << 1) | 5, 2),
-        ];
+        let options = SessionOptions { mode, ..SessionOptions::default() };
+        let mut ends = [Session::new(options, seed | 1, 2), Session::new(options, (seed << 1) | 5, 2)];
         for end in &mut ends {
             end.handle_link(1, 0, true);
             end.handle_link(1, 1, true);
@@ -63,20 +57,13 @@ impl World {
     }
 
     fn random(&mut self, limit: u64) -> u64 {
-        self.random = self
-            .random
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        self.random = self.random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (self.random >> 33) % limit.max(1)
     }
 
     fn frame(number: u64, size: usize) -> Frame {
         let payload: Vec<u8> = (0..size).map(|at| (number as usize + at) as u8).collect();
-        Frame {
-            channel: CHANNEL,
-            header: Bytes::copy_from_slice(&number.to_le_bytes()),
-            payload: payload.into(),
-        }
+        Frame { channel: CHANNEL, header: Bytes::copy_from_slice(&number.to_le_bytes()), payload: payload.into() }
     }
 
     fn transmit(&mut self) {
@@ -106,11 +93,7 @@ impl World {
                     SessionEvent::Frame(frame) => {
                         let number = u64::from_le_bytes(frame.body[..8].try_into().unwrap());
                         let expected = Self::frame(number, frame.body.len() - 8);
-                        assert_eq!(
-                            &frame.body[8..],
-                            &expected.payload[..],
-                            "frame {number} is damaged"
-                        );
+                        assert_eq!(&frame.body[8..], &expected.payload[..], "frame {number} is damaged");
                         self.ends[end].consumed(frame.body.len() as u64);
                         self.ends[end].mark_durable(self.now, CHANNEL, number + 1);
                         self.got[end].push(number);
@@ -127,12 +110,7 @@ impl World {
     /// Goes to the next thing that happens.
     fn step(&mut self) {
         self.transmit();
-        let timeout = self
-            .ends
-            .iter()
-            .filter_map(Session::poll_timeout)
-            .min()
-            .unwrap_or(u64::MAX);
+        let timeout = self.ends.iter().filter_map(Session::poll_timeout).min().unwrap_or(u64::MAX);
         let arrival = self.flying.peek().map_or(u64::MAX, |Reverse((at, ..))| *at);
         self.now = self.now.max(timeout.min(arrival));
         while let Some(Reverse((at, number, to, link))) = self.flying.peek().copied() {
@@ -141,9 +119,7 @@ impl World {
             }
             self.flying.pop();
             if let Some(bytes) = self.contents.remove(&number) {
-                self.ends[to]
-                    .handle_datagram(self.now, link, &bytes)
-                    .unwrap();
+                self.ends[to].handle_datagram(self.now, link, &bytes).unwrap();
             }
         }
         for end in &mut self.ends {
@@ -168,11 +144,7 @@ impl World {
     /// Sends frames of many sizes from end 0 and some from end 1, letting the world go on meanwhile.
     fn talk(&mut self, count: u64, largest: u64) {
         for number in 0..count {
-            let size = if self.random(3) == 0 {
-                self.random(largest)
-            } else {
-                self.random(4200)
-            };
+            let size = if self.random(3) == 0 { self.random(largest) } else { self.random(4200) };
             let mut frame = Self::frame(self.sent(0, number), size as usize);
             while let Err(Full(back)) = self.ends[0].send(frame) {
                 frame = back;
@@ -190,11 +162,7 @@ impl World {
 }
 
 fn in_order(numbers: &[u64], count: u64) {
-    assert!(
-        numbers.iter().copied().eq(0..count),
-        "not every frame once and in order: {} of {count}",
-        numbers.len()
-    );
+    assert!(numbers.iter().copied().eq(0..count), "not every frame once and in order: {} of {count}", numbers.len());
 }
 
 const MODES: [Mode; 4] = [Mode::Split, Mode::Stripe, Mode::Mirror, Mode::Auto];
@@ -233,12 +201,7 @@ proptest! {
 
 #[test]
 fn a_peer_that_is_started_anew_begins_another_session() {
-    let weather = Weather {
-        loss_percent: 2,
-        double_percent: 2,
-        delay_micros: 5_000,
-        jitter_micros: 2_000,
-    };
+    let weather = Weather { loss_percent: 2, double_percent: 2, delay_micros: 5_000, jitter_micros: 2_000 };
     let mut world = World::new(Mode::Stripe, weather, 99);
     world.run_until(5_000_000, |world| world.ups == [1, 1]);
     world.talk(50, 50_000);
@@ -247,13 +210,8 @@ fn a_peer_that_is_started_anew_begins_another_session() {
     fresh.handle_link(world.now, 1, true);
     world.ends[1] = fresh;
     world.got[1].clear();
-    world.run_until(5_000_000, |world| {
-        world.ups == [2, 2] && world.downs[0] == 1
-    });
-    assert!(
-        world.got[1].is_empty(),
-        "frames of the earlier session were taken for the new one's"
-    );
+    world.run_until(5_000_000, |world| world.ups == [2, 2] && world.downs[0] == 1);
+    assert!(world.got[1].is_empty(), "frames of the earlier session were taken for the new one's");
     world.talk(50, 50_000);
     world.run_until(20_000_000, |world| world.got[1].len() >= 50);
     in_order(&world.got[1], 50);
@@ -261,12 +219,7 @@ fn a_peer_that_is_started_anew_begins_another_session() {
 
 #[test]
 fn a_session_without_links_ends_after_its_time() {
-    let weather = Weather {
-        loss_percent: 0,
-        double_percent: 0,
-        delay_micros: 5_000,
-        jitter_micros: 0,
-    };
+    let weather = Weather { loss_percent: 0, double_percent: 0, delay_micros: 5_000, jitter_micros: 0 };
     let mut world = World::new(Mode::Auto, weather, 5);
     world.run_until(5_000_000, |world| world.ups == [1, 1]);
     world.cut = [true; 2];
@@ -279,12 +232,7 @@ fn a_session_without_links_ends_after_its_time() {
 
 #[test]
 fn a_dead_link_delays_nothing_for_long() {
-    let weather = Weather {
-        loss_percent: 0,
-        double_percent: 0,
-        delay_micros: 10_000,
-        jitter_micros: 500,
-    };
+    let weather = Weather { loss_percent: 0, double_percent: 0, delay_micros: 10_000, jitter_micros: 500 };
     for mode in MODES {
         let mut world = World::new(mode, weather, 11);
         world.run_until(5_000_000, |world| world.ups == [1, 1]);
@@ -294,22 +242,13 @@ fn a_dead_link_delays_nothing_for_long() {
         world.cut[0] = true;
         let start = world.now;
         world.run_until(5_000_000, |world| world.got[1].len() == 20);
-        assert!(
-            world.now - start < 400_000,
-            "{mode:?}: {} us",
-            world.now - start
-        );
+        assert!(world.now - start < 400_000, "{mode:?}: {} us", world.now - start);
     }
 }
 
 #[test]
 fn a_reader_that_does_not_read_stops_the_sender() {
-    let weather = Weather {
-        loss_percent: 0,
-        double_percent: 0,
-        delay_micros: 1_000,
-        jitter_micros: 0,
-    };
+    let weather = Weather { loss_percent: 0, double_percent: 0, delay_micros: 1_000, jitter_micros: 0 };
     let mut world = World::new(Mode::Stripe, weather, 3);
     world.run_until(5_000_000, |world| world.ups == [1, 1]);
     let mut taken = 0u64;
@@ -323,9 +262,7 @@ fn a_reader_that_does_not_read_stops_the_sender() {
             world.now += 1_000;
             while let Some(Reverse((_, number, to, link))) = world.flying.pop() {
                 let bytes = world.contents.remove(&number).unwrap();
-                world.ends[to]
-                    .handle_datagram(world.now, link, &bytes)
-                    .unwrap();
+                world.ends[to].handle_datagram(world.now, link, &bytes).unwrap();
             }
             world.ends.iter_mut().for_each(|end| {
                 end.handle_timeout(world.now);

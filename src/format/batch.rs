@@ -143,19 +143,13 @@ pub fn header_size(entry_count: usize) -> usize {
 /// Bytes of a batch whose entries store so much each.
 pub fn batch_size(stored_sizes: impl ExactSizeIterator<Item = usize>) -> usize {
     let start = header_size(stored_sizes.len());
-    stored_sizes
-        .fold(start, |at, size| place(at, size).1)
-        .next_multiple_of(ALIGNMENT)
+    stored_sizes.fold(start, |at, size| place(at, size).1).next_multiple_of(ALIGNMENT)
 }
 
 /// Where `size` stored bytes go when the last ones ended at `at`, and where they end.
 fn place(at: usize, size: usize) -> (usize, usize) {
     // Blocks of data start at a boundary for direct I/O; anything smaller only shares a sector with nobody.
-    let start = if size >= ALIGNMENT {
-        at.next_multiple_of(ALIGNMENT)
-    } else {
-        at.next_multiple_of(512)
-    };
+    let start = if size >= ALIGNMENT { at.next_multiple_of(ALIGNMENT) } else { at.next_multiple_of(512) };
     (start, start + size)
 }
 
@@ -201,11 +195,7 @@ pub fn encode(header: BatchHeader, group: GroupId, entries: &[BatchEntry]) -> En
     bytes[..size_of::<RawHeader>()].copy_from_slice(raw.as_bytes());
     let checksum = checksum_without(&bytes[..head], CHECKSUM_AT);
     bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.to_le_bytes());
-    EncodedBatch {
-        bytes: buffer.freeze(),
-        checksum,
-        stored_at,
-    }
+    EncodedBatch { bytes: buffer.freeze(), checksum, stored_at }
 }
 
 /// Size in bytes of the header area of the batch that starts with `first`, the first 4,096 bytes of it.
@@ -215,17 +205,10 @@ pub fn parse_header_size(first: &[u8], group: GroupId) -> Result<usize, FormatEr
         return Err(FormatError::Absent(WHAT));
     }
     if raw.version.get() != VERSION {
-        return Err(FormatError::Version {
-            what: WHAT,
-            found: raw.version.get(),
-        });
+        return Err(FormatError::Version { what: WHAT, found: raw.version.get() });
     }
     let count = raw.entry_count.get() as usize;
-    require(
-        (1..=BATCH_ENTRY_COUNT_MAX).contains(&count),
-        WHAT,
-        "entry count",
-    )?;
+    require((1..=BATCH_ENTRY_COUNT_MAX).contains(&count), WHAT, "entry count")?;
     Ok(header_size(count))
 }
 
@@ -236,15 +219,9 @@ pub fn parse(area: &[u8], group: GroupId) -> Result<ParsedBatch, FormatError> {
     let (raw, rest) = prefix::<RawHeader>(area, WHAT)?;
     let (found, expected) = (checksum_without(area, CHECKSUM_AT), raw.checksum.get());
     if found != expected {
-        return Err(FormatError::Checksum {
-            what: WHAT,
-            found,
-            expected,
-        });
+        return Err(FormatError::Checksum { what: WHAT, found, expected });
     }
-    let reserved = raw.reserved0.get() == 0
-        && raw.reserved1.get() == 0
-        && raw.reserved2.iter().all(|b| *b == 0);
+    let reserved = raw.reserved0.get() == 0 && raw.reserved1.get() == 0 && raw.reserved2.iter().all(|b| *b == 0);
     require(reserved, WHAT, "reserved field")?;
     let count = raw.entry_count.get() as usize;
     let mut entries = Vec::with_capacity(count);
@@ -261,59 +238,30 @@ pub fn parse(area: &[u8], group: GroupId) -> Result<ParsedBatch, FormatError> {
             0 => Placement::Inline,
             1 => Placement::Redirected,
             _ => {
-                return Err(FormatError::Field {
-                    what: WHAT,
-                    field: "placement",
-                });
+                return Err(FormatError::Field { what: WHAT, field: "placement" });
             }
         };
         require(entry.reserved == [0; 3], WHAT, "reserved field")?;
         let record = Record::parse(&entry.record, group)?;
         require(record.kind.is_journalled(), WHAT, "kind")?;
-        require(
-            placement == Placement::Redirected || record.payload_size == stored_size,
-            WHAT,
-            "stored size",
-        )?;
+        require(placement == Placement::Redirected || record.payload_size == stored_size, WHAT, "stored size")?;
         let fork = Order(entry.fork_order.get());
-        entries.push(ParsedEntry {
-            record,
-            placement,
-            fork,
-            stored_at: start as u32,
-            stored_size,
-        });
+        entries.push(ParsedEntry { record, placement, fork, stored_at: start as u32, stored_size });
     }
     let size = raw.batch_size.get();
-    require(
-        size == end.next_multiple_of(ALIGNMENT) as u64 && size <= BATCH_SIZE_MAX as u64,
-        WHAT,
-        "size",
-    )?;
-    require(
-        raw.first_order.get() > 0 && raw.first_order.get() < u64::MAX / 2,
-        WHAT,
-        "order",
-    )?;
+    require(size == end.next_multiple_of(ALIGNMENT) as u64 && size <= BATCH_SIZE_MAX as u64, WHAT, "size")?;
+    require(raw.first_order.get() > 0 && raw.first_order.get() < u64::MAX / 2, WHAT, "order")?;
     let header = BatchHeader {
         position: raw.position.get(),
         previous_checksum: raw.previous_checksum.get(),
         first_order: Order(raw.first_order.get()),
         durable_order: Order(raw.durable_order.get()),
     };
-    Ok(ParsedBatch {
-        header,
-        checksum: found,
-        size,
-        entries,
-    })
+    Ok(ParsedBatch { header, checksum: found, size, entries })
 }
 
 /// The physical blocks listed in what is stored for a redirected record.
 pub fn parse_blocks(stored: &[u8]) -> Result<Vec<u32>, FormatError> {
     require(stored.len().is_multiple_of(4), WHAT, "block list")?;
-    Ok(stored
-        .chunks_exact(4)
-        .map(|raw| u32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]]))
-        .collect())
+    Ok(stored.chunks_exact(4).map(|raw| u32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]])).collect())
 }

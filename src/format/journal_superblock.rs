@@ -18,9 +18,8 @@ use crate::{
     pair::{Cause, Level, PairState, Role, WithoutPeer},
     stream_state::{EPOCH_HISTORY_MAX, EpochStart, StreamState},
     units::{
-        Epoch, Generation, GroupId, MediumUuid, NAME_SIZE_MAX, NodeKey, Order, Position, Seq,
-        TABLE_BLOCK_SIZE_MAX, TABLE_BLOCK_SIZE_MIN, VOLUME_COUNT_MAX, VOLUME_SIZE_MAX,
-        VOLUME_SIZE_MIN, VolumeId, WallClock,
+        Epoch, Generation, GroupId, MediumUuid, NAME_SIZE_MAX, NodeKey, Order, Position, Seq, TABLE_BLOCK_SIZE_MAX,
+        TABLE_BLOCK_SIZE_MIN, VOLUME_COUNT_MAX, VOLUME_SIZE_MAX, VOLUME_SIZE_MIN, VolumeId, WallClock,
     },
 };
 use alloc::{borrow::ToOwned, vec::Vec};
@@ -116,8 +115,7 @@ struct RawVolume {
     reserved2: [u8; 153],
 }
 
-const _: () =
-    assert!(size_of::<RawStream>() == 1168 && size_of::<RawPair>() == 80 && NAME_SIZE_MAX == 63);
+const _: () = assert!(size_of::<RawStream>() == 1168 && size_of::<RawPair>() == 80 && NAME_SIZE_MAX == 63);
 const _: () = assert!(size_of::<RawHead>() == 4096 && size_of::<RawVolume>() == 512);
 
 /// What the node remembers of the pair.
@@ -226,51 +224,26 @@ impl JournalSuperblock {
 
     /// Reads one slot.
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
-        let bytes = bytes
-            .get(..JOURNAL_SUPERBLOCK_SIZE)
-            .ok_or(FormatError::Short(WHAT))?;
+        let bytes = bytes.get(..JOURNAL_SUPERBLOCK_SIZE).ok_or(FormatError::Short(WHAT))?;
         let (raw, rest) = prefix::<RawHead>(bytes, WHAT)?;
         if raw.magic != MAGIC || raw.kind != KIND {
             return Err(FormatError::Absent(WHAT));
         }
         // The version comes before the checksum: a newer one may be computed differently.
         if raw.version.get() != VERSION {
-            return Err(FormatError::Version {
-                what: WHAT,
-                found: raw.version.get(),
-            });
+            return Err(FormatError::Version { what: WHAT, found: raw.version.get() });
         }
         let (found, expected) = (checksum_without(bytes, CHECKSUM_AT), raw.checksum.get());
         if found != expected {
-            return Err(FormatError::Checksum {
-                what: WHAT,
-                found,
-                expected,
-            });
+            return Err(FormatError::Checksum { what: WHAT, found, expected });
         }
         let count = raw.volume_count.get() as usize;
         require(count <= VOLUME_COUNT_MAX, WHAT, "volume count")?;
         require(raw.name.check().is_ok(), WHAT, "name")?;
-        require(
-            raw.ring_size.get().is_multiple_of(ALIGNMENT as u64) && raw.ring_size.get() > 0,
-            WHAT,
-            "ring size",
-        )?;
-        require(
-            raw.tail_position.get().is_multiple_of(ALIGNMENT as u64),
-            WHAT,
-            "tail position",
-        )?;
-        require(
-            raw.clean <= 1 && raw.reserved1 == [0; 3] && raw.reserved0.get() == 0,
-            WHAT,
-            "reserved field",
-        )?;
-        require(
-            raw.reserved2.iter().all(|byte| *byte == 0),
-            WHAT,
-            "reserved field",
-        )?;
+        require(raw.ring_size.get().is_multiple_of(ALIGNMENT as u64) && raw.ring_size.get() > 0, WHAT, "ring size")?;
+        require(raw.tail_position.get().is_multiple_of(ALIGNMENT as u64), WHAT, "tail position")?;
+        require(raw.clean <= 1 && raw.reserved1 == [0; 3] && raw.reserved0.get() == 0, WHAT, "reserved field")?;
+        require(raw.reserved2.iter().all(|byte| *byte == 0), WHAT, "reserved field")?;
         let mut volumes = Vec::with_capacity(count);
         let mut rest = rest;
         for _ in 0..count {
@@ -350,11 +323,7 @@ fn parse_pair(raw: &RawPair) -> Result<PairRecord, FormatError> {
 fn encode_stream(state: &StreamState) -> RawStream {
     let mut epochs = [RawPosition::default(); EPOCH_HISTORY_MAX];
     for (raw, start) in epochs.iter_mut().zip(&state.epochs) {
-        *raw = Position {
-            epoch: start.epoch,
-            seq: start.first,
-        }
-        .into();
+        *raw = Position { epoch: start.epoch, seq: start.first }.into();
     }
     let point = state.restart_point;
     RawStream {
@@ -364,14 +333,8 @@ fn encode_stream(state: &StreamState) -> RawStream {
         has_restart_point: point.is_some().into(),
         reserved: [0; 2],
         restart_at: point.map(|(point, _)| point.at).unwrap_or_default().into(),
-        restart_time: point
-            .map(|(point, _)| point.time.0)
-            .unwrap_or_default()
-            .into(),
-        restart_generation: point
-            .map(|(point, _)| point.generation.0)
-            .unwrap_or_default()
-            .into(),
+        restart_time: point.map(|(point, _)| point.time.0).unwrap_or_default().into(),
+        restart_generation: point.map(|(point, _)| point.generation.0).unwrap_or_default().into(),
         epoch_count: (state.epochs.len() as u32).into(),
         restart_label: point.map(|(point, _)| point.label).unwrap_or_default(),
         restart_order: point.map(|(_, order)| order.0).unwrap_or_default().into(),
@@ -382,29 +345,13 @@ fn encode_stream(state: &StreamState) -> RawStream {
 
 fn parse_stream(raw: &RawStream) -> Result<StreamState, FormatError> {
     require(raw.copying <= 1 && raw.has_restart_point <= 1, WHAT, "flag")?;
-    require(
-        raw.reserved == [0; 2] && raw.reserved2 == [0; 16],
-        WHAT,
-        "reserved field",
-    )?;
+    require(raw.reserved == [0; 2] && raw.reserved2 == [0; 16], WHAT, "reserved field")?;
     require(raw.restart_label.check().is_ok(), WHAT, "label")?;
     let count = raw.epoch_count.get() as usize;
-    let epochs = raw.epochs.get(..count).ok_or(FormatError::Field {
-        what: WHAT,
-        field: "epoch count",
-    })?;
-    let epochs: Vec<_> = epochs
-        .iter()
-        .map(|raw| EpochStart {
-            epoch: Epoch(raw.epoch.get()),
-            first: Seq(raw.seq.get()),
-        })
-        .collect();
-    require(
-        epochs.is_sorted_by(|a, b| a.epoch < b.epoch && a.first <= b.first),
-        WHAT,
-        "epoch history",
-    )?;
+    let epochs = raw.epochs.get(..count).ok_or(FormatError::Field { what: WHAT, field: "epoch count" })?;
+    let epochs: Vec<_> =
+        epochs.iter().map(|raw| EpochStart { epoch: Epoch(raw.epoch.get()), first: Seq(raw.seq.get()) }).collect();
+    require(epochs.is_sorted_by(|a, b| a.epoch < b.epoch && a.first <= b.first), WHAT, "epoch history")?;
     let point = RestartPointInfo {
         generation: Generation(raw.restart_generation.get()),
         at: raw.restart_at.into(),
@@ -415,8 +362,7 @@ fn parse_stream(raw: &RawStream) -> Result<StreamState, FormatError> {
         last: raw.last.into(),
         generation: Generation(raw.generation.get()),
         copying: raw.copying == 1,
-        restart_point: (raw.has_restart_point == 1)
-            .then_some((point, Order(raw.restart_order.get()))),
+        restart_point: (raw.has_restart_point == 1).then_some((point, Order(raw.restart_order.get()))),
         epochs,
     })
 }
@@ -441,15 +387,8 @@ fn encode_volume(spec: &VolumeSpec) -> RawVolume {
 }
 
 fn parse_volume(raw: &RawVolume) -> Result<VolumeSpec, FormatError> {
-    let path = raw
-        .path
-        .get(..usize::from(raw.path_size))
-        .and_then(|path| core::str::from_utf8(path).ok());
-    require(
-        raw.name.check().is_ok() && raw.id.get() != 0,
-        WHAT,
-        "volume",
-    )?;
+    let path = raw.path.get(..usize::from(raw.path_size)).and_then(|path| core::str::from_utf8(path).ok());
+    require(raw.name.check().is_ok() && raw.id.get() != 0, WHAT, "volume")?;
     let spec = VolumeSpec {
         id: VolumeId(raw.id.get()),
         name: raw.name,
@@ -457,12 +396,7 @@ fn parse_volume(raw: &RawVolume) -> Result<VolumeSpec, FormatError> {
         logical_block_size: raw.logical_block_size.get(),
         table_block_size: raw.table_block_size.get(),
         pool: MediumUuid(raw.pool),
-        pool_path: path
-            .ok_or(FormatError::Field {
-                what: WHAT,
-                field: "pool path",
-            })?
-            .to_owned(),
+        pool_path: path.ok_or(FormatError::Field { what: WHAT, field: "pool path" })?.to_owned(),
     };
     require(check_geometry(&spec).is_ok(), WHAT, "volume geometry")?;
     Ok(spec)

@@ -113,41 +113,23 @@ pub fn parse_history(payload: &[u8]) -> Result<Vec<EpochStart>, FormatError> {
     const WHAT: &str = "epoch history";
     let (raw, mut rest) = prefix::<RawCount>(payload, WHAT)?;
     let count = raw.count.get() as usize;
-    require(
-        (1..=EPOCH_HISTORY_MAX).contains(&count) && raw.flag.get() == 0,
-        WHAT,
-        "count",
-    )?;
+    require((1..=EPOCH_HISTORY_MAX).contains(&count) && raw.flag.get() == 0, WHAT, "count")?;
     let mut epochs = Vec::with_capacity(count);
     for _ in 0..count {
         let (raw, after) = prefix::<RawPosition>(rest, WHAT)?;
         rest = after;
-        epochs.push(EpochStart {
-            epoch: Epoch(raw.epoch.get()),
-            first: Seq(raw.seq.get()),
-        });
+        epochs.push(EpochStart { epoch: Epoch(raw.epoch.get()), first: Seq(raw.seq.get()) });
     }
     require(rest.is_empty(), WHAT, "size")?;
-    require(
-        epochs.is_sorted_by(|a, b| a.epoch < b.epoch && a.first <= b.first),
-        WHAT,
-        "order",
-    )?;
+    require(epochs.is_sorted_by(|a, b| a.epoch < b.epoch && a.first <= b.first), WHAT, "order")?;
     Ok(epochs)
 }
 
 fn push_history(bytes: &mut Vec<u8>, epochs: &[EpochStart]) {
-    let count = RawCount {
-        count: (epochs.len() as u32).into(),
-        flag: 0.into(),
-    };
+    let count = RawCount { count: (epochs.len() as u32).into(), flag: 0.into() };
     bytes.extend_from_slice(count.as_bytes());
     for start in epochs {
-        let raw: RawPosition = Position {
-            epoch: start.epoch,
-            seq: start.first,
-        }
-        .into();
+        let raw: RawPosition = Position { epoch: start.epoch, seq: start.first }.into();
         bytes.extend_from_slice(raw.as_bytes());
     }
 }
@@ -178,35 +160,22 @@ impl Greeting {
     pub fn parse(payload: &[u8]) -> Result<Self, FormatError> {
         const WHAT: &str = "greeting";
         let (raw, rest) = prefix::<RawGreeting>(payload, WHAT)?;
-        require(
-            raw.copying <= 1 && raw.has_restart_point <= 1 && raw.reserved0 == 0,
-            WHAT,
-            "flag",
-        )?;
-        require(
-            raw.reserved1.get() == 0 && raw.reserved2.get() == 0,
-            WHAT,
-            "reserved field",
-        )?;
+        require(raw.copying <= 1 && raw.has_restart_point <= 1 && raw.reserved0 == 0, WHAT, "flag")?;
+        require(raw.reserved1.get() == 0 && raw.reserved2.get() == 0, WHAT, "reserved field")?;
         Ok(Self {
             role: match raw.role {
                 0 => Role::Primary,
                 1 => Role::Secondary,
                 2 => Role::Fenced,
                 _ => {
-                    return Err(FormatError::Field {
-                        what: WHAT,
-                        field: "role",
-                    });
+                    return Err(FormatError::Field { what: WHAT, field: "role" });
                 }
             },
             copying: raw.copying == 1,
             generation: Generation(raw.generation.get()),
             head: raw.head.into(),
-            restart_point: (raw.has_restart_point == 1).then_some((
-                Generation(raw.restart_generation.get()),
-                raw.restart_at.into(),
-            )),
+            restart_point: (raw.has_restart_point == 1)
+                .then_some((Generation(raw.restart_generation.get()), raw.restart_at.into())),
             volumes: raw.volumes.get(),
             epochs: parse_history(rest)?,
         })
@@ -216,10 +185,7 @@ impl Greeting {
 /// A list of ranges; `None` if the sender cannot list them: all may differ.
 pub fn encode_ranges(ranges: Option<&[Range]>) -> Bytes {
     let list = ranges.unwrap_or_default();
-    let count = RawCount {
-        count: (list.len() as u32).into(),
-        flag: u32::from(ranges.is_some()).into(),
-    };
+    let count = RawCount { count: (list.len() as u32).into(), flag: u32::from(ranges.is_some()).into() };
     let mut bytes = count.as_bytes().to_vec();
     for range in list {
         let raw = RawRange {
@@ -238,11 +204,7 @@ pub fn parse_ranges(payload: &[u8]) -> Result<Option<Vec<Range>>, FormatError> {
     const WHAT: &str = "list of ranges";
     let (raw, mut rest) = prefix::<RawCount>(payload, WHAT)?;
     let count = raw.count.get() as usize;
-    require(
-        count <= RANGE_COUNT_MAX && raw.flag.get() <= 1,
-        WHAT,
-        "count",
-    )?;
+    require(count <= RANGE_COUNT_MAX && raw.flag.get() <= 1, WHAT, "count")?;
     if raw.flag.get() == 0 {
         return Ok(None);
     }
@@ -253,11 +215,7 @@ pub fn parse_ranges(payload: &[u8]) -> Result<Option<Vec<Range>>, FormatError> {
         require(raw.reserved == [0; 6], WHAT, "reserved field")?;
         let (offset, size) = (raw.offset.get(), raw.size.get());
         require(offset.checked_add(size).is_some(), WHAT, "range")?;
-        ranges.push(Range {
-            volume: VolumeId(raw.volume.get()),
-            offset,
-            size,
-        });
+        ranges.push(Range { volume: VolumeId(raw.volume.get()), offset, size });
     }
     require(rest.is_empty(), WHAT, "size")?;
     Ok(Some(ranges))

@@ -54,10 +54,7 @@ pub(super) fn checksum_without(bytes: &[u8], at: usize) -> u32 {
 }
 
 /// The first `T` of `bytes`.
-pub(super) fn prefix<'a, T>(
-    bytes: &'a [u8],
-    what: &'static str,
-) -> Result<(&'a T, &'a [u8]), FormatError>
+pub(super) fn prefix<'a, T>(bytes: &'a [u8], what: &'static str) -> Result<(&'a T, &'a [u8]), FormatError>
 where
     T: FromBytes + Immutable + KnownLayout + Unaligned,
 {
@@ -65,16 +62,8 @@ where
 }
 
 /// Requires what must hold of a field.
-pub(super) fn require(
-    holds: bool,
-    what: &'static str,
-    field: &'static str,
-) -> Result<(), FormatError> {
-    if holds {
-        Ok(())
-    } else {
-        Err(FormatError::Field { what, field })
-    }
+pub(super) fn require(holds: bool, what: &'static str, field: &'static str) -> Result<(), FormatError> {
+    if holds { Ok(()) } else { Err(FormatError::Field { what, field }) }
 }
 
 /// A record's place, in a format.
@@ -89,18 +78,12 @@ pub struct RawPosition {
 
 impl From<crate::units::Position> for RawPosition {
     fn from(position: crate::units::Position) -> Self {
-        Self {
-            epoch: position.epoch.0.into(),
-            seq: position.seq.0.into(),
-        }
+        Self { epoch: position.epoch.0.into(), seq: position.seq.0.into() }
     }
 }
 
 impl From<RawPosition> for crate::units::Position {
     fn from(raw: RawPosition) -> Self {
-        Self {
-            epoch: crate::units::Epoch(raw.epoch.get()),
-            seq: crate::units::Seq(raw.seq.get()),
-        }
+        Self { epoch: crate::units::Epoch(raw.epoch.get()), seq: crate::units::Seq(raw.seq.get()) }
     }
 }

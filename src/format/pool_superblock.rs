@@ -137,59 +137,27 @@ impl PoolSuperblock {
 
     /// Reads one slot.
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
-        let bytes = bytes
-            .get(..POOL_SUPERBLOCK_SIZE)
-            .ok_or(FormatError::Short(WHAT))?;
+        let bytes = bytes.get(..POOL_SUPERBLOCK_SIZE).ok_or(FormatError::Short(WHAT))?;
         let (raw, _) = prefix::<Raw>(bytes, WHAT)?;
         if raw.magic != MAGIC || raw.kind != KIND {
             return Err(FormatError::Absent(WHAT));
         }
         if raw.version.get() != VERSION {
-            return Err(FormatError::Version {
-                what: WHAT,
-                found: raw.version.get(),
-            });
+            return Err(FormatError::Version { what: WHAT, found: raw.version.get() });
         }
         let (found, expected) = (checksum_without(bytes, CHECKSUM_AT), raw.checksum.get());
         if found != expected {
-            return Err(FormatError::Checksum {
-                what: WHAT,
-                found,
-                expected,
-            });
+            return Err(FormatError::Checksum { what: WHAT, found, expected });
         }
         let block_size = raw.block_size.get();
         let range = TABLE_BLOCK_SIZE_MIN..=TABLE_BLOCK_SIZE_MAX;
-        require(
-            range.contains(&block_size) && block_size.is_power_of_two(),
-            WHAT,
-            "block size",
-        )?;
-        require(
-            matches!(raw.logical_block_size.get(), 512 | 4096),
-            WHAT,
-            "logical block",
-        )?;
-        require(
-            raw.blocks_offset.get().is_multiple_of(4096),
-            WHAT,
-            "blocks' offset",
-        )?;
-        require(
-            raw.reserved0.get() == 0 && raw.reserved1 == [0; 6],
-            WHAT,
-            "reserved field",
-        )?;
-        require(
-            raw.reserved2.iter().all(|byte| *byte == 0),
-            WHAT,
-            "reserved field",
-        )?;
+        require(range.contains(&block_size) && block_size.is_power_of_two(), WHAT, "block size")?;
+        require(matches!(raw.logical_block_size.get(), 512 | 4096), WHAT, "logical block")?;
+        require(raw.blocks_offset.get().is_multiple_of(4096), WHAT, "blocks' offset")?;
+        require(raw.reserved0.get() == 0 && raw.reserved1 == [0; 6], WHAT, "reserved field")?;
+        require(raw.reserved2.iter().all(|byte| *byte == 0), WHAT, "reserved field")?;
         let void = raw.void.get(..raw.void_count.get() as usize);
-        let void = void.ok_or(FormatError::Field {
-            what: WHAT,
-            field: "void count",
-        })?;
+        let void = void.ok_or(FormatError::Field { what: WHAT, field: "void count" })?;
         Ok(Self {
             write_count: raw.write_count.get(),
             group: GroupId(raw.group),
@@ -204,10 +172,7 @@ impl PoolSuperblock {
             digest: raw.digest.get(),
             applied: Order(raw.applied.get()),
             stamp: raw.stamp.get(),
-            void: void
-                .iter()
-                .map(|range| [range[0].get(), range[1].get()])
-                .collect(),
+            void: void.iter().map(|range| [range[0].get(), range[1].get()]).collect(),
         })
     }
 }

@@ -10,8 +10,7 @@
 
 use super::parts::{FormatError, U16, U32, U64, VERSION, prefix, require};
 use crate::units::{
-    Epoch, Generation, GroupId, Position, RECORD_PAYLOAD_SIZE_MAX, Seq, VolumeId, WallClock,
-    ZEROES_SIZE_MAX,
+    Epoch, Generation, GroupId, Position, RECORD_PAYLOAD_SIZE_MAX, Seq, VolumeId, WallClock, ZEROES_SIZE_MAX,
 };
 use bytes::Bytes;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -52,20 +51,10 @@ pub enum Kind {
 impl Kind {
     fn parse(byte: u8) -> Option<Self> {
         use Kind::*;
-        [
-            Write,
-            Discard,
-            WriteZeroes,
-            RestartPoint,
-            EpochChange,
-            Copy,
-            CopyZeroes,
-            CopyBegin,
-            CopyEnd,
-        ]
-        .into_iter()
-        .chain([Greeting, ForkRanges, Refusal])
-        .find(|kind| *kind as u8 == byte)
+        [Write, Discard, WriteZeroes, RestartPoint, EpochChange, Copy, CopyZeroes, CopyBegin, CopyEnd]
+            .into_iter()
+            .chain([Greeting, ForkRanges, Refusal])
+            .find(|kind| *kind as u8 == byte)
     }
 
     /// Whether it takes a seq of its own.
@@ -80,10 +69,7 @@ impl Kind {
 
     /// Whether it changes what a range of a volume reads as.
     pub fn changes_data(self) -> bool {
-        matches!(
-            self,
-            Self::Write | Self::Discard | Self::WriteZeroes | Self::Copy | Self::CopyZeroes
-        )
+        matches!(self, Self::Write | Self::Discard | Self::WriteZeroes | Self::Copy | Self::CopyZeroes)
     }
 
     /// Whether the range reads as zeroes afterwards.
@@ -148,12 +134,7 @@ impl Record {
             checksum: 0.into(),
             version: VERSION as u8,
             kind: self.kind as u8,
-            flags: if self.keep_allocated {
-                KEEP_ALLOCATED
-            } else {
-                0
-            }
-            .into(),
+            flags: if self.keep_allocated { KEEP_ALLOCATED } else { 0 }.into(),
             epoch: self.at.epoch.0.into(),
             seq: self.at.seq.0.into(),
             offset: self.offset.into(),
@@ -174,30 +155,17 @@ impl Record {
         let (raw, _) = prefix::<Raw>(bytes, WHAT)?;
         let found = checksum(raw, group);
         if found != raw.checksum.get() {
-            return Err(FormatError::Checksum {
-                what: WHAT,
-                found,
-                expected: raw.checksum.get(),
-            });
+            return Err(FormatError::Checksum { what: WHAT, found, expected: raw.checksum.get() });
         }
         if u16::from(raw.version) != VERSION {
-            return Err(FormatError::Version {
-                what: WHAT,
-                found: raw.version.into(),
-            });
+            return Err(FormatError::Version { what: WHAT, found: raw.version.into() });
         }
-        let kind = Kind::parse(raw.kind).ok_or(FormatError::Field {
-            what: WHAT,
-            field: "kind",
-        })?;
+        let kind = Kind::parse(raw.kind).ok_or(FormatError::Field { what: WHAT, field: "kind" })?;
         require(raw.flags.get() & !KEEP_ALLOCATED == 0, WHAT, "flag")?;
         require(raw.reserved.get() == 0, WHAT, "reserved field")?;
         let record = Self {
             kind,
-            at: Position {
-                epoch: Epoch(raw.epoch.get()),
-                seq: Seq(raw.seq.get()),
-            },
+            at: Position { epoch: Epoch(raw.epoch.get()), seq: Seq(raw.seq.get()) },
             generation: Generation(raw.generation.get()),
             volume: VolumeId(raw.volume.get()),
             offset: raw.offset.get(),
@@ -228,11 +196,7 @@ impl Record {
         if found == self.payload_checksum {
             return Ok(());
         }
-        Err(FormatError::Checksum {
-            what: "record's payload",
-            found,
-            expected: self.payload_checksum,
-        })
+        Err(FormatError::Checksum { what: "record's payload", found, expected: self.payload_checksum })
     }
 
     /// First byte after the range.
@@ -241,39 +205,15 @@ impl Record {
     }
 
     fn check(&self) -> Result<(), FormatError> {
-        require(
-            self.payload_size <= RECORD_PAYLOAD_SIZE_MAX,
-            WHAT,
-            "payload size",
-        )?;
+        require(self.payload_size <= RECORD_PAYLOAD_SIZE_MAX, WHAT, "payload size")?;
         require(self.offset.checked_add(self.size).is_some(), WHAT, "range")?;
         let data = matches!(self.kind, Kind::Write | Kind::Copy);
-        require(
-            !data || self.size == u64::from(self.payload_size),
-            WHAT,
-            "size",
-        )?;
-        require(
-            !self.kind.zeroes() || self.payload_size == 0,
-            WHAT,
-            "payload size",
-        )?;
-        require(
-            !self.kind.zeroes() || self.size <= ZEROES_SIZE_MAX,
-            WHAT,
-            "size",
-        )?;
-        require(
-            !self.kind.changes_data() || (self.size > 0 && self.volume.0 != 0),
-            WHAT,
-            "range",
-        )?;
+        require(!data || self.size == u64::from(self.payload_size), WHAT, "size")?;
+        require(!self.kind.zeroes() || self.payload_size == 0, WHAT, "payload size")?;
+        require(!self.kind.zeroes() || self.size <= ZEROES_SIZE_MAX, WHAT, "size")?;
+        require(!self.kind.changes_data() || (self.size > 0 && self.volume.0 != 0), WHAT, "range")?;
         // Data is aligned to the smallest logical block; the volume's own block is checked where the volume is known.
-        require(
-            !self.kind.changes_data() || (self.offset | self.size).is_multiple_of(512),
-            WHAT,
-            "alignment",
-        )
+        require(!self.kind.changes_data() || (self.offset | self.size).is_multiple_of(512), WHAT, "alignment")
     }
 }
 

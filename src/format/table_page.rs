@@ -111,47 +111,25 @@ pub fn encode(pool: MediumUuid, index: u32, checkpoint: u64, entries: &Entries) 
 }
 
 /// Reads one slot of page `index` of a pool. [`FormatError::Absent`] if it was never written by this pool.
-pub fn parse(
-    bytes: &[u8],
-    pool: MediumUuid,
-    index: u32,
-    block_count: u32,
-) -> Result<TablePage, FormatError> {
-    let bytes = bytes
-        .get(..TABLE_PAGE_SIZE)
-        .ok_or(FormatError::Short(WHAT))?;
+pub fn parse(bytes: &[u8], pool: MediumUuid, index: u32, block_count: u32) -> Result<TablePage, FormatError> {
+    let bytes = bytes.get(..TABLE_PAGE_SIZE).ok_or(FormatError::Short(WHAT))?;
     let (raw, rest) = prefix::<RawHeader>(bytes, WHAT)?;
     if raw.magic.get() != MAGIC || raw.pool != pool.0 {
         return Err(FormatError::Absent(WHAT));
     }
     if raw.version.get() != VERSION {
-        return Err(FormatError::Version {
-            what: WHAT,
-            found: raw.version.get(),
-        });
+        return Err(FormatError::Version { what: WHAT, found: raw.version.get() });
     }
     let (found, expected) = (checksum_without(bytes, CHECKSUM_AT), raw.checksum.get());
     if found != expected {
-        return Err(FormatError::Checksum {
-            what: WHAT,
-            found,
-            expected,
-        });
+        return Err(FormatError::Checksum { what: WHAT, found, expected });
     }
     require(raw.index.get() == index, WHAT, "page index")?;
-    require(
-        raw.reserved0.get() == 0 && raw.reserved1 == [0; 24],
-        WHAT,
-        "reserved field",
-    )?;
+    require(raw.reserved0.get() == 0 && raw.reserved1 == [0; 24], WHAT, "reserved field")?;
     let mut entries = Box::new([Entry::default(); TABLE_PAGE_ENTRY_COUNT]);
     for (entry, raw) in entries.iter_mut().zip(rest.chunks_exact(24)) {
         let (raw, _) = prefix::<RawEntry>(raw, WHAT)?;
-        require(
-            raw.latest.get() <= block_count && raw.snapshot.get() <= block_count,
-            WHAT,
-            "physical block",
-        )?;
+        require(raw.latest.get() <= block_count && raw.snapshot.get() <= block_count, WHAT, "physical block")?;
         require(raw.reserved.get() == 0, WHAT, "reserved field")?;
         *entry = Entry {
             latest: raw.latest.get(),
@@ -161,9 +139,5 @@ pub fn parse(
             dirty: raw.dirty.get(),
         };
     }
-    Ok(TablePage {
-        checkpoint: raw.checkpoint.get(),
-        checksum: found,
-        entries,
-    })
+    Ok(TablePage { checkpoint: raw.checkpoint.get(), checksum: found, entries })
 }

@@ -8,19 +8,7 @@ use serde::Serialize;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Text of at most [`NAME_SIZE_MAX`] bytes, as it stands in every format: the size, then UTF-8, then zeroes.
-#[derive(
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Name {
     size: u8,
@@ -54,10 +42,7 @@ pub enum NameError {
 impl Name {
     /// The text.
     pub fn as_str(&self) -> &str {
-        self.text
-            .get(..usize::from(self.size))
-            .and_then(|text| core::str::from_utf8(text).ok())
-            .unwrap_or("")
+        self.text.get(..usize::from(self.size)).and_then(|text| core::str::from_utf8(text).ok()).unwrap_or("")
     }
 
     /// Whether there is no text.
@@ -67,10 +52,7 @@ impl Name {
 
     /// Whether the bytes are what [`FromStr`] would have made.
     pub fn check(&self) -> Result<(), NameError> {
-        let (text, rest) = self
-            .text
-            .split_at_checked(usize::from(self.size))
-            .ok_or(NameError::Damaged)?;
+        let (text, rest) = self.text.split_at_checked(usize::from(self.size)).ok_or(NameError::Damaged)?;
         let text = core::str::from_utf8(text).map_err(|_| NameError::Damaged)?;
         if rest.iter().any(|byte| *byte != 0) || text.chars().any(char::is_control) {
             return Err(NameError::Damaged);
@@ -81,10 +63,7 @@ impl Name {
 
 impl Default for Name {
     fn default() -> Self {
-        Self {
-            size: 0,
-            text: [0; NAME_SIZE_MAX],
-        }
+        Self { size: 0, text: [0; NAME_SIZE_MAX] }
     }
 }
 
@@ -93,20 +72,12 @@ impl FromStr for Name {
 
     fn from_str(text: &str) -> Result<Self, NameError> {
         if text.len() > NAME_SIZE_MAX {
-            return Err(NameError::Long {
-                text: text.to_owned(),
-                size: text.len(),
-            });
+            return Err(NameError::Long { text: text.to_owned(), size: text.len() });
         }
         if text.chars().any(char::is_control) {
-            return Err(NameError::Control {
-                text: text.escape_debug().collect(),
-            });
+            return Err(NameError::Control { text: text.escape_debug().collect() });
         }
-        let mut name = Self {
-            size: text.len() as u8,
-            ..Self::default()
-        };
+        let mut name = Self { size: text.len() as u8, ..Self::default() };
         name.text[..text.len()].copy_from_slice(text.as_bytes());
         Ok(name)
     }

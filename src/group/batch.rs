@@ -3,9 +3,7 @@
 use super::{Group, Purpose};
 use crate::{
     disk::{DiskAction, DiskOutcome, MediumId},
-    format::batch::{
-        self, BATCH_ENTRY_COUNT_MAX, BATCH_SIZE_MAX, BatchEntry, BatchHeader, Placement,
-    },
+    format::batch::{self, BATCH_ENTRY_COUNT_MAX, BATCH_SIZE_MAX, BatchEntry, BatchHeader, Placement},
     journal::{LiveBatch, Place},
     units::Order,
 };
@@ -38,10 +36,7 @@ pub(super) struct Memory {
 impl Memory {
     /// Payloads of entries up to `order` are on the medium only.
     pub(super) fn starting_at(order: Order) -> Self {
-        Self {
-            floor: order,
-            ..Self::default()
-        }
+        Self { floor: order, ..Self::default() }
     }
 
     /// A payload came in.
@@ -70,27 +65,17 @@ impl Group {
         for (_, live) in self.journal.after(self.sealed).take(BATCH_ENTRY_COUNT_MAX) {
             let (placement, stored) = match &live.place {
                 Place::Redirected(blocks) => {
-                    let list: Vec<u8> = blocks
-                        .iter()
-                        .flat_map(|block| block.to_le_bytes())
-                        .collect();
+                    let list: Vec<u8> = blocks.iter().flat_map(|block| block.to_le_bytes()).collect();
                     (Placement::Redirected, Bytes::from(list))
                 }
-                Place::Memory | Place::Inline(_) => {
-                    (Placement::Inline, live.payload.clone().unwrap_or_default())
-                }
+                Place::Memory | Place::Inline(_) => (Placement::Inline, live.payload.clone().unwrap_or_default()),
             };
             let padded = stored.len().next_multiple_of(crate::buffer::ALIGNMENT);
             if !entries.is_empty() && size + padded > BATCH_SIZE_MAX / 2 {
                 break;
             }
             size += padded;
-            entries.push(BatchEntry {
-                record: live.record,
-                placement,
-                fork: live.fork,
-                stored,
-            });
+            entries.push(BatchEntry { record: live.record, placement, fork: live.fork, stored });
         }
         let size = batch::batch_size(entries.iter().map(|entry| entry.stored.len())) as u64;
         let Some(position) = self.journal.room(size, RESERVE) else {
@@ -113,29 +98,14 @@ impl Group {
                 let at = *stored_at as usize;
                 live.place = Place::Inline(position + u64::from(*stored_at));
                 // The host's buffer is let go of; the batch's own bytes serve from now on.
-                live.payload = live
-                    .payload
-                    .as_ref()
-                    .map(|old| encoded.bytes.slice(at..at + old.len()));
+                live.payload = live.payload.as_ref().map(|old| encoded.bytes.slice(at..at + old.len()));
             }
         }
-        self.journal.push_batch(LiveBatch {
-            position,
-            size,
-            last,
-            checksum: encoded.checksum,
-        });
+        self.journal.push_batch(LiveBatch { position, size, last, checksum: encoded.checksum });
         let offset = self.journal.offset(position);
-        let action = DiskAction::Write {
-            offset,
-            pieces: vec![encoded.bytes],
-        };
+        let action = DiskAction::Write { offset, pieces: vec![encoded.bytes] };
         self.disk(MediumId::Journal, action, Purpose::Batch { first });
-        self.in_flight.push_back(InFlight {
-            first,
-            last,
-            is_written: false,
-        });
+        self.in_flight.push_back(InFlight { first, last, is_written: false });
         self.sealed = last;
         true
     }
@@ -154,10 +124,7 @@ impl Group {
     /// A part of a redirected record is in the pool.
     pub(super) fn redirect_written(&mut self, order: Order, outcome: DiskOutcome) {
         if let Err(error) = outcome {
-            let volume = self
-                .journal
-                .entry(order)
-                .map_or_else(Default::default, |entry| entry.record.volume);
+            let volume = self.journal.entry(order).map_or_else(Default::default, |entry| entry.record.volume);
             return self.fail(MediumId::Pool(volume), error);
         }
         if let Some(count) = self.redirects_in_flight.get_mut(&order) {
@@ -172,11 +139,7 @@ impl Group {
     /// Completes batches in their order.
     fn complete(&mut self) {
         while let Some(batch) = self.in_flight.front() {
-            let redirecting = self
-                .redirects_in_flight
-                .range(..=batch.last)
-                .next()
-                .is_some();
+            let redirecting = self.redirects_in_flight.range(..=batch.last).next().is_some();
             if !batch.is_written || redirecting || self.stopped.is_some() {
                 break;
             }
@@ -184,9 +147,7 @@ impl Group {
             self.in_flight.pop_front();
             self.completed = last;
             let entries = self.journal.after(from).take((last.0 - from.0) as usize);
-            let size: u64 = entries
-                .map(|(_, entry)| u64::from(entry.record.payload_size))
-                .sum();
+            let size: u64 = entries.map(|(_, entry)| u64::from(entry.record.payload_size)).sum();
             self.memory.unwritten -= size;
             self.memory.kept += size;
         }
@@ -216,8 +177,6 @@ impl Group {
 
     /// Whether the next batch does not fit into the ring.
     pub(super) fn is_journal_full(&self) -> bool {
-        self.sealed < self.journal.last()
-            && self.in_flight.is_empty()
-            && self.journal.room(64 << 10, RESERVE).is_none()
+        self.sealed < self.journal.last() && self.in_flight.is_empty() && self.journal.room(64 << 10, RESERVE).is_none()
     }
 }

@@ -51,9 +51,7 @@ impl Checkpoint {
 impl Group {
     /// When a checkpoint wants to be made at the latest.
     pub(super) fn checkpoint_timeout(&self) -> Option<Monotonic> {
-        let due = !self.checkpoint.is_running()
-            && self.applied == self.journal.last()
-            && self.needs_checkpoint();
+        let due = !self.checkpoint.is_running() && self.applied == self.journal.last() && self.needs_checkpoint();
         due.then(|| self.destage_idle_since().after(IDLE_MICROS))
     }
 
@@ -67,20 +65,15 @@ impl Group {
             return;
         }
         // Half of what makes destaging hurry: the tail must move before the ring is full.
-        let ring_wants = self.applied > self.applied_durable()
-            && self.applied_size_waiting() >= self.journal.ring_size() / 8;
+        let ring_wants =
+            self.applied > self.applied_durable() && self.applied_size_waiting() >= self.journal.ring_size() / 8;
         let idle = self.needs_checkpoint()
             && self.applied == self.journal.last()
             && self.now.monotonic >= self.destage_idle_since().after(IDLE_MICROS);
         if !(self.checkpoint.wanted || ring_wants || idle) {
             return;
         }
-        if !self.needs_checkpoint()
-            && !self
-                .volumes
-                .values()
-                .any(|volume| volume.table.is_changed())
-        {
+        if !self.needs_checkpoint() && !self.volumes.values().any(|volume| volume.table.is_changed()) {
             self.checkpoint.wanted = false;
             return;
         }
@@ -89,8 +82,7 @@ impl Group {
 
     /// Bytes of the ring that a checkpoint could set free.
     fn applied_size_waiting(&self) -> u64 {
-        self.journal
-            .size_between(self.applied_durable(), self.applied)
+        self.journal.size_between(self.applied_durable(), self.applied)
     }
 
     fn begin_checkpoint(&mut self) {
@@ -101,21 +93,11 @@ impl Group {
         for (id, volume) in &mut self.volumes {
             let made = volume.table.begin_checkpoint(applied);
             superblocks.push((*id, made.superblock.0, made.superblock.1));
-            writes.extend(
-                made.pages
-                    .into_iter()
-                    .map(|(offset, bytes)| (*id, offset, bytes)),
-            );
+            writes.extend(made.pages.into_iter().map(|(offset, bytes)| (*id, offset, bytes)));
         }
         let covers_tracking = self.is_tracking();
         let step = Step::Pages;
-        self.checkpoint.running = Some(Running {
-            step,
-            pending: 0,
-            applied,
-            superblocks,
-            covers_tracking,
-        });
+        self.checkpoint.running = Some(Running { step, pending: 0, applied, superblocks, covers_tracking });
         self.checkpoint_step(writes, step);
     }
 
@@ -126,13 +108,7 @@ impl Group {
         }
         for (id, offset, bytes) in writes {
             // Neighbouring pages alternate between slots, so they rarely touch; each is written alone.
-            actions.push((
-                id,
-                DiskAction::Write {
-                    offset,
-                    pieces: vec![bytes],
-                },
-            ));
+            actions.push((id, DiskAction::Write { offset, pieces: vec![bytes] }));
         }
         if let Some(running) = &mut self.checkpoint.running {
             (running.step, running.pending) = (step, actions.len());
@@ -206,22 +182,16 @@ impl Group {
         }
         // What is not in the way is kept: a peer that comes back may ask for it.
         const ENTRY_COUNT_MAX: usize = 65_536;
-        let pool_is_short = self
-            .volumes
-            .values()
-            .any(|volume| volume.table.blocks.free_count() < 1024);
+        let pool_is_short = self.volumes.values().any(|volume| volume.table.blocks.free_count() < 1024);
         while self.journal.entry_count() > ENTRY_COUNT_MAX
             || self.journal.live_size() > self.journal.ring_size() / 4
             || pool_is_short
         {
             let mut gone = Vec::new();
-            if !self.journal.retire(limit, |order, entry| {
-                gone.push((order, entry.record.payload_size))
-            }) {
+            if !self.journal.retire(limit, |order, entry| gone.push((order, entry.record.payload_size))) {
                 break;
             }
-            gone.into_iter()
-                .for_each(|(order, size)| self.forget_entry(order, size));
+            gone.into_iter().for_each(|(order, size)| self.forget_entry(order, size));
             self.superblock.wanted = true;
         }
     }

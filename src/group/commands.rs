@@ -28,16 +28,9 @@ enum WaitsFor {
 /// A promotion on its way.
 enum Promotion {
     /// Everything received is being settled.
-    Settling {
-        id: CommandId,
-        target: PromoteTarget,
-    },
+    Settling { id: CommandId, target: PromoteTarget },
     /// The epoch change is being made durable.
-    Opening {
-        id: CommandId,
-        order: Order,
-        reply: CommandReply,
-    },
+    Opening { id: CommandId, order: Order, reply: CommandReply },
 }
 
 /// The commands that are under way.
@@ -53,95 +46,52 @@ impl Group {
     /// An operator's command; it is answered by an [`Output::CommandAnswer`].
     pub fn handle_command(&mut self, now: Now, id: CommandId, command: Command) {
         self.now = now;
-        let result = if self.stopped.is_some() {
-            Err(CommandError::Stopped)
-        } else {
-            self.begin(id, command)
-        };
+        let result = if self.stopped.is_some() { Err(CommandError::Stopped) } else { self.begin(id, command) };
         match result {
             Ok(Some((waits_for, reply))) => self.commands.waiting.push((id, waits_for, reply)),
             Ok(None) => {}
-            Err(error) => self.outputs.push_back(Output::CommandAnswer {
-                id,
-                result: Err(error),
-            }),
+            Err(error) => self.outputs.push_back(Output::CommandAnswer { id, result: Err(error) }),
         }
     }
 
     /// Adds a volume whose pool was formatted for it; answered like a command.
-    pub fn handle_add_volume(
-        &mut self,
-        now: Now,
-        id: CommandId,
-        storage: &mut dyn Storage,
-        spec: VolumeSpec,
-    ) {
+    pub fn handle_add_volume(&mut self, now: Now, id: CommandId, storage: &mut dyn Storage, spec: VolumeSpec) {
         self.now = now;
         let result = self.add_volume(storage, spec);
         match result {
             Ok(()) => {
                 let count = self.superblock.request();
-                self.commands
-                    .waiting
-                    .push((id, WaitsFor::Superblock(count), CommandReply::Done));
+                self.commands.waiting.push((id, WaitsFor::Superblock(count), CommandReply::Done));
             }
-            Err(error) => self.outputs.push_back(Output::CommandAnswer {
-                id,
-                result: Err(error),
-            }),
+            Err(error) => self.outputs.push_back(Output::CommandAnswer { id, result: Err(error) }),
         }
     }
 
-    fn add_volume(
-        &mut self,
-        storage: &mut dyn Storage,
-        spec: VolumeSpec,
-    ) -> Result<(), CommandError> {
-        let refuse = |reason| {
-            Err(CommandError::Volume {
-                name: spec.name,
-                reason,
-            })
-        };
+    fn add_volume(&mut self, storage: &mut dyn Storage, spec: VolumeSpec) -> Result<(), CommandError> {
+        let refuse = |reason| Err(CommandError::Volume { name: spec.name, reason });
         if self.stopped.is_some() {
             return Err(CommandError::Stopped);
         }
         if self.pair.peer.is_some() && self.pair.role == Role::Primary {
-            return refuse(
-                "the group is paired; delete the pair, add the volume, create the pair again",
-            );
+            return refuse("the group is paired; delete the pair, add the volume, create the pair again");
         }
         if self.volumes.len() >= VOLUME_COUNT_MAX {
             return refuse("the group has 64 volumes, which is the most");
         }
-        if self
-            .volumes
-            .values()
-            .any(|volume| volume.spec.name == spec.name || volume.spec.id == spec.id)
-        {
+        if self.volumes.values().any(|volume| volume.spec.name == spec.name || volume.spec.id == spec.id) {
             return refuse("the group has a volume of that name or number");
         }
         let Ok(table) = table::load(storage, self.id, &spec) else {
             return refuse("its pool cannot be used");
         };
         let applied_before = self.journal.last();
-        let volume = Volume {
-            spec: spec.clone(),
-            table,
-            overlay: Overlay::default(),
-            unsynced: false,
-            applied_before,
-        };
+        let volume = Volume { spec: spec.clone(), table, overlay: Overlay::default(), unsynced: false, applied_before };
         self.volumes.insert(spec.id, volume);
         self.checkpoint.wanted = true;
         Ok(())
     }
 
-    fn begin(
-        &mut self,
-        id: CommandId,
-        command: Command,
-    ) -> Result<Option<(WaitsFor, CommandReply)>, CommandError> {
+    fn begin(&mut self, id: CommandId, command: Command) -> Result<Option<(WaitsFor, CommandReply)>, CommandError> {
         match command {
             Command::RemoveVolume(volume) => self.remove_volume(volume)?,
             Command::CreatePair { peer } => self.create_pair(peer)?,
@@ -174,34 +124,22 @@ impl Group {
                 return Ok(None);
             }
         }
-        Ok(Some((
-            WaitsFor::Superblock(self.superblock.request()),
-            CommandReply::Done,
-        )))
+        Ok(Some((WaitsFor::Superblock(self.superblock.request()), CommandReply::Done)))
     }
 
     fn require_primary_pair(&self) -> Result<(), CommandError> {
         if self.pair.role != Role::Primary {
-            return Err(CommandError::WrongRole {
-                role: self.pair.role,
-                hint: "use the command on the primary",
-            });
+            return Err(CommandError::WrongRole { role: self.pair.role, hint: "use the command on the primary" });
         }
         if self.pair.peer.is_none() {
-            return Err(CommandError::WrongPairState {
-                state: self.pair.state,
-                hint: "create a pair first",
-            });
+            return Err(CommandError::WrongPairState { state: self.pair.state, hint: "create a pair first" });
         }
         Ok(())
     }
 
     fn remove_volume(&mut self, id: VolumeId) -> Result<(), CommandError> {
         if self.pair.peer.is_some() {
-            return Err(CommandError::WrongPairState {
-                state: self.pair.state,
-                hint: "delete the pair first",
-            });
+            return Err(CommandError::WrongPairState { state: self.pair.state, hint: "delete the pair first" });
         }
         if self.destage.is_running() || self.checkpoint.is_running() {
             return Err(CommandError::InProgress("write to the pool"));
@@ -212,19 +150,13 @@ impl Group {
 
     fn create_pair(&mut self, peer: NodeKey) -> Result<(), CommandError> {
         if self.pair.role != Role::Primary {
-            return Err(CommandError::WrongRole {
-                role: self.pair.role,
-                hint: "create the pair on the primary",
-            });
+            return Err(CommandError::WrongRole { role: self.pair.role, hint: "create the pair on the primary" });
         }
         match self.pair.peer {
             Some(known) if known == peer => return Ok(()),
             Some(_) => {
                 let hint = "it has another peer; delete that pair first";
-                return Err(CommandError::WrongPairState {
-                    state: self.pair.state,
-                    hint,
-                });
+                return Err(CommandError::WrongPairState { state: self.pair.state, hint });
             }
             None => {}
         }
@@ -241,9 +173,7 @@ impl Group {
         self.peer.forget_session();
         self.copy.stop();
         self.confirmation = Confirmation::default();
-        self.volumes
-            .values_mut()
-            .for_each(|volume| volume.table.clear_all_dirty());
+        self.volumes.values_mut().for_each(|volume| volume.table.clear_all_dirty());
         self.checkpoint.marked = true;
         self.set_pair_state(PairState::Simplex);
         self.answer_waiting();
@@ -252,35 +182,23 @@ impl Group {
     fn restart_point(&mut self, label: Name) -> Result<(WaitsFor, CommandReply), CommandError> {
         if self.pair.role != Role::Primary || !self.is_confirmed() {
             let hint = "declare restart points on the primary";
-            return Err(CommandError::WrongRole {
-                role: self.pair.role,
-                hint,
-            });
+            return Err(CommandError::WrongRole { role: self.pair.role, hint });
         }
         let record = self.new_record(Kind::RestartPoint);
         let order = self.stage(record, encode_label(label), Note::Label(label), Order(0));
         self.sync.wanted = true;
-        let reply = CommandReply::RestartPoint {
-            generation: record.generation,
-            at: record.at,
-        };
+        let reply = CommandReply::RestartPoint { generation: record.generation, at: record.at };
         Ok((WaitsFor::Durable(order), reply))
     }
 
     fn demote(&mut self, discard_fork: bool) -> Result<(), CommandError> {
         let (fork, record_count) = match self.pair.role {
             Role::Secondary => return Ok(()),
-            Role::Fenced => (
-                self.pair.fork,
-                self.stream.last.seq.0.saturating_sub(self.pair.fork.seq.0),
-            ),
+            Role::Fenced => (self.pair.fork, self.stream.last.seq.0.saturating_sub(self.pair.fork.seq.0)),
             Role::Primary => {
                 if self.pair.peer.is_none() {
                     let hint = "a group without a peer has no other node to be primary";
-                    return Err(CommandError::WrongPairState {
-                        state: self.pair.state,
-                        hint,
-                    });
+                    return Err(CommandError::WrongPairState { state: self.pair.state, hint });
                 }
                 let fork = self.position_of(self.peer.acknowledged());
                 (fork, self.stream.last.seq.0.saturating_sub(fork.seq.0))
@@ -297,10 +215,7 @@ impl Group {
         for id in self.waiting.take_all() {
             self.answer(id, Err(RequestError::NotPrimary));
         }
-        self.event(Event::RoleChanged {
-            role: Role::Secondary,
-            epoch: self.epoch(),
-        });
+        self.event(Event::RoleChanged { role: Role::Secondary, epoch: self.epoch() });
         self.greet_again();
         Ok(())
     }
@@ -313,17 +228,11 @@ impl Group {
             Role::Secondary => {}
             Role::Primary => {
                 let hint = "there is nothing to promote";
-                return Err(CommandError::WrongRole {
-                    role: Role::Primary,
-                    hint,
-                });
+                return Err(CommandError::WrongRole { role: Role::Primary, hint });
             }
             Role::Fenced => {
                 let hint = "another node is primary; demote this one first";
-                return Err(CommandError::WrongRole {
-                    role: Role::Fenced,
-                    hint,
-                });
+                return Err(CommandError::WrongRole { role: Role::Fenced, hint });
             }
         }
         match target {
@@ -357,46 +266,30 @@ impl Group {
             !ready
         });
         for (id, reply) in done {
-            self.outputs.push_back(Output::CommandAnswer {
-                id,
-                result: Ok(reply),
-            });
+            self.outputs.push_back(Output::CommandAnswer { id, result: Ok(reply) });
         }
         self.continue_promotion();
         self.continue_stop();
     }
 
     fn is_settled(&self) -> bool {
-        self.durable == self.journal.last()
-            && !self.destage.is_running()
-            && !self.checkpoint.is_running()
+        self.durable == self.journal.last() && !self.destage.is_running() && !self.checkpoint.is_running()
     }
 
     fn continue_promotion(&mut self) {
         match self.commands.promotion.take() {
             None => {}
-            Some(Promotion::Settling { id, target }) if self.is_settled() => {
-                self.switch(id, target)
-            }
+            Some(Promotion::Settling { id, target }) if self.is_settled() => self.switch(id, target),
             Some(Promotion::Opening { id, order, reply }) if self.durable >= order => {
                 self.pair.role = Role::Primary;
-                self.pair.state = if self.pair.peer.is_some() {
-                    PairState::Duplex
-                } else {
-                    PairState::Simplex
-                };
+                self.pair.state = if self.pair.peer.is_some() { PairState::Duplex } else { PairState::Simplex };
                 // The peer, when it comes back, has at most what was common before this epoch.
                 self.peer.stream_after(Order(order.0 - 1));
                 self.peer.stop_streaming();
                 let count = self.superblock.request();
                 self.again = true;
-                self.commands
-                    .waiting
-                    .push((id, WaitsFor::Superblock(count), reply));
-                self.event(Event::RoleChanged {
-                    role: Role::Primary,
-                    epoch: self.epoch(),
-                });
+                self.commands.waiting.push((id, WaitsFor::Superblock(count), reply));
+                self.event(Event::RoleChanged { role: Role::Primary, epoch: self.epoch() });
                 self.greet_again();
             }
             waiting => self.commands.promotion = waiting,
@@ -409,34 +302,20 @@ impl Group {
         let last = self.journal.last();
         let before = self.stream.last;
         let (fork, at, generation) = match (target, self.stream.restart_point) {
-            (PromoteTarget::RestartPoint, Some((point, order))) => {
-                (order, point.at, Some(point.generation))
-            }
+            (PromoteTarget::RestartPoint, Some((point, order))) => (order, point.at, Some(point.generation)),
             _ => (last, before, None),
         };
         if fork < last {
             self.take_back(fork, at);
         }
-        let epoch = self
-            .epoch()
-            .max(self.pair.peer_epoch)
-            .max(before.epoch)
-            .promoted();
+        let epoch = self.epoch().max(self.pair.peer_epoch).max(before.epoch).promoted();
         self.stream.generation = self.stream.generation.next();
         let mut record = self.new_record(Kind::EpochChange);
-        record.at = Position {
-            epoch,
-            seq: at.seq.next(),
-        };
+        record.at = Position { epoch, seq: at.seq.next() };
         let order = self.stage(record, Bytes::new(), Note::None, fork);
         self.sync.wanted = true;
         let dropped_record_count = before.seq.0.saturating_sub(at.seq.0);
-        let reply = CommandReply::Promoted {
-            epoch,
-            generation,
-            at,
-            dropped_record_count,
-        };
+        let reply = CommandReply::Promoted { epoch, generation, at, dropped_record_count };
         self.commands.promotion = Some(Promotion::Opening { id, order, reply });
     }
 
@@ -447,18 +326,14 @@ impl Group {
             .journal
             .after(fork.max(self.applied))
             .filter_map(|(_, entry)| match &entry.place {
-                Place::Redirected(blocks) if !entry.is_void => {
-                    Some((entry.record.volume, blocks.clone()))
-                }
+                Place::Redirected(blocks) if !entry.is_void => Some((entry.record.volume, blocks.clone())),
                 _ => None,
             })
             .collect();
         self.void_between(fork, last.next());
         for (id, blocks) in unapplied {
             if let Some(volume) = self.volumes.get_mut(&id) {
-                blocks
-                    .into_iter()
-                    .for_each(|block| volume.table.blocks.free(block));
+                blocks.into_iter().for_each(|block| volume.table.blocks.free(block));
             }
         }
         let rolls_back = self.applied > fork;
@@ -477,9 +352,7 @@ impl Group {
                 && let Some(volume) = self.volumes.get_mut(&entry.record.volume)
                 && order > volume.applied_before
             {
-                volume
-                    .overlay
-                    .insert(entry.record.offset, entry.record.end(), order);
+                volume.overlay.insert(entry.record.offset, entry.record.end(), order);
             }
         }
         self.stream.last = at;
@@ -495,9 +368,7 @@ impl Group {
             if idle {
                 self.superblock.clean = Some(self.journal.last());
                 let count = self.superblock.request();
-                self.commands
-                    .waiting
-                    .push((id, WaitsFor::Superblock(count), CommandReply::Done));
+                self.commands.waiting.push((id, WaitsFor::Superblock(count), CommandReply::Done));
                 self.commands.stopping = None;
                 self.halt_after_stop();
             } else {
@@ -508,14 +379,9 @@ impl Group {
 
     /// Nothing is accepted any more; the last superblock is still to be written.
     fn halt_after_stop(&mut self) {
-        self.held
-            .drain(..)
-            .map(|request| request.id)
-            .collect::<Vec<_>>()
-            .into_iter()
-            .for_each(|id| {
-                self.answer(id, Err(RequestError::Stopped));
-            });
+        self.held.drain(..).map(|request| request.id).collect::<Vec<_>>().into_iter().for_each(|id| {
+            self.answer(id, Err(RequestError::Stopped));
+        });
         self.start_superblock();
     }
 
@@ -525,13 +391,7 @@ impl Group {
         let promotion = commands.promotion.map(|promotion| match promotion {
             Promotion::Settling { id, .. } | Promotion::Opening { id, .. } => id,
         });
-        commands
-            .waiting
-            .into_iter()
-            .map(|(id, ..)| id)
-            .chain(promotion)
-            .chain(commands.stopping)
-            .collect()
+        commands.waiting.into_iter().map(|(id, ..)| id).chain(promotion).chain(commands.stopping).collect()
     }
 
     /// Whether the group is being stopped.

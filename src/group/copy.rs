@@ -56,9 +56,9 @@ impl Copier {
 
     /// Whether a range is being read for the copy.
     pub(super) fn is_reading(&self, volume: VolumeId, from: u64, to: u64) -> bool {
-        self.reading.as_ref().is_some_and(|reading| {
-            reading.volume == volume && from < reading.end && reading.offset < to
-        })
+        self.reading
+            .as_ref()
+            .is_some_and(|reading| reading.volume == volume && from < reading.end && reading.offset < to)
     }
 
     /// Ends it without an end; the bitmap still has what was not acknowledged.
@@ -72,9 +72,7 @@ impl Group {
     /// cannot tell any more what it lacks. `anew`: the peer's content is worth nothing.
     pub(super) fn prepare_copy(&mut self, anew: bool) {
         if anew {
-            self.volumes
-                .values_mut()
-                .for_each(|volume| volume.table.mark_stored_dirty());
+            self.volumes.values_mut().for_each(|volume| volume.table.mark_stored_dirty());
         }
         self.peer.lose_anchor();
         self.peer.unvoided = u64::from(anew);
@@ -83,16 +81,8 @@ impl Group {
         self.checkpoint.marked = true;
         self.checkpoint.wanted = true;
         // A copy from nothing is begun again from nothing if it is interrupted by a crash.
-        let state = if anew {
-            PairState::InitialCopy
-        } else {
-            self.pair.state
-        };
-        self.set_pair_state(if state == PairState::InitialCopy {
-            state
-        } else {
-            PairState::DuplexPending
-        });
+        let state = if anew { PairState::InitialCopy } else { self.pair.state };
+        self.set_pair_state(if state == PairState::InitialCopy { state } else { PairState::DuplexPending });
     }
 
     /// Begins the copy that was prepared: the stream goes on after the last entry, and the bitmap's blocks are sent
@@ -122,11 +112,7 @@ impl Group {
 
     /// Voids what the peer holds.
     fn send_zeroes(&mut self) {
-        let sizes: Vec<_> = self
-            .volumes
-            .values()
-            .map(|volume| (volume.spec.id, volume.spec.size))
-            .collect();
+        let sizes: Vec<_> = self.volumes.values().map(|volume| (volume.spec.id, volume.spec.size)).collect();
         for (id, size) in sizes {
             for offset in (0..size).step_by(ZEROES_SIZE_MAX as usize) {
                 let mut record = self.copy_record(Kind::CopyZeroes);
@@ -148,32 +134,22 @@ impl Group {
 
     /// A frame outside the order.
     fn copy_record(&self, kind: Kind) -> Record {
-        Record {
-            at: self.stream.last,
-            ..self.new_record(kind)
-        }
+        Record { at: self.stream.last, ..self.new_record(kind) }
     }
 
     /// Reads and sends the next range, one at a time, or ends the copy.
     pub(super) fn copy_next(&mut self) {
         let (copy, peer) = (&self.copy, &self.peer);
-        let wanted =
-            copy.running && copy.reading.is_none() && !copy.end_sent && peer.is_streaming();
+        let wanted = copy.running && copy.reading.is_none() && !copy.end_sent && peer.is_streaming();
         if !wanted || peer.credit == 0 || copy.unacknowledged.len() >= UNACKNOWLEDGED_MAX {
             return;
         }
         if let Some((volume, block, bits)) = self.find_dirty() {
             return self.copy_read_begin(volume, block, bits);
         }
-        let everything = self
-            .volumes
-            .values()
-            .all(|volume| volume.table.dirty_bytes() == 0);
+        let everything = self.volumes.values().all(|volume| volume.table.dirty_bytes() == 0);
         // The last record that a copied range may contain must be before the end.
-        if everything
-            && self.copy.unacknowledged.is_empty()
-            && self.peer.cursor() >= self.copy.newest
-        {
+        if everything && self.copy.unacknowledged.is_empty() && self.peer.cursor() >= self.copy.newest {
             self.copy.end_sent = true;
             let mut record = self.copy_record(Kind::CopyEnd);
             record.at = self.position_of(self.peer.cursor());
@@ -208,10 +184,7 @@ impl Group {
         let unit = u64::from(geometry.dirty_unit());
         let start = u64::from(block) * u64::from(geometry.block_size);
         // The whole span of dirty parts in one read: a few clean ones between them cost less than another frame.
-        let (first, last) = (
-            u64::from(bits.trailing_zeros()),
-            u64::from(15 - bits.leading_zeros()),
-        );
+        let (first, last) = (u64::from(bits.trailing_zeros()), u64::from(15 - bits.leading_zeros()));
         let offset = start + first * unit;
         let end = (start + (last + 1) * unit).min(geometry.volume_size);
         self.copy.unacknowledged.insert((id, block));
@@ -221,59 +194,34 @@ impl Group {
         }
         self.copy.newest = self.journal.last();
         let number = self.reads.next();
-        self.copy.reading = Some(Reading {
-            number,
-            volume: id,
-            block,
-            bits,
-            offset,
-            end,
-        });
+        self.copy.reading = Some(Reading { number, volume: id, block, bits, offset, end });
         self.read(Reader::Copy(number), id, offset, end - offset);
     }
 
     /// The range was read (`None`: it could not be).
     pub(super) fn copy_read(&mut self, number: ReadCount, data: Option<Vec<Bytes>>) {
-        let current = self
-            .copy
-            .reading
-            .take_if(|reading| reading.number == number);
+        let current = self.copy.reading.take_if(|reading| reading.number == number);
         let Some(reading) = current else { return };
         if !self.copy.running || !self.peer.is_streaming() {
             return;
         }
         let Some(data) = data else {
             // The block stays dirty; the next pass tries it again.
-            self.copy
-                .unacknowledged
-                .remove(&(reading.volume, reading.block));
+            self.copy.unacknowledged.remove(&(reading.volume, reading.block));
             return self.suspend(crate::pair::Cause::Peer);
         };
         let mut joined = BytesMut::with_capacity((reading.end - reading.offset) as usize);
         data.iter().for_each(|part| joined.extend_from_slice(part));
         let is_zero = joined.iter().all(|byte| *byte == 0);
-        let mut record = self.copy_record(if is_zero {
-            Kind::CopyZeroes
-        } else {
-            Kind::Copy
-        });
-        (record.volume, record.offset, record.size) =
-            (reading.volume, reading.offset, joined.len() as u64);
-        let payload = if is_zero {
-            Bytes::new()
-        } else {
-            joined.freeze()
-        };
+        let mut record = self.copy_record(if is_zero { Kind::CopyZeroes } else { Kind::Copy });
+        (record.volume, record.offset, record.size) = (reading.volume, reading.offset, joined.len() as u64);
+        let payload = if is_zero { Bytes::new() } else { joined.freeze() };
         record.payload_size = payload.len() as u32;
         record.payload_checksum = crc32c::crc32c(&payload);
         // The frame's place is after the last record that was sent, not after the last that was made.
         record.at = self.position_of(self.peer.cursor());
         self.copy.bytes += record.size;
-        let sent = Sent::Copy {
-            volume: reading.volume,
-            block: reading.block,
-            bits: reading.bits,
-        };
+        let sent = Sent::Copy { volume: reading.volume, block: reading.block, bits: reading.bits };
         self.send_frame(&record, payload, Some(sent));
     }
 

@@ -5,9 +5,7 @@ use crate::{
     disk::{DiskError, MediumId, Storage},
     format::{
         FormatError as BytesError,
-        journal_superblock::{
-            JOURNAL_SUPERBLOCK_SIZE, JournalSuperblock, PairRecord, RING_OFFSET, SLOTS,
-        },
+        journal_superblock::{JOURNAL_SUPERBLOCK_SIZE, JournalSuperblock, PairRecord, RING_OFFSET, SLOTS},
         text::Name,
     },
     pair::{Level, PairState, Role, WithoutPeer},
@@ -85,10 +83,7 @@ pub fn format_journal(storage: &mut dyn Storage, spec: &GroupSpec) -> Result<(),
     }
     match read_superblock(storage) {
         Ok(old) => {
-            return Err(FormatError::InUse {
-                group: old.group,
-                name: old.name,
-            });
+            return Err(FormatError::InUse { group: old.group, name: old.name });
         }
         Err(FormatError::Format(error @ BytesError::Version { .. })) => return Err(error.into()),
         Err(FormatError::Disk(error)) => return Err(error.into()),
@@ -107,11 +102,7 @@ pub fn format_journal(storage: &mut dyn Storage, spec: &GroupSpec) -> Result<(),
         stream: StreamState::new(),
         pair: PairRecord {
             role: spec.role,
-            state: if spec.peer.is_some() {
-                PairState::InitialCopy
-            } else {
-                PairState::Simplex
-            },
+            state: if spec.peer.is_some() { PairState::InitialCopy } else { PairState::Simplex },
             level: Level::Local,
             without_peer: WithoutPeer::Continue,
             peer: spec.peer,
@@ -129,11 +120,7 @@ pub fn format_journal(storage: &mut dyn Storage, spec: &GroupSpec) -> Result<(),
 }
 
 /// Formats a volume's pool.
-pub fn format_pool(
-    storage: &mut dyn Storage,
-    group: GroupId,
-    spec: &VolumeSpec,
-) -> Result<(), FormatError> {
+pub fn format_pool(storage: &mut dyn Storage, group: GroupId, spec: &VolumeSpec) -> Result<(), FormatError> {
     Ok(table::format_pool(storage, group, spec)?)
 }
 
@@ -151,15 +138,11 @@ pub fn read_label(storage: &mut dyn Storage) -> Result<JournalLabel, FormatError
 
 /// The superblock that counts.
 pub(super) fn read_superblock(storage: &mut dyn Storage) -> Result<JournalSuperblock, FormatError> {
-    let mut best: Result<JournalSuperblock, FormatError> =
-        Err(BytesError::Absent("journal").into());
+    let mut best: Result<JournalSuperblock, FormatError> = Err(BytesError::Absent("journal").into());
     for slot in SLOTS {
         let bytes = storage.read(MediumId::Journal, slot, JOURNAL_SUPERBLOCK_SIZE as u32)?;
         match JournalSuperblock::parse(&bytes) {
-            Ok(found)
-                if best
-                    .as_ref()
-                    .is_ok_and(|best| best.write_count >= found.write_count) => {}
+            Ok(found) if best.as_ref().is_ok_and(|best| best.write_count >= found.write_count) => {}
             Ok(found) => best = Ok(found),
             // A newer program has been here: the older slot must not be taken for the truth.
             Err(error @ BytesError::Version { .. }) => return Err(error.into()),

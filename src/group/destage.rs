@@ -132,15 +132,10 @@ impl Group {
             return;
         }
         let now = self.now.monotonic;
-        if self
-            .destage
-            .full_since
-            .is_some_and(|since| now < since.after(FULL_MICROS))
-        {
+        if self.destage.full_since.is_some_and(|since| now < since.after(FULL_MICROS)) {
             return;
         }
-        let backlog = self.journal.live_size() > self.journal.ring_size() / 4
-            || self.destage.backlog >= BACKLOG_SIZE;
+        let backlog = self.journal.live_size() > self.journal.ring_size() / 4 || self.destage.backlog >= BACKLOG_SIZE;
         let idle = now >= self.destage.touched.after(IDLE_MICROS);
         if !(backlog || idle || self.destage.hurry) {
             return;
@@ -153,11 +148,7 @@ impl Group {
     }
 
     fn sweep(&mut self) {
-        for volume in self
-            .volumes
-            .values_mut()
-            .filter(|volume| volume.table.needs_sweep())
-        {
+        for volume in self.volumes.values_mut().filter(|volume| volume.table.needs_sweep()) {
             volume.table.sweep_pages(SWEEP_PAGE_COUNT);
         }
     }
@@ -205,25 +196,17 @@ impl Group {
                 continue;
             }
             let record = &entry.record;
-            if let (true, Some(volume)) =
-                (record.kind.changes_data(), self.volumes.get(&record.volume))
+            if let (true, Some(volume)) = (record.kind.changes_data(), self.volumes.get(&record.volume))
                 && order > volume.applied_before
             {
                 size += u64::from(record.payload_size);
                 blocks += record.size / u64::from(volume.table.geometry().block_size) + 1;
-                overlays.entry(record.volume).or_default().insert(
-                    record.offset,
-                    record.end(),
-                    order,
-                );
+                overlays.entry(record.volume).or_default().insert(record.offset, record.end(), order);
                 if let Place::Redirected(list) = &entry.place {
                     redirected.push((order, record.volume, record.offset, list.clone()));
                 }
             }
-            if matches!(
-                record.kind,
-                Kind::RestartPoint | Kind::EpochChange | Kind::CopyBegin | Kind::CopyEnd
-            ) {
+            if matches!(record.kind, Kind::RestartPoint | Kind::EpochChange | Kind::CopyBegin | Kind::CopyEnd) {
                 break;
             }
         }
@@ -232,9 +215,7 @@ impl Group {
         for (id, overlay) in &overlays {
             self.plan_volume(*id, overlay, &mut plans, &mut named);
         }
-        let blocks = redirected
-            .into_iter()
-            .flat_map(|(_, id, _, list)| list.into_iter().map(move |block| (id, block)));
+        let blocks = redirected.into_iter().flat_map(|(_, id, _, list)| list.into_iter().map(move |block| (id, block)));
         let cycle = Cycle {
             last,
             plans,
@@ -267,11 +248,7 @@ impl Group {
             while at < piece.end {
                 let block = at / block_size;
                 let end = ((block + 1) * block_size).min(piece.end);
-                by_block.entry(block as u32).or_default().push(Piece {
-                    offset: at,
-                    end,
-                    ..piece
-                });
+                by_block.entry(block as u32).or_default().push(Piece { offset: at, end, ..piece });
                 at = end;
             }
         }
@@ -279,21 +256,15 @@ impl Group {
             let start = u64::from(block) * block_size;
             let whole_end = (start + block_size).min(geometry.volume_size);
             let covered: u64 = pieces.iter().map(|piece| piece.end - piece.offset).sum();
-            let zeroes = |piece: &Piece| {
-                self.journal
-                    .entry(piece.order)
-                    .is_some_and(|entry| entry.record.kind.zeroes())
-            };
-            let keeps = |piece: &Piece| {
-                self.journal
-                    .entry(piece.order)
-                    .is_some_and(|entry| entry.record.keep_allocated)
-            };
+            let zeroes =
+                |piece: &Piece| self.journal.entry(piece.order).is_some_and(|entry| entry.record.kind.zeroes());
+            let keeps =
+                |piece: &Piece| self.journal.entry(piece.order).is_some_and(|entry| entry.record.keep_allocated);
             let in_pool = |piece: &Piece| match self.journal.entry(piece.order) {
                 Some(entry) => match &entry.place {
-                    Place::Redirected(list) => list
-                        .get(((start - entry.record.offset.min(start)) / block_size) as usize)
-                        .copied(),
+                    Place::Redirected(list) => {
+                        list.get(((start - entry.record.offset.min(start)) / block_size) as usize).copied()
+                    }
                     _ => None,
                 },
                 None => None,
@@ -314,15 +285,7 @@ impl Group {
                 News::Pieces(pieces)
             };
             let blocks = &volume.table.blocks;
-            plans.push(Plan::new(
-                id,
-                block,
-                entry,
-                stamp,
-                &geometry,
-                news,
-                |block| blocks.is_redirected(block),
-            ));
+            plans.push(Plan::new(id, block, entry, stamp, &geometry, news, |block| blocks.is_redirected(block)));
         }
     }
 
@@ -362,15 +325,10 @@ impl Group {
             let geometry = volume.table.geometry();
             let granule = u64::from(geometry.granule_size());
             let medium = MediumId::Pool(plan.volume);
-            for granule_index in
-                runs(plan.base_mask).flat_map(|(first, count)| first..first + count)
-            {
+            for granule_index in runs(plan.base_mask).flat_map(|(first, count)| first..first + count) {
                 let source = plan.source(granule_index);
                 if source != 0 {
-                    let slot = Slot::Base {
-                        plan: index,
-                        first: granule_index,
-                    };
+                    let slot = Slot::Base { plan: index, first: granule_index };
                     let offset = geometry.offset_of(source) + u64::from(granule_index) * granule;
                     reads.push((slot, medium, offset, granule));
                 }
@@ -378,12 +336,7 @@ impl Group {
             if let Some(fold) = plan.fold.filter(|fold| fold.from != 0) {
                 for (first, count) in runs(fold.mask) {
                     let offset = geometry.offset_of(fold.from) + u64::from(first) * granule;
-                    reads.push((
-                        Slot::Folded { plan: index, first },
-                        medium,
-                        offset,
-                        u64::from(count) * granule,
-                    ));
+                    reads.push((Slot::Folded { plan: index, first }, medium, offset, u64::from(count) * granule));
                 }
             }
             let News::Pieces(pieces) = &plan.news else {
@@ -414,10 +367,7 @@ impl Group {
                             continue;
                         };
                         let offset = geometry.offset_of(*block) + from % block_size;
-                        let slot = Slot::Part {
-                            offset: piece.offset,
-                            volume: plan.volume,
-                        };
+                        let slot = Slot::Part { offset: piece.offset, volume: plan.volume };
                         reads.push((slot, medium, offset, piece.end - piece.offset));
                     }
                     _ => {}
@@ -425,24 +375,14 @@ impl Group {
             }
         }
         let count = reads.len();
-        let slots: Vec<_> = reads
-            .iter()
-            .map(|(slot, _, offset, _)| (*slot, (offset % 4096) as usize))
-            .collect();
+        let slots: Vec<_> = reads.iter().map(|(slot, _, offset, _)| (*slot, (offset % 4096) as usize)).collect();
         if let Some(cycle) = &mut self.destage.cycle {
             (cycle.slots, cycle.pending, cycle.payloads) = (slots, count, payloads);
         }
         for (slot, (_, medium, offset, size)) in reads.into_iter().enumerate() {
             let start = offset & !4095;
             let size = ((offset + size).next_multiple_of(4096) - start) as u32;
-            self.disk(
-                medium,
-                DiskAction::Read {
-                    offset: start,
-                    size,
-                },
-                Purpose::Destage { slot },
-            );
+            self.disk(medium, DiskAction::Read { offset: start, size }, Purpose::Destage { slot });
         }
         if count == 0 {
             self.write_cycle();
@@ -466,9 +406,7 @@ impl Group {
                 cycle.plans[plan].folded.insert(first, bytes);
             }
             (Ok(bytes), Slot::Part { offset, volume }) => {
-                cycle
-                    .parts
-                    .insert((volume, offset), bytes.slice(lead.min(bytes.len())..));
+                cycle.parts.insert((volume, offset), bytes.slice(lead.min(bytes.len())..));
             }
             (Ok(bytes), Slot::Payload(order)) => {
                 let record = self.journal.entry(order).map(|entry| entry.record);
@@ -506,10 +444,7 @@ impl Group {
         if writing && error == DiskError::NoSpace {
             return self.pool_is_full();
         }
-        let volume = cycle
-            .plans
-            .first()
-            .map_or_else(VolumeId::default, |plan| plan.volume);
+        let volume = cycle.plans.first().map_or_else(VolumeId::default, |plan| plan.volume);
         self.fail(MediumId::Pool(volume), error);
     }
 
@@ -527,9 +462,7 @@ impl Group {
         for (volume, offset, bytes) in writes {
             match joined.last_mut() {
                 Some((last, at, size, pieces))
-                    if *last == volume
-                        && *at + *size as u64 == offset
-                        && *size + bytes.len() <= WRITE_SIZE_MAX =>
+                    if *last == volume && *at + *size as u64 == offset && *size + bytes.len() <= WRITE_SIZE_MAX =>
                 {
                     *size += bytes.len();
                     pieces.push(bytes);
@@ -545,11 +478,7 @@ impl Group {
         }
         for (volume, offset, _, pieces) in joined {
             let action = DiskAction::Write { offset, pieces };
-            self.disk(
-                MediumId::Pool(volume),
-                action,
-                Purpose::Destage { slot: usize::MAX },
-            );
+            self.disk(MediumId::Pool(volume), action, Purpose::Destage { slot: usize::MAX });
         }
     }
 
@@ -559,8 +488,7 @@ impl Group {
         };
         let geometry = volume.table.geometry();
         let granule = geometry.granule_size() as usize;
-        let at =
-            |block: u32, first: u32| geometry.offset_of(block) + u64::from(first) * granule as u64;
+        let at = |block: u32, first: u32| geometry.offset_of(block) + u64::from(first) * granule as u64;
         if let Some(fold) = &plan.fold {
             for (first, count) in runs(fold.mask) {
                 let zeroes = || AlignedBuffer::new(count as usize * granule).freeze();
@@ -625,18 +553,9 @@ impl Group {
                 continue;
             };
             let dirty = volume.table.entry(plan.block).dirty;
-            volume.table.set_entry(
-                plan.block,
-                crate::table::Entry {
-                    dirty,
-                    ..plan.after
-                },
-            );
+            volume.table.set_entry(plan.block, crate::table::Entry { dirty, ..plan.after });
             volume.table.blocks.free(plan.freed);
-            volume
-                .table
-                .blocks
-                .free(plan.fold.map_or(0, |fold| fold.freed));
+            volume.table.blocks.free(plan.fold.map_or(0, |fold| fold.freed));
         }
         for (id, block) in &cycle.unnamed {
             if let Some(volume) = self.volumes.get_mut(id) {
@@ -654,9 +573,7 @@ impl Group {
             if record.kind.changes_data()
                 && let Some(volume) = self.volumes.get_mut(&record.volume)
             {
-                volume
-                    .overlay
-                    .remove_applied(record.offset, record.end(), cycle.last);
+                volume.overlay.remove_applied(record.offset, record.end(), cycle.last);
                 if tracking {
                     volume.table.mark_dirty(record.offset, record.size);
                 }
@@ -665,10 +582,7 @@ impl Group {
                 Kind::CopyBegin => self.destage.copying = true,
                 Kind::CopyEnd | Kind::EpochChange => self.destage.copying = false,
                 Kind::RestartPoint if !self.destage.copying => {
-                    let behind = self
-                        .volumes
-                        .values_mut()
-                        .filter(|volume| order > volume.applied_before);
+                    let behind = self.volumes.values_mut().filter(|volume| order > volume.applied_before);
                     behind.for_each(|volume| volume.table.keep_snapshot());
                 }
                 _ => {}

@@ -15,9 +15,7 @@ use alloc::format;
 impl Group {
     /// Stops serving: everything in flight is answered with an error.
     pub(super) fn fail(&mut self, medium: MediumId, error: DiskError) {
-        self.event(Event::MediumFailed {
-            reason: format!("{medium:?}: {error}"),
-        });
+        self.event(Event::MediumFailed { reason: format!("{medium:?}: {error}") });
         let reason = match error {
             DiskError::NoSpace => "the file system of a medium is full; make room and restart",
             _ => "a medium failed; mend it and restart",
@@ -26,12 +24,7 @@ impl Group {
     }
 
     /// Ends all service; nothing is promised any more.
-    pub(super) fn halt(
-        &mut self,
-        reason: &'static str,
-        to_hosts: RequestError,
-        to_operators: &CommandError,
-    ) {
+    pub(super) fn halt(&mut self, reason: &'static str, to_hosts: RequestError, to_operators: &CommandError) {
         if self.stopped.is_some() {
             return;
         }
@@ -43,10 +36,7 @@ impl Group {
             self.answer(request.id, Err(to_hosts));
         }
         for id in self.take_commands() {
-            self.outputs.push_back(Output::CommandAnswer {
-                id,
-                result: Err(to_operators.clone()),
-            });
+            self.outputs.push_back(Output::CommandAnswer { id, result: Err(to_operators.clone()) });
         }
     }
 }

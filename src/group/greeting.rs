@@ -32,9 +32,7 @@ pub(super) struct Confirmation {
 impl Confirmation {
     /// A primary with a peer was opened.
     pub(super) fn waiting(now: Monotonic) -> Self {
-        Self {
-            until: Some(now.after(CONFIRM_MICROS)),
-        }
+        Self { until: Some(now.after(CONFIRM_MICROS)) }
     }
 }
 
@@ -60,11 +58,7 @@ impl Group {
 
     /// Ends the wait for the peer when it has been long enough.
     pub(super) fn confirm(&mut self) {
-        if self
-            .confirmation
-            .until
-            .is_some_and(|until| self.now.monotonic >= until)
-        {
+        if self.confirmation.until.is_some_and(|until| self.now.monotonic >= until) {
             self.confirmation.until = None;
         }
     }
@@ -99,10 +93,7 @@ impl Group {
             copying: self.stream.copying,
             generation: self.stream.generation,
             head: self.stream.last,
-            restart_point: self
-                .stream
-                .restart_point
-                .map(|(point, _)| (point.generation, point.at)),
+            restart_point: self.stream.restart_point.map(|(point, _)| (point.generation, point.at)),
             volumes: self.volume_digest(),
             epochs: self.stream.epochs.clone(),
         };
@@ -128,10 +119,7 @@ impl Group {
 
     /// The epoch in which this node is.
     pub(super) fn epoch(&self) -> Epoch {
-        self.stream
-            .epochs
-            .last()
-            .map_or(self.stream.last.epoch, |start| start.epoch)
+        self.stream.epochs.last().map_or(self.stream.last.epoch, |start| start.epoch)
     }
 
     /// The peer's greeting.
@@ -141,24 +129,17 @@ impl Group {
                         create it anew"
                 .into());
         }
-        let theirs = greeting
-            .epochs
-            .last()
-            .map_or(greeting.head.epoch, |start| start.epoch);
+        let theirs = greeting.epochs.last().map_or(greeting.head.epoch, |start| start.epoch);
         let ours = self.epoch();
         self.pair.peer_epoch = self.pair.peer_epoch.max(theirs);
         self.peer.greeted = true;
         self.peer.head = greeting.head;
         self.peer.restart_point = greeting.restart_point.map(|(generation, _)| generation);
-        self.event(Event::PeerGreeted {
-            head: greeting.head,
-        });
+        self.event(Event::PeerGreeted { head: greeting.head });
         match (self.pair.role, greeting.role) {
             (Role::Primary, _) if theirs > ours => self.fence(&greeting),
             (Role::Primary, Role::Primary) if theirs == ours => {
-                return Err(format!(
-                    "Both nodes are primary in epoch {ours}; demote one of them"
-                ));
+                return Err(format!("Both nodes are primary in epoch {ours}; demote one of them"));
             }
             // A former primary fences itself when it hears of our epoch.
             (Role::Primary, Role::Primary | Role::Fenced) => self.confirmation.until = None,
@@ -167,9 +148,7 @@ impl Group {
                 self.decide(&greeting);
             }
             (Role::Secondary, Role::Primary) if theirs < ours => {
-                return Err(format!(
-                    "The peer is primary in epoch {theirs}, but this node has seen epoch {ours}"
-                ));
+                return Err(format!("The peer is primary in epoch {theirs}, but this node has seen epoch {ours}"));
             }
             (Role::Secondary, Role::Primary) => {
                 self.peer.unanswered = Some(greeting);
@@ -184,19 +163,13 @@ impl Group {
     /// The last record that the peer's history and ours share, as far as it is known.
     fn common(&self, greeting: &Greeting) -> Position {
         let ours = &self.stream.epochs;
-        let shared = ours
-            .iter()
-            .rev()
-            .find(|start| greeting.epochs.contains(start));
+        let shared = ours.iter().rev().find(|start| greeting.epochs.contains(start));
         let Some(shared) = shared else {
             return Position::default();
         };
         let here = self.stream.end_of(shared.epoch).unwrap_or_default();
         let there = end_in(&greeting.epochs, greeting.head, shared.epoch).unwrap_or_default();
-        Position {
-            epoch: shared.epoch,
-            seq: here.min(there),
-        }
+        Position { epoch: shared.epoch, seq: here.min(there) }
     }
 
     /// Somebody else is primary in a higher epoch: this node serves no more.
@@ -210,10 +183,7 @@ impl Group {
             self.answer(id, Err(RequestError::NotPrimary));
         }
         self.superblock.wanted = true;
-        self.event(Event::RoleChanged {
-            role: Role::Fenced,
-            epoch: self.epoch(),
-        });
+        self.event(Event::RoleChanged { role: Role::Fenced, epoch: self.epoch() });
     }
 
     /// Decides how the secondary that greets is brought up to date.
@@ -223,16 +193,12 @@ impl Group {
         }
         match self.place(greeting) {
             Place::Prefix(seq) if self.is_tracking() => {
-                let known =
-                    seq >= self.pair.synced.seq && self.pair.state != PairState::InitialCopy;
+                let known = seq >= self.pair.synced.seq && self.pair.state != PairState::InitialCopy;
                 self.prepare_copy(!known);
             }
             Place::Prefix(seq) if self.covers(seq) && self.peer.unvoided == 0 => {
                 let order = self.journal.order_of(seq);
-                let dirty = self
-                    .volumes
-                    .values()
-                    .any(|volume| volume.table.dirty_bytes() > 0);
+                let dirty = self.volumes.values().any(|volume| volume.table.dirty_bytes() > 0);
                 match (dirty, greeting.copying) {
                     (false, false) => {
                         self.peer.stream_after(order);
@@ -253,11 +219,7 @@ impl Group {
 
     fn place(&self, greeting: &Greeting) -> Place {
         let head = greeting.head;
-        let known = greeting
-            .epochs
-            .iter()
-            .rev()
-            .find(|start| start.epoch == head.epoch);
+        let known = greeting.epochs.iter().rev().find(|start| start.epoch == head.epoch);
         let shared = known.is_none_or(|start| self.stream.epochs.contains(start));
         match self.stream.end_of(head.epoch).filter(|_| shared) {
             Some(end) if head.seq <= end => Place::Prefix(head.seq),
@@ -268,14 +230,9 @@ impl Group {
 
     /// Whether the journal has every record after `seq`.
     fn covers(&self, seq: Seq) -> bool {
-        let mut live = self
-            .journal
-            .after(self.journal.tail_order)
-            .map(|(_, entry)| entry);
+        let mut live = self.journal.after(self.journal.tail_order).map(|(_, entry)| entry);
         let first = live.find(|entry| !entry.is_void && entry.record.kind.is_sequenced());
-        first.map_or(seq >= self.stream.last.seq, |entry| {
-            entry.record.at.seq.0 <= seq.0 + 1
-        })
+        first.map_or(seq >= self.stream.last.seq, |entry| entry.record.at.seq.0 <= seq.0 + 1)
     }
 
     /// On the secondary: tells the primary what it has that is not part of the primary's history.
@@ -315,13 +272,8 @@ impl Group {
         let Some(fork) = self.peer.fork.take() else {
             return Ok(());
         };
-        let known = if self.is_tracking() {
-            fork >= self.pair.synced.seq
-        } else {
-            self.covers(fork)
-        };
-        let Some(ranges) = ranges.filter(|_| known && self.pair.state != PairState::InitialCopy)
-        else {
+        let known = if self.is_tracking() { fork >= self.pair.synced.seq } else { self.covers(fork) };
+        let Some(ranges) = ranges.filter(|_| known && self.pair.state != PairState::InitialCopy) else {
             self.prepare_copy(true);
             return Ok(());
         };
@@ -348,8 +300,6 @@ impl Group {
 /// The last record of an epoch in a history that ends with `head`.
 fn end_in(epochs: &[EpochStart], head: Position, epoch: Epoch) -> Option<Seq> {
     let index = epochs.iter().position(|start| start.epoch == epoch)?;
-    let next = epochs
-        .get(index + 1)
-        .map(|start| Seq(start.first.0.saturating_sub(1)));
+    let next = epochs.get(index + 1).map(|start| Seq(start.first.0.saturating_sub(1)));
     Some(next.unwrap_or(head.seq))
 }

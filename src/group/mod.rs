@@ -149,14 +149,7 @@ impl Group {
         if self.stopped.is_some() {
             return None;
         }
-        [
-            self.destage_timeout(),
-            self.checkpoint_timeout(),
-            self.confirm_timeout(),
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        [self.destage_timeout(), self.checkpoint_timeout(), self.confirm_timeout()].into_iter().flatten().min()
     }
 
     /// Starts whatever can be started now.
@@ -184,8 +177,7 @@ impl Group {
         let id = OperationId(self.next_operation);
         self.next_operation += 1;
         self.operations.insert(id, purpose);
-        self.outputs
-            .push_back(Output::Disk(DiskOperation { id, medium, action }));
+        self.outputs.push_back(Output::Disk(DiskOperation { id, medium, action }));
     }
 
     fn answer(&mut self, id: RequestId, result: Result<Reply, RequestError>) {
@@ -202,10 +194,6 @@ impl Group {
 
     /// What the tables of all volumes contain durably.
     fn applied_durable(&self) -> Order {
-        self.volumes
-            .values()
-            .map(|volume| volume.table.applied_durable())
-            .min()
-            .unwrap_or(self.applied)
+        self.volumes.values().map(|volume| volume.table.applied_durable()).min().unwrap_or(self.applied)
     }
 }

@@ -6,8 +6,8 @@
 //! gives the same.
 
 use super::{
-    FormatError, Group, JournalLabel, Volume, batch::Memory, create::read_superblock,
-    greeting::Confirmation, stream::Peer, superblock::SuperblockWriter,
+    FormatError, Group, JournalLabel, Volume, batch::Memory, create::read_superblock, greeting::Confirmation,
+    stream::Peer, superblock::SuperblockWriter,
 };
 use crate::{
     disk::{DiskError, MediumId, Storage},
@@ -85,28 +85,17 @@ impl Group {
         let superblock = read_superblock(storage)?;
         let mut volumes = BTreeMap::new();
         for spec in &superblock.volumes {
-            let table =
-                table::load(storage, superblock.group, spec).map_err(|source| OpenError::Pool {
-                    volume: spec.id,
-                    source,
-                })?;
+            let table = table::load(storage, superblock.group, spec)
+                .map_err(|source| OpenError::Pool { volume: spec.id, source })?;
             let applied_before = table.applied_durable();
-            let volume = Volume {
-                spec: spec.clone(),
-                table,
-                overlay: Overlay::default(),
-                unsynced: false,
-                applied_before,
-            };
+            let volume =
+                Volume { spec: spec.clone(), table, overlay: Overlay::default(), unsynced: false, applied_before };
             volumes.insert(spec.id, volume);
         }
         let found = scan(storage, &superblock, &volumes)?;
         let last = found.journal.last();
         if let Some(expected) = superblock.clean.filter(|clean| last < *clean) {
-            return Err(OpenError::Lost {
-                found: last,
-                expected,
-            });
+            return Err(OpenError::Lost { found: last, expected });
         }
         let was_clean = superblock.clean.is_some();
         let mut group = Self::assemble(superblock, volumes, found.journal, now);
@@ -131,11 +120,7 @@ impl Group {
             name: self.name,
             role: self.pair.role,
             peer: self.pair.peer,
-            volumes: self
-                .volumes
-                .values()
-                .map(|volume| volume.spec.clone())
-                .collect(),
+            volumes: self.volumes.values().map(|volume| volume.spec.clone()).collect(),
         }
     }
 
@@ -147,11 +132,7 @@ impl Group {
     ) -> Self {
         let last = journal.last();
         let tail = journal.tail_order;
-        let applied = volumes
-            .values()
-            .map(|volume| volume.applied_before)
-            .min()
-            .unwrap_or(last);
+        let applied = volumes.values().map(|volume| volume.applied_before).min().unwrap_or(last);
         let pair = superblock.pair;
         let serves = pair.role == Role::Primary && pair.peer.is_some();
         Self {
@@ -178,11 +159,7 @@ impl Group {
             checkpoint: Default::default(),
             superblock: SuperblockWriter::after(superblock.write_count),
             peer: Peer::starting_at(tail, pair.state == PairState::Duplex),
-            confirmation: if serves {
-                Confirmation::waiting(now.monotonic)
-            } else {
-                Confirmation::default()
-            },
+            confirmation: if serves { Confirmation::waiting(now.monotonic) } else { Confirmation::default() },
             copy: Default::default(),
             commands: Default::default(),
             operations: BTreeMap::new(),
@@ -196,11 +173,8 @@ impl Group {
     /// Takes the journal's entries into account, as if they had just been written.
     fn replay(&mut self) {
         self.void_forks();
-        let entries: Vec<(Order, LiveEntry)> = self
-            .journal
-            .after(self.journal.tail_order)
-            .map(|(order, entry)| (order, entry.clone()))
-            .collect();
+        let entries: Vec<(Order, LiveEntry)> =
+            self.journal.after(self.journal.tail_order).map(|(order, entry)| (order, entry.clone())).collect();
         self.destage.copying = self.journal.tail_stream.copying;
         for (order, entry) in &entries {
             if !entry.is_void {
@@ -210,8 +184,7 @@ impl Group {
                 }
             }
             if *order > self.applied {
-                self.destage
-                    .staged(self.now.monotonic, entry.record.payload_size);
+                self.destage.staged(self.now.monotonic, entry.record.payload_size);
             }
             let Some(volume) = self.volumes.get_mut(&entry.record.volume) else {
                 continue;
@@ -226,11 +199,8 @@ impl Group {
                     }
                 }
             }
-            if entry.record.kind.changes_data() && !entry.is_void && *order > volume.applied_before
-            {
-                volume
-                    .overlay
-                    .insert(entry.record.offset, entry.record.end(), *order);
+            if entry.record.kind.changes_data() && !entry.is_void && *order > volume.applied_before {
+                volume.overlay.insert(entry.record.offset, entry.record.end(), *order);
             }
         }
         // The bitmap on the medium may be older than the journal; noting too much is harmless.
@@ -273,12 +243,8 @@ impl Group {
     fn open_epoch(&mut self, storage: &mut dyn Storage) -> Result<(), OpenError> {
         let mut record = self.new_record(Kind::EpochChange);
         record.at.epoch = self.epoch().max(self.stream.last.epoch).restarted();
-        let entry = BatchEntry {
-            record,
-            placement: Placement::Inline,
-            fork: self.journal.last(),
-            stored: Bytes::new(),
-        };
+        let entry =
+            BatchEntry { record, placement: Placement::Inline, fork: self.journal.last(), stored: Bytes::new() };
         let size = batch::batch_size([0].into_iter()) as u64;
         // The ring always has room for this: ordinary batches leave a reserve.
         let Some(position) = self.journal.room(size, 0) else {
@@ -296,30 +262,14 @@ impl Group {
         for id in self.pools() {
             storage.sync(MediumId::Pool(id))?;
         }
-        storage.write(
-            MediumId::Journal,
-            self.journal.offset(position),
-            encoded.bytes,
-        )?;
+        storage.write(MediumId::Journal, self.journal.offset(position), encoded.bytes)?;
         storage.sync(MediumId::Journal)?;
         let fork = self.journal.last();
         let place = Place::Inline(position + u64::from(encoded.stored_at[0]));
         let payload = Some(Bytes::new());
-        self.stage_entry(LiveEntry {
-            record,
-            place,
-            payload,
-            note: Note::None,
-            fork,
-            is_void: false,
-        });
+        self.stage_entry(LiveEntry { record, place, payload, note: Note::None, fork, is_void: false });
         let last = self.journal.last();
-        self.journal.push_batch(LiveBatch {
-            position,
-            size,
-            last,
-            checksum: encoded.checksum,
-        });
+        self.journal.push_batch(LiveBatch { position, size, last, checksum: encoded.checksum });
         (self.sealed, self.completed, self.durable) = (last, last, last);
         self.memory = Memory::starting_at(last);
         Ok(())
@@ -352,10 +302,7 @@ fn scan(
         superblock.tail_previous_checksum,
         superblock.stream.clone(),
     );
-    let mut found = Found {
-        journal,
-        durable: superblock.tail_order,
-    };
+    let mut found = Found { journal, durable: superblock.tail_order };
     let end = superblock.tail_position + superblock.ring_size;
     let mut unproven: Vec<Order> = Vec::new();
     loop {
@@ -382,12 +329,7 @@ fn scan(
         if last.0 + 1 < batch.header.first_order.0 + batch.entries.len() as u64 {
             break;
         }
-        found.journal.push_batch(LiveBatch {
-            position,
-            size,
-            last,
-            checksum,
-        });
+        found.journal.push_batch(LiveBatch { position, size, last, checksum });
     }
     verify_redirected(storage, &mut found, volumes, &unproven)?;
     Ok(found)
@@ -422,19 +364,12 @@ fn read_batch(
     if !fits {
         return Ok(None);
     }
-    let bytes = storage.read(
-        MediumId::Journal,
-        journal.offset(position),
-        parsed.size as u32,
-    )?;
+    let bytes = storage.read(MediumId::Journal, journal.offset(position), parsed.size as u32)?;
     let whole = parsed
         .entries
         .iter()
         .filter(|entry| entry.placement == Placement::Inline)
-        .all(|entry| {
-            stored(entry, &bytes)
-                .is_some_and(|payload| entry.record.check_payload(&payload).is_ok())
-        });
+        .all(|entry| stored(entry, &bytes).is_some_and(|payload| entry.record.check_payload(&payload).is_ok()));
     Ok(whole.then_some((parsed, bytes)))
 }
 
@@ -454,14 +389,7 @@ fn live_entry(entry: &ParsedEntry, position: u64, bytes: &Bytes) -> Option<LiveE
         Kind::CopyBegin => Note::History(message::parse_history(&stored).ok()?),
         _ => Note::None,
     };
-    Some(LiveEntry {
-        record: entry.record,
-        place,
-        payload: None,
-        note,
-        fork: entry.fork,
-        is_void: false,
-    })
+    Some(LiveEntry { record: entry.record, place, payload: None, note, fork: entry.fork, is_void: false })
 }
 
 /// Checks the data of redirected entries that were not known to be durable, and cuts the journal at the first that is
@@ -472,11 +400,7 @@ fn verify_redirected(
     volumes: &BTreeMap<VolumeId, Volume>,
     unproven: &[Order],
 ) -> Result<(), OpenError> {
-    for order in unproven
-        .iter()
-        .copied()
-        .filter(|order| *order > found.durable)
-    {
+    for order in unproven.iter().copied().filter(|order| *order > found.durable) {
         let Some(entry) = found.journal.entry(order) else {
             continue;
         };
@@ -489,8 +413,7 @@ fn verify_redirected(
         };
         let geometry = volume.table.geometry();
         let mut crc = 0;
-        let mut is_whole =
-            blocks.len() as u64 * u64::from(geometry.block_size) == entry.record.size;
+        let mut is_whole = blocks.len() as u64 * u64::from(geometry.block_size) == entry.record.size;
         for block in blocks {
             if *block == 0 || *block > geometry.block_count {
                 is_whole = false;

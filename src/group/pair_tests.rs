@@ -65,18 +65,9 @@ fn open(disks: &mut Disks, now: Now) -> Node {
 fn create(node: u8, role: Role, peer: Option<NodeKey>, now: Now) -> Node {
     let mut disks = Disks::default();
     disks.set_size(MediumId::Journal, 16 << 20);
-    disks.set_size(
-        MediumId::Pool(VolumeId(1)),
-        pool_size_for(VOLUME_SIZE_MIN, 64 << 10),
-    );
+    disks.set_size(MediumId::Pool(VolumeId(1)), pool_size_for(VOLUME_SIZE_MIN, 64 << 10));
     let id = GroupId([7; 16]);
-    let spec = GroupSpec {
-        id,
-        name: "g".parse().unwrap(),
-        journal: MediumUuid([node; 16]),
-        role,
-        peer,
-    };
+    let spec = GroupSpec { id, name: "g".parse().unwrap(), journal: MediumUuid([node; 16]), role, peer };
     format_journal(&mut disks, &spec).unwrap();
     let volume = VolumeSpec {
         id: VolumeId(1),
@@ -89,8 +80,7 @@ fn create(node: u8, role: Role, peer: Option<NodeKey>, now: Now) -> Node {
     };
     format_pool(&mut disks, id, &volume).unwrap();
     let mut node = open(&mut disks, now);
-    node.group
-        .handle_add_volume(now, CommandId(0), &mut disks, volume);
+    node.group.handle_add_volume(now, CommandId(0), &mut disks, volume);
     node.disks = disks;
     node
 }
@@ -119,9 +109,7 @@ impl Node {
         }
         let index = pick(rng, self.operations.len() as u64) as usize;
         let (operation, asked) = self.operations.swap_remove(index);
-        let outcome = self
-            .disks
-            .carry_out(operation.medium, operation.action, asked);
+        let outcome = self.disks.carry_out(operation.medium, operation.action, asked);
         self.group.handle_disk(now, operation.id, outcome);
         self.drain();
         true
@@ -130,28 +118,12 @@ impl Node {
 
 impl Pair {
     fn new(rng: TestRng) -> Self {
-        let now = Now {
-            monotonic: Monotonic(1),
-            wall: WallClock(1),
-        };
-        let nodes = [
-            create(1, Role::Primary, None, now),
-            create(2, Role::Secondary, Some(NodeKey([1; 32])), now),
-        ];
+        let now = Now { monotonic: Monotonic(1), wall: WallClock(1) };
+        let nodes = [create(1, Role::Primary, None, now), create(2, Role::Secondary, Some(NodeKey([1; 32])), now)];
         let state = vec![0; (AREA / SECTOR) as usize];
         let states = BTreeMap::new();
         let (points, next, primary) = (BTreeMap::new(), 1, 0);
-        let mut pair = Self {
-            nodes,
-            up: false,
-            now,
-            rng,
-            next,
-            primary,
-            state,
-            states,
-            points,
-        };
+        let mut pair = Self { nodes, up: false, now, rng, next, primary, state, states, points };
         pair.settle();
         pair
     }
@@ -164,20 +136,12 @@ impl Pair {
                 self.up = false;
             }
         }
-        if !self.up
-            && self
-                .nodes
-                .iter()
-                .any(|node| node.group.peer.connected || !node.outbox.is_empty())
-        {
+        if !self.up && self.nodes.iter().any(|node| node.group.peer.connected || !node.outbox.is_empty()) {
             self.cut();
         }
         let start = pick(&mut self.rng, 2) as usize;
         for turn in 0..6 {
-            let (index, what) = (
-                (start + turn) % 2,
-                (start + turn / 2 + self.next as usize) % 3,
-            );
+            let (index, what) = ((start + turn) % 2, (start + turn / 2 + self.next as usize) % 3);
             if self.turn(index, what) {
                 return true;
             }
@@ -233,15 +197,10 @@ impl Pair {
     fn settle(&mut self) {
         for _ in 0..100_000 {
             while self.step() {}
-            let timeouts = self
-                .nodes
-                .iter()
-                .filter_map(|node| node.group.poll_timeout());
+            let timeouts = self.nodes.iter().filter_map(|node| node.group.poll_timeout());
             let Some(at) = timeouts.min() else { return };
             self.now.monotonic = self.now.monotonic.max(at);
-            self.nodes
-                .iter_mut()
-                .for_each(|node| node.group.handle_timeout(self.now));
+            self.nodes.iter_mut().for_each(|node| node.group.handle_timeout(self.now));
         }
         panic!("never settles");
     }
@@ -249,15 +208,8 @@ impl Pair {
     fn request(&mut self, index: usize, operation: Operation) -> RequestId {
         let id = RequestId(self.next);
         self.next += 1;
-        let request = Request {
-            id,
-            volume: VolumeId(1),
-            operation,
-        };
-        self.nodes[index]
-            .group
-            .handle_request(self.now, request)
-            .expect("not busy");
+        let request = Request { id, volume: VolumeId(1), operation };
+        self.nodes[index].group.handle_request(self.now, request).expect("not busy");
         self.nodes[index].drain();
         id
     }
@@ -265,9 +217,7 @@ impl Pair {
     fn command(&mut self, index: usize, command: Command) -> Result<CommandReply, CommandError> {
         let id = CommandId(self.next);
         self.next += 1;
-        self.nodes[index]
-            .group
-            .handle_command(self.now, id, command);
+        self.nodes[index].group.handle_command(self.now, id, command);
         for _ in 0..10_000 {
             self.nodes[index].drain();
             if let Some(reply) = self.nodes[index].replies.remove(&id) {
@@ -278,9 +228,7 @@ impl Pair {
                     break;
                 };
                 self.now.monotonic = self.now.monotonic.max(at);
-                self.nodes
-                    .iter_mut()
-                    .for_each(|node| node.group.handle_timeout(self.now));
+                self.nodes.iter_mut().for_each(|node| node.group.handle_timeout(self.now));
             }
         }
         panic!("command never answered");
@@ -298,28 +246,16 @@ impl Pair {
         } else {
             self.state[sectors].fill(value);
             let mut buffer = AlignedBuffer::new(size as usize);
-            buffer
-                .as_mut_slice()
-                .chunks_mut(8)
-                .for_each(|word| word.copy_from_slice(&value.to_le_bytes()));
-            Operation::Write {
-                offset,
-                data: buffer.freeze(),
-                durability: Durability::Completed,
-            }
+            buffer.as_mut_slice().chunks_mut(8).for_each(|word| word.copy_from_slice(&value.to_le_bytes()));
+            Operation::Write { offset, data: buffer.freeze(), durability: Durability::Completed }
         };
         let id = self.request(self.primary, operation);
         // A held write has no number yet; the model wants to know it.
         while !self.nodes[self.primary].group.held.is_empty() {
             if !self.step() {
-                let at = self.nodes[self.primary]
-                    .group
-                    .poll_timeout()
-                    .expect("held for ever");
+                let at = self.nodes[self.primary].group.poll_timeout().expect("held for ever");
                 self.now.monotonic = self.now.monotonic.max(at);
-                self.nodes
-                    .iter_mut()
-                    .for_each(|node| node.group.handle_timeout(self.now));
+                self.nodes.iter_mut().for_each(|node| node.group.handle_timeout(self.now));
             }
         }
         let last = self.nodes[self.primary].group.stream.last;
@@ -338,13 +274,7 @@ impl Pair {
     }
 
     fn content(&mut self, index: usize) -> State {
-        let id = self.request(
-            index,
-            Operation::Read {
-                offset: 0,
-                size: AREA as u32,
-            },
-        );
+        let id = self.request(index, Operation::Read { offset: 0, size: AREA as u32 });
         for _ in 0..10_000 {
             if self.nodes[index].answers.contains_key(&id) {
                 break;
@@ -352,17 +282,12 @@ impl Pair {
             let rng = &mut self.rng;
             self.nodes[index].step(self.now, rng);
         }
-        let Some(Ok(Reply::Data(parts))) = self.nodes[index].answers.remove(&id) else {
-            panic!("read failed")
-        };
+        let Some(Ok(Reply::Data(parts))) = self.nodes[index].answers.remove(&id) else { panic!("read failed") };
         let data: Vec<u8> = parts.concat();
         data.chunks(SECTOR as usize)
             .map(|sector| {
                 let word = u64::from_le_bytes(sector[..8].try_into().unwrap());
-                assert!(
-                    sector.chunks(8).all(|other| other == &sector[..8]),
-                    "a sector is torn"
-                );
+                assert!(sector.chunks(8).all(|other| other == &sector[..8]), "a sector is torn");
                 word
             })
             .collect()
@@ -373,18 +298,14 @@ impl Pair {
         let standby = 1 - self.primary;
         let (last, copying) = (
             self.nodes[standby].group.stream.last,
-            self.nodes[standby].group.stream.copying
-                || self.nodes[standby].group.pair.state == PairState::InitialCopy,
+            self.nodes[standby].group.stream.copying || self.nodes[standby].group.pair.state == PairState::InitialCopy,
         );
         if self.nodes[standby].group.pair.role != Role::Secondary || copying || last.seq == Seq(0) {
             return;
         }
         if let Some(expected) = self.states.get(&last).cloned() {
             let found = self.content(standby);
-            assert!(
-                found == expected,
-                "the standby at {last} shows another state"
-            );
+            assert!(found == expected, "the standby at {last} shows another state");
         }
     }
 
@@ -396,16 +317,10 @@ impl Pair {
         }
         self.cut();
         let mut disks = self.nodes[index].disks.clone();
-        let before = self.nodes[index]
-            .group
-            .position_of(self.nodes[index].group.completed)
-            .seq;
+        let before = self.nodes[index].group.position_of(self.nodes[index].group.completed).seq;
         self.nodes[index] = open(&mut disks, self.now);
         self.nodes[index].disks = disks;
-        assert!(
-            self.nodes[index].group.stream.last.seq >= before,
-            "completed records are gone"
-        );
+        assert!(self.nodes[index].group.stream.last.seq >= before, "completed records are gone");
         if index == self.primary {
             // What was not completed may be gone; the client goes on from what is there.
             self.forget_uncompleted();
@@ -435,24 +350,16 @@ impl Pair {
         let Ok(reply) = self.command(standby, Command::Promote(target)) else {
             return false;
         };
-        let CommandReply::Promoted { at, .. } = reply else {
-            panic!("{reply:?}")
-        };
+        let CommandReply::Promoted { at, .. } = reply else { panic!("{reply:?}") };
         let found = self.content(standby);
         match target {
             PromoteTarget::RestartPoint => {
-                assert!(
-                    found == self.points[&at],
-                    "promotion to {at} shows another state"
-                );
+                assert!(found == self.points[&at], "promotion to {at} shows another state");
             }
             PromoteTarget::Latest => {
                 assert_eq!(at, latest);
                 if let Some(expected) = self.states.get(&latest) {
-                    assert!(
-                        &found == expected,
-                        "promotion to the latest state shows another one"
-                    );
+                    assert!(&found == expected, "promotion to the latest state shows another one");
                 }
             }
         }
@@ -469,8 +376,7 @@ impl Pair {
         self.connect();
         self.settle();
         if self.nodes[former].group.pair.role == Role::Fenced {
-            self.command(former, Command::Demote { discard_fork: true })
-                .unwrap();
+            self.command(former, Command::Demote { discard_fork: true }).unwrap();
         }
     }
 
@@ -486,10 +392,7 @@ impl Pair {
         let primary = &self.nodes[self.primary].group;
         assert_eq!(primary.pair.state, PairState::Duplex);
         let expected = self.state.clone();
-        assert!(
-            self.content(self.primary) == expected,
-            "the primary has not what was written"
-        );
+        assert!(self.content(self.primary) == expected, "the primary has not what was written");
         let found = self.content(1 - self.primary);
         assert!(found == expected, "the standby differs at the end");
         let last = self.nodes[self.primary].group.stream.last;
@@ -498,20 +401,11 @@ impl Pair {
 }
 
 fn history(seed: [u8; 32], steps: usize) {
-    let mut pair = Pair::new(TestRng::from_seed(
-        prop::test_runner::RngAlgorithm::ChaCha,
-        &seed,
-    ));
+    let mut pair = Pair::new(TestRng::from_seed(prop::test_runner::RngAlgorithm::ChaCha, &seed));
     for _ in 0..pick(&mut pair.rng, 20) {
         pair.write();
     }
-    pair.command(
-        0,
-        Command::CreatePair {
-            peer: NodeKey([2; 32]),
-        },
-    )
-    .unwrap();
+    pair.command(0, Command::CreatePair { peer: NodeKey([2; 32]) }).unwrap();
     pair.connect();
     for _ in 0..steps {
         match pick(&mut pair.rng, 60) {
@@ -524,14 +418,10 @@ fn history(seed: [u8; 32], steps: usize) {
             7 => pair.check_standby(),
             8 => {
                 let (primary, chance) = (pair.primary, pick(&mut pair.rng, 2));
-                let _ = pair.command(
-                    primary,
-                    [Command::SuspendPair, Command::ResumePair][chance as usize].clone(),
-                );
+                let _ = pair.command(primary, [Command::SuspendPair, Command::ResumePair][chance as usize].clone());
             }
             9 if pick(&mut pair.rng, 4) == 0 => {
-                let target = [PromoteTarget::Latest, PromoteTarget::RestartPoint]
-                    [pick(&mut pair.rng, 2) as usize];
+                let target = [PromoteTarget::Latest, PromoteTarget::RestartPoint][pick(&mut pair.rng, 2) as usize];
                 if pair.promote(target) && pick(&mut pair.rng, 2) == 0 {
                     pair.rejoin();
                 }
@@ -546,9 +436,7 @@ fn history(seed: [u8; 32], steps: usize) {
             }
         }
     }
-    if pair.nodes[pair.primary].group.pair.state
-        == PairState::Suspended(crate::pair::Cause::Command)
-    {
+    if pair.nodes[pair.primary].group.pair.state == PairState::Suspended(crate::pair::Cause::Command) {
         pair.command(pair.primary, Command::ResumePair).unwrap();
     }
     pair.finish();
@@ -564,16 +452,8 @@ proptest! {
 
 #[test]
 fn nothing_acknowledged_at_remote_is_lost_by_promotion() {
-    let mut pair = Pair::new(TestRng::deterministic_rng(
-        prop::test_runner::RngAlgorithm::ChaCha,
-    ));
-    pair.command(
-        0,
-        Command::CreatePair {
-            peer: NodeKey([2; 32]),
-        },
-    )
-    .unwrap();
+    let mut pair = Pair::new(TestRng::deterministic_rng(prop::test_runner::RngAlgorithm::ChaCha));
+    pair.command(0, Command::CreatePair { peer: NodeKey([2; 32]) }).unwrap();
     pair.command(0, Command::SetLevel(Level::Remote)).unwrap();
     pair.connect();
     pair.settle();

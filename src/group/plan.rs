@@ -69,23 +69,10 @@ impl Plan {
     ) -> Self {
         let full = geometry.full_mask();
         let unchanged = entry.stamp < stamp;
-        let fold = (unchanged && entry.mask != 0 && entry.mask != full)
-            .then(|| fold(&entry, full, &is_redirected));
+        let fold = (unchanged && entry.mask != 0 && entry.mask != full).then(|| fold(&entry, full, &is_redirected));
         let before = if unchanged {
-            let content = fold.map_or(
-                if entry.mask == full {
-                    entry.latest
-                } else {
-                    entry.snapshot
-                },
-                |fold| fold.to,
-            );
-            Entry {
-                latest: 0,
-                snapshot: content,
-                mask: 0,
-                ..entry
-            }
+            let content = fold.map_or(if entry.mask == full { entry.latest } else { entry.snapshot }, |fold| fold.to);
+            Entry { latest: 0, snapshot: content, mask: 0, ..entry }
         } else {
             entry
         };
@@ -135,32 +122,17 @@ impl Plan {
 
     /// Where a granule is before: physical block, 0 for zeroes.
     pub fn source(&self, granule: u32) -> u32 {
-        if self.entry.mask >> granule & 1 == 1 {
-            self.entry.latest
-        } else {
-            self.entry.snapshot
-        }
+        if self.entry.mask >> granule & 1 == 1 { self.entry.latest } else { self.entry.snapshot }
     }
 }
 
 fn fold(entry: &Entry, full: u64, is_redirected: &impl Fn(u32) -> bool) -> Fold {
-    let into_snapshot = entry.snapshot != 0
-        && entry.mask.count_ones() * 2 < full.count_ones()
-        && !is_redirected(entry.snapshot);
+    let into_snapshot =
+        entry.snapshot != 0 && entry.mask.count_ones() * 2 < full.count_ones() && !is_redirected(entry.snapshot);
     if into_snapshot {
-        Fold {
-            from: entry.latest,
-            to: entry.snapshot,
-            mask: entry.mask,
-            freed: entry.latest,
-        }
+        Fold { from: entry.latest, to: entry.snapshot, mask: entry.mask, freed: entry.latest }
     } else {
-        Fold {
-            from: entry.snapshot,
-            to: entry.latest,
-            mask: full & !entry.mask,
-            freed: entry.snapshot,
-        }
+        Fold { from: entry.snapshot, to: entry.latest, mask: full & !entry.mask, freed: entry.snapshot }
     }
 }
 
@@ -177,9 +149,7 @@ fn coverage(pieces: &[Piece], block: u32, geometry: &Geometry) -> (u64, u64) {
         }
     }
     let mask = |holds: &dyn Fn(u64) -> bool| {
-        covered.iter().enumerate().fold(0, |mask, (index, bytes)| {
-            mask | u64::from(holds(*bytes)) << index
-        })
+        covered.iter().enumerate().fold(0, |mask, (index, bytes)| mask | u64::from(holds(*bytes)) << index)
     };
     (mask(&|bytes| bytes > 0), mask(&|bytes| bytes == granule))
 }
@@ -193,11 +163,7 @@ pub(super) fn runs(mask: u64) -> impl Iterator<Item = (u32, u32)> {
         }
         let first = rest.trailing_zeros();
         let count = (!(rest >> first)).trailing_zeros().min(64 - first);
-        let run = if count == 64 {
-            u64::MAX
-        } else {
-            ((1 << count) - 1) << first
-        };
+        let run = if count == 64 { u64::MAX } else { ((1 << count) - 1) << first };
         rest &= !run;
         Some((first, count))
     })

@@ -109,11 +109,7 @@ impl Group {
         if record.kind == Kind::Write {
             self.locate_in_entry(order, record.offset, record.end(), &mut pieces);
         } else if record.payload_size > 0 {
-            push(
-                &mut pieces,
-                Source::Journal(order, 0),
-                u64::from(record.payload_size),
-            );
+            push(&mut pieces, Source::Journal(order, 0), u64::from(record.payload_size));
         }
         self.read_pieces(reader, pieces);
     }
@@ -121,13 +117,7 @@ impl Group {
     fn read_pieces(&mut self, reader: Reader, pieces: Vec<Piece>) {
         let number = self.reads.next;
         self.reads.next += 1;
-        let mut job = Job {
-            reader,
-            parts: Vec::with_capacity(pieces.len()),
-            pending: 0,
-            failed: false,
-            oldest: None,
-        };
+        let mut job = Job { reader, parts: Vec::with_capacity(pieces.len()), pending: 0, failed: false, oldest: None };
         let mut operations = Vec::new();
         for Piece { source, size } in pieces {
             let (medium, offset, from, record) = match source {
@@ -135,8 +125,7 @@ impl Group {
                     let mut left = size as usize;
                     while left > 0 {
                         let step = left.min(ZEROES.len());
-                        job.parts
-                            .push(Part::Ready(Bytes::from_static(&ZEROES[..step])));
+                        job.parts.push(Part::Ready(Bytes::from_static(&ZEROES[..step])));
                         left -= step;
                     }
                     continue;
@@ -154,12 +143,7 @@ impl Group {
                         continue;
                     };
                     job.oldest = Some(job.oldest.map_or(order, |oldest| oldest.min(order)));
-                    (
-                        MediumId::Journal,
-                        self.journal.offset(position),
-                        from as usize,
-                        Some(entry.record),
-                    )
+                    (MediumId::Journal, self.journal.offset(position), from as usize, Some(entry.record))
                 }
             };
             // A journalled payload is read whole, because only the whole has a checksum.
@@ -168,12 +152,7 @@ impl Group {
             let end = (offset + whole).next_multiple_of(4096);
             let lead = (offset - start) as usize;
             operations.push((medium, start, (end - start) as u32, job.parts.len()));
-            job.parts.push(Part::Pending {
-                lead,
-                from,
-                size: size as usize,
-                record,
-            });
+            job.parts.push(Part::Pending { lead, from, size: size as usize, record });
         }
         job.pending = operations.len();
         if operations.is_empty() {
@@ -181,14 +160,7 @@ impl Group {
         }
         self.reads.jobs.insert(number, job);
         for (medium, offset, size, piece) in operations {
-            self.disk(
-                medium,
-                DiskAction::Read { offset, size },
-                Purpose::Read {
-                    read: number,
-                    piece,
-                },
-            );
+            self.disk(medium, DiskAction::Read { offset, size }, Purpose::Read { read: number, piece });
         }
     }
 
@@ -213,11 +185,7 @@ impl Group {
 
     fn finish_read(&mut self, job: Job) {
         let ready = |part| {
-            if let Part::Ready(bytes) = part {
-                Some(bytes)
-            } else {
-                None
-            }
+            if let Part::Ready(bytes) = part { Some(bytes) } else { None }
         };
         let data: Option<Vec<Bytes>> = job.parts.into_iter().map(ready).collect();
         let result = data.filter(|_| !job.failed).ok_or(RequestError::Io);
@@ -254,11 +222,7 @@ impl Group {
         }
         let start = from - entry.record.offset;
         if let Some(payload) = &entry.payload {
-            return push(
-                pieces,
-                Source::Memory(payload.slice(start as usize..(start + size) as usize)),
-                size,
-            );
+            return push(pieces, Source::Memory(payload.slice(start as usize..(start + size) as usize)), size);
         }
         let Place::Redirected(blocks) = &entry.place else {
             return push(pieces, Source::Journal(order, start as u32), size);
@@ -276,11 +240,7 @@ impl Group {
                 return;
             };
             let medium = MediumId::Pool(entry.record.volume);
-            push(
-                pieces,
-                Source::Medium(medium, geometry.offset_of(*block) + within),
-                step,
-            );
+            push(pieces, Source::Medium(medium, geometry.offset_of(*block) + within), step);
             at += step;
         }
     }
@@ -290,10 +250,7 @@ impl Group {
             return;
         };
         let geometry = volume.table.geometry();
-        let (block_size, granule) = (
-            u64::from(geometry.block_size),
-            u64::from(geometry.granule_size()),
-        );
+        let (block_size, granule) = (u64::from(geometry.block_size), u64::from(geometry.granule_size()));
         let mut at = from;
         while at < to {
             let within = at % block_size;
@@ -304,11 +261,7 @@ impl Group {
             while end < stop && bit(end) == bit(within) {
                 end = ((end / granule + 1) * granule).min(stop);
             }
-            let block = if bit(within) == 1 {
-                entry.latest
-            } else {
-                entry.snapshot
-            };
+            let block = if bit(within) == 1 { entry.latest } else { entry.snapshot };
             let source = if block == 0 {
                 Source::Zeroes
             } else {
@@ -320,26 +273,13 @@ impl Group {
     }
 
     /// Tells which parts of a range hold data.
-    pub(super) fn answer_extents(
-        &mut self,
-        id: RequestId,
-        volume: VolumeId,
-        offset: u64,
-        size: u64,
-    ) {
+    pub(super) fn answer_extents(&mut self, id: RequestId, volume: VolumeId, offset: u64, size: u64) {
         let mut extents: Vec<Extent> = Vec::new();
         for piece in self.locate(volume, offset, size) {
-            let kind = if matches!(piece.source, Source::Zeroes) {
-                ExtentKind::Hole
-            } else {
-                ExtentKind::Allocated
-            };
+            let kind = if matches!(piece.source, Source::Zeroes) { ExtentKind::Hole } else { ExtentKind::Allocated };
             match extents.last_mut() {
                 Some(last) if last.kind == kind => last.size += piece.size,
-                _ => extents.push(Extent {
-                    size: piece.size,
-                    kind,
-                }),
+                _ => extents.push(Extent { size: piece.size, kind }),
             }
         }
         self.answer(id, Ok(Reply::Extents(extents)));
@@ -367,13 +307,7 @@ fn push(pieces: &mut Vec<Piece>, source: Source, size: u64) {
 }
 
 fn cut(bytes: &Bytes, part: &Part) -> Option<Bytes> {
-    let Part::Pending {
-        lead,
-        from,
-        size,
-        record,
-    } = part
-    else {
+    let Part::Pending { lead, from, size, record } = part else {
         return None;
     };
     let Some(record) = record else {

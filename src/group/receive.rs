@@ -33,33 +33,25 @@ impl Group {
     }
 
     fn take_frame(&mut self, body: &Bytes) -> Result<(), String> {
-        let (record, payload) =
-            Record::parse_frame(body, self.id).map_err(|error| format!("{error}"))?;
+        let (record, payload) = Record::parse_frame(body, self.id).map_err(|error| format!("{error}"))?;
         debug_assert!(body.len() >= RECORD_HEADER_SIZE);
         match record.kind {
             Kind::Greeting => {
-                let greeting =
-                    message::Greeting::parse(&payload).map_err(|error| format!("{error}"))?;
+                let greeting = message::Greeting::parse(&payload).map_err(|error| format!("{error}"))?;
                 self.greeted(greeting)
             }
             Kind::ForkRanges => {
                 let ranges = message::parse_ranges(&payload).map_err(|error| format!("{error}"))?;
                 self.take_ranges(ranges)
             }
-            Kind::Refusal => Err(format!(
-                "The peer refuses: {}",
-                String::from_utf8_lossy(&payload)
-            )),
+            Kind::Refusal => Err(format!("The peer refuses: {}", String::from_utf8_lossy(&payload))),
             _ => self.journal_frame(record, payload),
         }
     }
 
     fn journal_frame(&mut self, record: Record, payload: Bytes) -> Result<(), String> {
         if self.pair.role != Role::Secondary || !self.peer.greeted {
-            return Err(format!(
-                "A record came, but this node is {} and sent no invitation",
-                self.pair.role
-            ));
+            return Err(format!("A record came, but this node is {} and sent no invitation", self.pair.role));
         }
         self.check_place(&record)?;
         if record.kind.changes_data() {
@@ -73,22 +65,14 @@ impl Group {
         };
         let whole_blocks = self.volumes.get(&record.volume).is_some_and(|volume| {
             let block = u64::from(volume.table.geometry().block_size);
-            record.size >= block.max(64 << 10)
-                && (record.offset | record.size).is_multiple_of(block)
+            record.size >= block.max(64 << 10) && (record.offset | record.size).is_multiple_of(block)
         });
         let order = match record.kind {
             Kind::Write | Kind::Copy => self.stage_received(record, payload, whole_blocks),
             _ => {
                 self.memory.stage(payload.len());
                 let (place, payload) = (Place::Memory, Some(payload));
-                self.stage_entry(LiveEntry {
-                    record,
-                    place,
-                    payload,
-                    note,
-                    fork: Order(0),
-                    is_void: false,
-                })
+                self.stage_entry(LiveEntry { record, place, payload, note, fork: Order(0), is_void: false })
             }
         };
         self.peer.received(order);
@@ -107,19 +91,10 @@ impl Group {
         let fits = match record.kind {
             Kind::CopyBegin => record.at.epoch >= last.epoch || self.peer_is_ahead(record.at.epoch),
             Kind::EpochChange => record.at.epoch > last.epoch && record.at.seq == last.seq.next(),
-            kind if kind.is_sequenced() => {
-                record.at.epoch == last.epoch && record.at.seq == last.seq.next()
-            }
+            kind if kind.is_sequenced() => record.at.epoch == last.epoch && record.at.seq == last.seq.next(),
             _ => record.at == last && self.stream.copying,
         };
-        if fits {
-            Ok(())
-        } else {
-            Err(format!(
-                "Record {} ({:?}) does not follow {last}",
-                record.at, record.kind
-            ))
-        }
+        if fits { Ok(()) } else { Err(format!("Record {} ({:?}) does not follow {last}", record.at, record.kind)) }
     }
 
     fn peer_is_ahead(&self, epoch: Epoch) -> bool {

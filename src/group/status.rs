@@ -26,11 +26,7 @@ impl Group {
             lag: self.lag(now),
             restart_point: self.stream.restart_point.map(|(point, _)| point),
             restart_point_acknowledged: self.peer.restart_point,
-            dirty_bytes: self
-                .volumes
-                .values()
-                .map(|volume| volume.table.dirty_bytes())
-                .sum(),
+            dirty_bytes: self.volumes.values().map(|volume| volume.table.dirty_bytes()).sum(),
             journal_size: self.journal.ring_size(),
             journal_used: self.journal.used(),
             volumes: self
@@ -61,10 +57,7 @@ impl Group {
             return Lag::default();
         }
         let mut lag = Lag::default();
-        let lacking = self
-            .journal
-            .after(self.peer.acknowledged())
-            .map(|(_, entry)| entry);
+        let lacking = self.journal.after(self.peer.acknowledged()).map(|(_, entry)| entry);
         for entry in lacking.filter(|entry| !entry.is_void && entry.record.kind.is_sequenced()) {
             if lag.records == 0 {
                 lag.micros = now.wall.0.saturating_sub(entry.record.time.0);

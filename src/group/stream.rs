@@ -19,19 +19,12 @@ use alloc::{collections::VecDeque, vec::Vec};
 use bytes::{Bytes, BytesMut};
 
 /// No peer has this record: whoever comes is copied anew.
-const UNKNOWN: Position = Position {
-    epoch: crate::units::Epoch(u64::MAX),
-    seq: Seq(u64::MAX),
-};
+const UNKNOWN: Position = Position { epoch: crate::units::Epoch(u64::MAX), seq: Seq(u64::MAX) };
 
 /// A journalled frame that was sent in this session and is not acknowledged.
 pub(super) enum Sent {
     Record(Order),
-    Copy {
-        volume: VolumeId,
-        block: u32,
-        bits: u16,
-    },
+    Copy { volume: VolumeId, block: u32, bits: u16 },
     CopyBegin,
     Zeroes,
     CopyEnd,
@@ -81,12 +74,7 @@ pub(super) struct Peer {
 impl Peer {
     /// When a group is opened: nothing after `order` is known to be at the peer.
     pub(super) fn starting_at(order: Order, anchored: bool) -> Self {
-        Self {
-            acknowledged: order,
-            cursor: order,
-            anchored,
-            ..Self::default()
-        }
+        Self { acknowledged: order, cursor: order, anchored, ..Self::default() }
     }
 
     /// The last entry that is durable at the peer.
@@ -111,10 +99,7 @@ impl Peer {
 
     /// How many frames that void the peer's content are on their way.
     pub(super) fn unacknowledged_zeroes(&self) -> u64 {
-        self.sent
-            .iter()
-            .filter(|sent| matches!(sent, Sent::Zeroes))
-            .count() as u64
+        self.sent.iter().filter(|sent| matches!(sent, Sent::Zeroes)).count() as u64
     }
 
     /// The last entry that was sent.
@@ -131,10 +116,7 @@ impl Peer {
     /// How many received frames are durable now, if there are more than before.
     pub(super) fn frames_durable(&mut self, durable: Order) -> Option<FrameCount> {
         let mut count = None;
-        while let Some((_, number)) = self
-            .received_marks
-            .pop_front_if(|(order, _)| *order <= durable)
-        {
+        while let Some((_, number)) = self.received_marks.pop_front_if(|(order, _)| *order <= durable) {
             count = Some(FrameCount(number));
         }
         count
@@ -192,11 +174,7 @@ impl Group {
         let bound = self.pair.peer.is_some()
             && self.pair.role == Role::Primary
             && (self.peer.anchored || !self.peer.tracking_durable);
-        if bound {
-            self.peer.acknowledged
-        } else {
-            Order(u64::MAX)
-        }
+        if bound { self.peer.acknowledged } else { Order(u64::MAX) }
     }
 
     /// The carrier can take so many more bytes.
@@ -224,11 +202,7 @@ impl Group {
                         }
                     }
                 }
-                Sent::Copy {
-                    volume,
-                    block,
-                    bits,
-                } => copied.push((volume, block, bits)),
+                Sent::Copy { volume, block, bits } => copied.push((volume, block, bits)),
                 Sent::CopyBegin => {}
                 Sent::Zeroes => self.peer.unvoided -= 1,
                 Sent::CopyEnd => self.copy_ended(),
@@ -272,13 +246,9 @@ impl Group {
     /// Hands a frame over, and remembers what its acknowledgement will mean.
     pub(super) fn send_frame(&mut self, record: &Record, payload: Bytes, sent: Option<Sent>) {
         let header = Bytes::copy_from_slice(&record.encode(self.id));
-        self.peer.credit = self
-            .peer
-            .credit
-            .saturating_sub((header.len() + payload.len()) as u64);
+        self.peer.credit = self.peer.credit.saturating_sub((header.len() + payload.len()) as u64);
         self.peer.sent.extend(sent);
-        self.outputs
-            .push_back(Output::Send(Frame { header, payload }));
+        self.outputs.push_back(Output::Send(Frame { header, payload }));
     }
 
     /// Reads an entry's data again, because it is no longer in memory.
@@ -289,12 +259,7 @@ impl Group {
     }
 
     /// An entry's data was read again (`None`: it could not be).
-    pub(super) fn resend_read(
-        &mut self,
-        number: ReadCount,
-        order: Order,
-        data: Option<Vec<Bytes>>,
-    ) {
+    pub(super) fn resend_read(&mut self, number: ReadCount, order: Order, data: Option<Vec<Bytes>>) {
         if self.peer.resending != Some(number) {
             return;
         }
@@ -318,8 +283,7 @@ impl Group {
     /// Suspends the pair before the journal is full, so that service goes on.
     pub(super) fn suspend_when_nearly_full(&mut self) {
         let nearly = self.journal.live_size() > self.journal.ring_size() / 4 * 3;
-        let bound =
-            self.pair.peer.is_some() && self.pair.role == Role::Primary && self.peer.anchored;
+        let bound = self.pair.peer.is_some() && self.pair.role == Role::Primary && self.peer.anchored;
         if nearly && bound && self.peer.acknowledged < self.applied_durable() {
             self.suspend(Cause::JournalFull);
         }
@@ -356,18 +320,14 @@ impl Group {
                 && !entry.is_void
                 && let Some(volume) = self.volumes.get_mut(&entry.record.volume)
             {
-                volume
-                    .table
-                    .mark_dirty(entry.record.offset, entry.record.size);
+                volume.table.mark_dirty(entry.record.offset, entry.record.size);
             }
         }
     }
 
     /// The place of an entry in the order.
     pub(super) fn position_of(&self, order: Order) -> Position {
-        self.journal
-            .entry(order)
-            .map_or(self.journal.tail_stream.last, |entry| entry.record.at)
+        self.journal.entry(order).map_or(self.journal.tail_stream.last, |entry| entry.record.at)
     }
 
     pub(super) fn set_pair_state(&mut self, state: PairState) {

@@ -29,11 +29,7 @@ pub(super) struct SuperblockWriter {
 impl SuperblockWriter {
     /// After opening a superblock with this count.
     pub(super) fn after(write_count: u64) -> Self {
-        Self {
-            write_count,
-            durable_count: write_count,
-            ..Self::default()
-        }
+        Self { write_count, durable_count: write_count, ..Self::default() }
     }
 
     /// The count for a write that is made while the group is opened.
@@ -65,15 +61,8 @@ impl Group {
         self.superblock.write_count += 1;
         let superblock = self.superblock_now(self.superblock.write_count);
         let (tail, tail_order) = (superblock.tail_position, superblock.tail_order);
-        self.superblock.writing = Some(Writing {
-            is_synced: false,
-            tail,
-            tail_order,
-        });
-        let action = DiskAction::Write {
-            offset: superblock.slot(),
-            pieces: vec![superblock.encode()],
-        };
+        self.superblock.writing = Some(Writing { is_synced: false, tail, tail_order });
+        let action = DiskAction::Write { offset: superblock.slot(), pieces: vec![superblock.encode()] };
         self.disk(MediumId::Journal, action, Purpose::Superblock);
     }
 
@@ -91,11 +80,7 @@ impl Group {
             clean: self.superblock.clean,
             stream: self.journal.tail_stream.clone(),
             pair: self.pair,
-            volumes: self
-                .volumes
-                .values()
-                .map(|volume| volume.spec.clone())
-                .collect(),
+            volumes: self.volumes.values().map(|volume| volume.spec.clone()).collect(),
         }
     }
 

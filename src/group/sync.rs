@@ -31,8 +31,7 @@ impl Group {
             return;
         }
         // A secondary acknowledges what is durable, so it syncs all the time.
-        let wanted =
-            self.sync.wanted || self.waiting.wants_sync() || self.pair.role == Role::Secondary;
+        let wanted = self.sync.wanted || self.waiting.wants_sync() || self.pair.role == Role::Secondary;
         if !wanted {
             return;
         }
@@ -51,9 +50,7 @@ impl Group {
             }
         }
         if !self.redirects_in_flight.is_empty() {
-            self.volumes
-                .values_mut()
-                .for_each(|volume| volume.unsynced = true);
+            self.volumes.values_mut().for_each(|volume| volume.unsynced = true);
         }
     }
 
@@ -83,10 +80,7 @@ impl Group {
         if let Some((point, order)) = self.stream.restart_point
             && (before.next()..=self.durable).contains(&order)
         {
-            self.event(Event::RestartPoint {
-                generation: point.generation,
-                at: point.at,
-            });
+            self.event(Event::RestartPoint { generation: point.generation, at: point.at });
         }
     }
 }

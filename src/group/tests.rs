@@ -42,21 +42,13 @@ impl Disks {
     }
 
     /// Ends an operation that was asked for when `asked` writes had ended.
-    pub(super) fn carry_out(
-        &mut self,
-        medium: MediumId,
-        action: DiskAction,
-        asked: u64,
-    ) -> DiskOutcome {
+    pub(super) fn carry_out(&mut self, medium: MediumId, action: DiskAction, asked: u64) -> DiskOutcome {
         match action {
             DiskAction::Read { offset, size } => self.read(medium, offset, size),
             DiskAction::Write { offset, pieces } => {
                 let mut at = offset;
                 for piece in pieces {
-                    assert!(
-                        (piece.as_ptr() as usize).is_multiple_of(4096),
-                        "unaligned piece"
-                    );
+                    assert!((piece.as_ptr() as usize).is_multiple_of(4096), "unaligned piece");
                     self.write(medium, at, piece.clone())?;
                     at += piece.len() as u64;
                 }
@@ -78,10 +70,7 @@ impl Disks {
     /// A sync promises nothing about writes that ended after it was asked for.
     fn sync_until(&mut self, medium: MediumId, asked: u64) {
         for ((_, _), versions) in self.pages.iter_mut().filter(|((on, _), _)| *on == medium) {
-            let durable = versions
-                .iter()
-                .rposition(|version| version.number <= asked)
-                .unwrap_or(0);
+            let durable = versions.iter().rposition(|version| version.number <= asked).unwrap_or(0);
             versions.drain(..durable);
         }
     }
@@ -90,11 +79,7 @@ impl Disks {
         let mut keys: Vec<_> = self.pages.keys().copied().collect();
         keys.sort();
         for key in keys {
-            let Some(versions) = self
-                .pages
-                .get_mut(&key)
-                .filter(|versions| versions.len() > 1)
-            else {
+            let Some(versions) = self.pages.get_mut(&key).filter(|versions| versions.len() > 1) else {
                 continue;
             };
             let mut data = versions[0].data.clone();
@@ -113,10 +98,7 @@ impl Storage for Disks {
     }
 
     fn read(&mut self, medium: MediumId, offset: u64, size: u32) -> Result<Bytes, DiskError> {
-        assert!(
-            offset + u64::from(size) <= self.sizes[&medium],
-            "read beyond {medium:?}"
-        );
+        assert!(offset + u64::from(size) <= self.sizes[&medium], "read beyond {medium:?}");
         let mut buffer = AlignedBuffer::new(size as usize);
         for (page, out) in (offset / 4096..).zip(buffer.as_mut_slice().chunks_mut(4096)) {
             if let Some(version) = self.pages.get(&(medium, page)).and_then(|v| v.last()) {
@@ -127,27 +109,13 @@ impl Storage for Disks {
     }
 
     fn write(&mut self, medium: MediumId, offset: u64, data: Bytes) -> Result<(), DiskError> {
-        assert!(
-            offset + data.len() as u64 <= self.sizes[&medium],
-            "write beyond {medium:?}"
-        );
+        assert!(offset + data.len() as u64 <= self.sizes[&medium], "write beyond {medium:?}");
         assert!(data.len().is_multiple_of(4096) && offset.is_multiple_of(4096));
         self.writes += 1;
         for (page, part) in (offset / 4096..).zip(data.chunks(4096)) {
-            let version = Version {
-                number: self.writes,
-                data: part.to_vec(),
-            };
-            let zero = || {
-                vec![Version {
-                    number: 0,
-                    data: vec![0; 4096],
-                }]
-            };
-            self.pages
-                .entry((medium, page))
-                .or_insert_with(zero)
-                .push(version);
+            let version = Version { number: self.writes, data: part.to_vec() };
+            let zero = || vec![Version { number: 0, data: vec![0; 4096] }];
+            self.pages.entry((medium, page)).or_insert_with(zero).push(version);
         }
         Ok(())
     }
@@ -189,13 +157,7 @@ impl Bench {
         disks.sizes.insert(MediumId::Journal, 16 << 20);
         disks.sizes.insert(pool, pool_size_for(SIZE, block));
         let id = GroupId([7; 16]);
-        let spec = GroupSpec {
-            id,
-            name: name("g"),
-            journal: MediumUuid([1; 16]),
-            role: Role::Primary,
-            peer: None,
-        };
+        let spec = GroupSpec { id, name: name("g"), journal: MediumUuid([1; 16]), role: Role::Primary, peer: None };
         format_journal(&mut disks, &spec).unwrap();
         let volume = VolumeSpec {
             id: VolumeId(1),
@@ -207,25 +169,13 @@ impl Bench {
             pool_path: String::new(),
         };
         format_pool(&mut disks, id, &volume).unwrap();
-        let now = Now {
-            monotonic: Monotonic(1),
-            wall: WallClock(1),
-        };
+        let now = Now { monotonic: Monotonic(1), wall: WallClock(1) };
         let (mut group, _) = Group::open(&mut disks, now).unwrap();
         group.handle_add_volume(now, CommandId(0), &mut disks, volume);
         let model = vec![0; SIZE as usize / SECTOR];
         let possible = vec![vec![0]; SIZE as usize / SECTOR];
-        let mut bench = Self {
-            disks,
-            group,
-            now,
-            operations: vec![],
-            answers: HashMap::new(),
-            rng,
-            model,
-            possible,
-            next: 1,
-        };
+        let mut bench =
+            Self { disks, group, now, operations: vec![], answers: HashMap::new(), rng, model, possible, next: 1 };
         bench.settle();
         bench
     }
@@ -252,9 +202,7 @@ impl Bench {
         }
         let index = pick(&mut self.rng, self.operations.len() as u64) as usize;
         let (operation, asked) = self.operations.swap_remove(index);
-        let outcome = self
-            .disks
-            .carry_out(operation.medium, operation.action, asked);
+        let outcome = self.disks.carry_out(operation.medium, operation.action, asked);
         self.group.handle_disk(self.now, operation.id, outcome);
         true
     }
@@ -274,11 +222,7 @@ impl Bench {
     fn request(&mut self, operation: Operation) -> RequestId {
         let id = RequestId(self.next);
         self.next += 1;
-        let mut request = Request {
-            id,
-            volume: VolumeId(1),
-            operation,
-        };
+        let mut request = Request { id, volume: VolumeId(1), operation };
         while let Err(Busy(again)) = self.group.handle_request(self.now, request) {
             request = again;
             assert!(self.step(), "busy for ever");
@@ -289,20 +233,13 @@ impl Bench {
     fn wait(&mut self, id: RequestId) {
         self.drain();
         while !self.answers.contains_key(&id) {
-            assert!(
-                self.step() || self.answers.contains_key(&id),
-                "{id:?} never answered"
-            );
+            assert!(self.step() || self.answers.contains_key(&id), "{id:?} never answered");
         }
     }
 
     fn range(&mut self) -> (u64, u64) {
         let big = pick(&mut self.rng, 4) == 0;
-        let unit = if big {
-            64 << 10
-        } else {
-            [512, 4096][pick(&mut self.rng, 2) as usize]
-        };
+        let unit = if big { 64 << 10 } else { [512, 4096][pick(&mut self.rng, 2) as usize] };
         // A small area, so that writes overlap.
         let area = 4 << 20;
         let size = (1 + pick(&mut self.rng, 9)) * unit;
@@ -319,76 +256,49 @@ impl Bench {
             1 => Operation::WriteZeroes {
                 offset,
                 size,
-                space: if pick(&mut self.rng, 2) == 0 {
-                    Space::Keep
-                } else {
-                    Space::Release
-                },
+                space: if pick(&mut self.rng, 2) == 0 { Space::Keep } else { Space::Release },
                 durability: Durability::Completed,
             },
             _ => {
                 let mut buffer = AlignedBuffer::new(size as usize);
                 for sector in buffer.as_mut_slice().chunks_mut(SECTOR) {
-                    sector
-                        .chunks_mut(8)
-                        .for_each(|word| word.copy_from_slice(&value.to_le_bytes()));
+                    sector.chunks_mut(8).for_each(|word| word.copy_from_slice(&value.to_le_bytes()));
                 }
-                let durability =
-                    [Durability::Completed, Durability::Durable][pick(&mut self.rng, 2) as usize];
-                Operation::Write {
-                    offset,
-                    data: buffer.freeze(),
-                    durability,
-                }
+                let durability = [Durability::Completed, Durability::Durable][pick(&mut self.rng, 2) as usize];
+                Operation::Write { offset, data: buffer.freeze(), durability }
             }
         };
         let is_write = matches!(operation, Operation::Write { .. });
         self.request(operation);
         let value = if is_write { value } else { 0 };
         self.model[sectors.clone()].fill(value);
-        self.possible[sectors]
-            .iter_mut()
-            .for_each(|possible| possible.push(value));
+        self.possible[sectors].iter_mut().for_each(|possible| possible.push(value));
     }
 
     fn check(&mut self) {
         let (offset, size) = self.range();
-        let id = self.request(Operation::Read {
-            offset,
-            size: size as u32,
-        });
-        let expected =
-            self.model[offset as usize / SECTOR..(offset + size) as usize / SECTOR].to_vec();
+        let id = self.request(Operation::Read { offset, size: size as u32 });
+        let expected = self.model[offset as usize / SECTOR..(offset + size) as usize / SECTOR].to_vec();
         // Writes that come after the read was taken must not show in the expectation, so wait for it first.
         self.wait(id);
         self.compare(id, offset, &expected);
     }
 
     fn compare(&mut self, id: RequestId, offset: u64, expected: &[u64]) {
-        let Some(Ok(Reply::Data(parts))) = self.answers.remove(&id) else {
-            panic!("read failed")
-        };
+        let Some(Ok(Reply::Data(parts))) = self.answers.remove(&id) else { panic!("read failed") };
         let data: Vec<u8> = parts.concat();
         assert_eq!(data.len(), expected.len() * SECTOR);
         for (index, (sector, value)) in data.chunks(SECTOR).zip(expected).enumerate() {
             for word in sector.chunks(8) {
                 let found = u64::from_le_bytes(word.try_into().unwrap());
-                assert_eq!(
-                    found,
-                    *value,
-                    "sector {} of {offset}",
-                    index + offset as usize / SECTOR
-                );
+                assert_eq!(found, *value, "sector {} of {offset}", index + offset as usize / SECTOR);
             }
         }
     }
 
     fn check_all(&mut self) {
         for offset in (0..4 << 20).step_by(1 << 20) {
-            let id = self.request(Operation::Read {
-                offset,
-                size: 1 << 20,
-            });
+            let id = self.request(Operation::Read { offset, size: 1 << 20 });
             self.wait(id);
             let from = offset as usize / SECTOR;
             let expected = self.model[from..from + (1 << 20) / SECTOR].to_vec();
@@ -436,20 +346,12 @@ impl Bench {
     }
 
     fn read_area(&mut self) -> Vec<u64> {
-        let id = self.request(Operation::Read {
-            offset: 0,
-            size: 4 << 20,
-        });
+        let id = self.request(Operation::Read { offset: 0, size: 4 << 20 });
         self.wait(id);
-        let Some(Ok(Reply::Data(parts))) = self.answers.remove(&id) else {
-            panic!("read failed")
-        };
+        let Some(Ok(Reply::Data(parts))) = self.answers.remove(&id) else { panic!("read failed") };
         let word = |sector: &[u8]| {
             let first = &sector[..8];
-            assert!(
-                sector.chunks(8).all(|word| word == first),
-                "a sector is torn"
-            );
+            assert!(sector.chunks(8).all(|word| word == first), "a sector is torn");
             u64::from_le_bytes(first.try_into().unwrap())
         };
         parts.concat().chunks(SECTOR).map(word).collect()
@@ -508,13 +410,7 @@ proptest! {
 fn a_group_with_a_peer_answers_again_after_it_was_opened_without_one() {
     let rng = TestRng::deterministic_rng(prop::test_runner::RngAlgorithm::ChaCha);
     let mut bench = Bench::new(rng);
-    bench.group.handle_command(
-        bench.now,
-        CommandId(1),
-        Command::CreatePair {
-            peer: NodeKey([9; 32]),
-        },
-    );
+    bench.group.handle_command(bench.now, CommandId(1), Command::CreatePair { peer: NodeKey([9; 32]) });
     bench.settle();
     bench.kill();
     bench.settle();

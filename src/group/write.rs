@@ -42,17 +42,8 @@ pub(super) struct Waiting {
 impl Waiting {
     /// All of them; they will not be answered otherwise.
     pub(super) fn take_all(&mut self) -> Vec<RequestId> {
-        let Self {
-            completed,
-            durable,
-            remote,
-        } = core::mem::take(self);
-        completed
-            .into_iter()
-            .chain(durable)
-            .chain(remote)
-            .map(|waiter| waiter.id)
-            .collect()
+        let Self { completed, durable, remote } = core::mem::take(self);
+        completed.into_iter().chain(durable).chain(remote).map(|waiter| waiter.id).collect()
     }
 
     /// Whether somebody waits for a sync.
@@ -93,26 +84,15 @@ impl Group {
         if self.stopped.is_some() || self.is_stopping() {
             return Err(RequestError::Stopped);
         }
-        let volume = self
-            .volumes
-            .get(&request.volume)
-            .ok_or(RequestError::Invalid)?;
+        let volume = self.volumes.get(&request.volume).ok_or(RequestError::Invalid)?;
         let block = u64::from(volume.spec.logical_block_size);
         let within = |offset: u64, size: u64| {
             let end = offset.checked_add(size).ok_or(RequestError::Invalid)?;
             let fits = end <= volume.spec.size && size > 0 && (offset | size).is_multiple_of(block);
-            if fits {
-                Ok(())
-            } else {
-                Err(RequestError::Invalid)
-            }
+            if fits { Ok(()) } else { Err(RequestError::Invalid) }
         };
         let bounded = |size: u64| {
-            if size <= REQUEST_SIZE_MAX {
-                Ok(())
-            } else {
-                Err(RequestError::Invalid)
-            }
+            if size <= REQUEST_SIZE_MAX { Ok(()) } else { Err(RequestError::Invalid) }
         };
         let writes = match &request.operation {
             Operation::Read { offset, size } => {
@@ -132,9 +112,7 @@ impl Group {
             }
         };
         match (self.pair.role, writes) {
-            (Role::Primary, true) if self.is_pool_full() && self.is_journal_full() => {
-                Err(RequestError::NoSpace)
-            }
+            (Role::Primary, true) if self.is_pool_full() && self.is_journal_full() => Err(RequestError::NoSpace),
             (Role::Primary, _) | (Role::Secondary, false) => Ok(()),
             (Role::Secondary | Role::Fenced, _) => Err(RequestError::NotPrimary),
         }
@@ -148,9 +126,7 @@ impl Group {
         }
         let (offset, size) = match &request.operation {
             Operation::Write { offset, data, .. } => (*offset, data.len() as u64),
-            Operation::Discard { offset, size } | Operation::WriteZeroes { offset, size, .. } => {
-                (*offset, *size)
-            }
+            Operation::Discard { offset, size } | Operation::WriteZeroes { offset, size, .. } => (*offset, *size),
             _ => return false,
         };
         self.copy.is_reading(request.volume, offset, offset + size)
@@ -173,22 +149,14 @@ impl Group {
     }
 
     fn start(&mut self, request: Request) {
-        let Request {
-            id,
-            volume,
-            operation,
-        } = request;
+        let Request { id, volume, operation } = request;
         let durability = match operation {
             Operation::Read { offset, size } => return self.start_read(id, volume, offset, size),
             Operation::Extents { offset, size } => {
                 return self.answer_extents(id, volume, offset, size);
             }
             Operation::Flush => Durability::Durable,
-            Operation::Write {
-                offset,
-                data,
-                durability,
-            } => {
+            Operation::Write { offset, data, durability } => {
                 self.stage_write(volume, offset, data);
                 durability
             }
@@ -196,27 +164,12 @@ impl Group {
                 self.stage_zeroes(Kind::Discard, volume, offset, size, false);
                 Durability::Completed
             }
-            Operation::WriteZeroes {
-                offset,
-                size,
-                space,
-                durability,
-            } => {
-                self.stage_zeroes(
-                    Kind::WriteZeroes,
-                    volume,
-                    offset,
-                    size,
-                    space == Space::Keep,
-                );
+            Operation::WriteZeroes { offset, size, space, durability } => {
+                self.stage_zeroes(Kind::WriteZeroes, volume, offset, size, space == Space::Keep);
                 durability
             }
         };
-        let waiter = Waiter {
-            id,
-            order: self.journal.last(),
-            needs_durable: durability == Durability::Durable,
-        };
+        let waiter = Waiter { id, order: self.journal.last(), needs_durable: durability == Durability::Durable };
         self.waiting.completed.push_back(waiter);
         self.answer_waiting();
     }
@@ -253,12 +206,7 @@ impl Group {
         while at < size {
             let step = (size - at).min(ZEROES_SIZE_MAX);
             let mut record = self.new_record(kind);
-            (
-                record.volume,
-                record.offset,
-                record.size,
-                record.keep_allocated,
-            ) = (volume, offset + at, step, keep);
+            (record.volume, record.offset, record.size, record.keep_allocated) = (volume, offset + at, step, keep);
             self.stage(record, Bytes::new(), Note::None, Order(0));
             at += step;
         }
@@ -268,10 +216,7 @@ impl Group {
     pub(super) fn new_record(&self, kind: Kind) -> Record {
         Record {
             kind,
-            at: Position {
-                epoch: self.stream.last.epoch,
-                seq: self.stream.last.seq.next(),
-            },
+            at: Position { epoch: self.stream.last.epoch, seq: self.stream.last.seq.next() },
             generation: self.stream.generation,
             volume: VolumeId(0),
             offset: 0,
@@ -285,20 +230,14 @@ impl Group {
 
     /// Stages a record with data, redirected if asked for and possible.
     pub(super) fn stage_data(&mut self, record: Record, payload: Bytes, redirect: bool) -> Order {
-        let blocks = if redirect {
-            self.allocate_blocks(record.volume, record.size)
-        } else {
-            None
-        };
+        let blocks = if redirect { self.allocate_blocks(record.volume, record.size) } else { None };
         let order = self.stage(record, payload.clone(), Note::None, Order(0));
         let Some(blocks) = blocks else { return order };
         let Some(volume) = self.volumes.get_mut(&record.volume) else {
             return order;
         };
         let (geometry, mut writes) = (*volume.table.geometry(), 0);
-        blocks
-            .iter()
-            .for_each(|block| volume.table.blocks.redirect(*block, order));
+        blocks.iter().for_each(|block| volume.table.blocks.redirect(*block, order));
         volume.unsynced = true;
         let payload = aligned(payload);
         let block_size = geometry.block_size as usize;
@@ -306,15 +245,8 @@ impl Group {
             let from = writes;
             writes += run.len();
             let piece = payload.slice(from * block_size..writes * block_size);
-            let action = DiskAction::Write {
-                offset: geometry.offset_of(run[0]),
-                pieces: alloc::vec![piece],
-            };
-            self.disk(
-                MediumId::Pool(record.volume),
-                action,
-                Purpose::Redirect { order },
-            );
+            let action = DiskAction::Write { offset: geometry.offset_of(run[0]), pieces: alloc::vec![piece] };
+            self.disk(MediumId::Pool(record.volume), action, Purpose::Redirect { order });
             *self.redirects_in_flight.entry(order).or_default() += 1;
         }
         if let Some(entry) = self.journal.entry_mut(order) {
@@ -334,24 +266,11 @@ impl Group {
     }
 
     /// Gives a record its entry.
-    pub(super) fn stage(
-        &mut self,
-        mut record: Record,
-        payload: Bytes,
-        note: Note,
-        fork: Order,
-    ) -> Order {
+    pub(super) fn stage(&mut self, mut record: Record, payload: Bytes, note: Note, fork: Order) -> Order {
         record.payload_size = payload.len() as u32;
         record.payload_checksum = crc32c::crc32c(&payload);
         self.memory.stage(payload.len());
-        let entry = LiveEntry {
-            record,
-            place: Place::Memory,
-            payload: Some(payload),
-            note,
-            fork,
-            is_void: false,
-        };
+        let entry = LiveEntry { record, place: Place::Memory, payload: Some(payload), note, fork, is_void: false };
         self.stage_entry(entry)
     }
 
@@ -373,35 +292,22 @@ impl Group {
 
     /// Answers whoever has waited long enough.
     pub(super) fn answer_waiting(&mut self) {
-        while let Some(waiter) = self
-            .waiting
-            .completed
-            .pop_front_if(|waiter| waiter.order <= self.completed)
-        {
+        while let Some(waiter) = self.waiting.completed.pop_front_if(|waiter| waiter.order <= self.completed) {
             if waiter.needs_durable {
                 self.waiting.durable.push_back(waiter);
             } else {
                 self.waiting.remote.push_back(waiter);
             }
         }
-        while let Some(waiter) = self
-            .waiting
-            .durable
-            .pop_front_if(|waiter| waiter.order <= self.durable)
-        {
+        while let Some(waiter) = self.waiting.durable.pop_front_if(|waiter| waiter.order <= self.durable) {
             self.waiting.remote.push_back(waiter);
         }
         if self.waits_for_peer() {
             let acknowledged = self.peer.acknowledged();
-            let (done, waiting) = self
-                .waiting
-                .remote
-                .drain(..)
-                .partition(|waiter| waiter.order <= acknowledged);
+            let (done, waiting) = self.waiting.remote.drain(..).partition(|waiter| waiter.order <= acknowledged);
             self.waiting.remote = waiting;
             let done: VecDeque<Waiter> = done;
-            done.iter()
-                .for_each(|waiter| self.answer(waiter.id, Ok(Reply::Done)));
+            done.iter().for_each(|waiter| self.answer(waiter.id, Ok(Reply::Done)));
         } else {
             for waiter in core::mem::take(&mut self.waiting.remote) {
                 self.answer(waiter.id, Ok(Reply::Done));

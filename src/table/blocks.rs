@@ -53,10 +53,7 @@ impl Blocks {
 
     /// Notes that a block is used; `false` if it was already.
     pub fn claim(&mut self, block: u32) -> bool {
-        let Some(index) = (block as usize)
-            .checked_sub(1)
-            .filter(|index| *index < self.used.len())
-        else {
+        let Some(index) = (block as usize).checked_sub(1).filter(|index| *index < self.used.len()) else {
             return false;
         };
         let fresh = !self.used.replace(index, true);
@@ -70,9 +67,7 @@ impl Blocks {
             return None;
         }
         // Next fit: neighbours in time become neighbours on the medium.
-        let ahead = self.used[self.cursor..]
-            .first_zero()
-            .map(|index| self.cursor + index);
+        let ahead = self.used[self.cursor..].first_zero().map(|index| self.cursor + index);
         let index = ahead.or_else(|| self.used[..self.cursor].first_zero())?;
         self.cursor = (index + 1) % self.used.len();
         self.used.set(index, true);
@@ -112,11 +107,7 @@ impl Blocks {
     pub fn commit_checkpoint(&mut self, reads: ReadCount) {
         for block in self.committing.drain(..) {
             let until = self.redirected.get(&block).copied().unwrap_or_default();
-            self.quarantined.push_back(Quarantined {
-                block,
-                reads,
-                until,
-            });
+            self.quarantined.push_back(Quarantined { block, reads, until });
         }
     }
 

@@ -72,9 +72,7 @@ impl Geometry {
 }
 
 fn page_count(volume_size: u64, block_size: u32) -> u32 {
-    volume_size
-        .div_ceil(u64::from(block_size))
-        .div_ceil(TABLE_PAGE_ENTRY_COUNT as u64) as u32
+    volume_size.div_ceil(u64::from(block_size)).div_ceil(TABLE_PAGE_ENTRY_COUNT as u64) as u32
 }
 
 fn blocks_offset(volume_size: u64, block_size: u32) -> u64 {

@@ -66,20 +66,12 @@ impl Table {
     /// What a logical block's entry means: void stamps resolved.
     pub fn entry(&self, block: u32) -> Entry {
         let (page, slot) = split(block);
-        let entry = self
-            .pages
-            .get(page)
-            .and_then(Option::as_ref)
-            .map_or_else(Entry::default, |page| page[slot]);
+        let entry = self.pages.get(page).and_then(Option::as_ref).map_or_else(Entry::default, |page| page[slot]);
         self.resolve(entry)
     }
 
     fn resolve(&self, entry: Entry) -> Entry {
-        if self
-            .void
-            .iter()
-            .any(|range| (range[0]..=range[1]).contains(&entry.stamp))
-        {
+        if self.void.iter().any(|range| (range[0]..=range[1]).contains(&entry.stamp)) {
             return Entry {
                 latest: entry.snapshot,
                 snapshot: 0,
@@ -97,8 +89,7 @@ impl Table {
         let Some(place) = self.pages.get_mut(page) else {
             return;
         };
-        let entries =
-            place.get_or_insert_with(|| Box::new([Entry::default(); TABLE_PAGE_ENTRY_COUNT]));
+        let entries = place.get_or_insert_with(|| Box::new([Entry::default(); TABLE_PAGE_ENTRY_COUNT]));
         let old = core::mem::replace(&mut entries[slot], entry);
         if old != entry {
             self.changed_pages.insert(page as u32);
@@ -110,12 +101,7 @@ impl Table {
     /// Settles a void or outdated entry in place, so that it names only what its content needs, and returns it.
     pub fn settle(&mut self, block: u32) -> Entry {
         let (page, slot) = split(block);
-        let Some(raw) = self
-            .pages
-            .get(page)
-            .and_then(Option::as_ref)
-            .map(|page| page[slot])
-        else {
+        let Some(raw) = self.pages.get(page).and_then(Option::as_ref).map(|page| page[slot]) else {
             return Entry::default();
         };
         let mut entry = self.resolve(raw);
@@ -123,10 +109,7 @@ impl Table {
             self.blocks.free(raw.latest);
         }
         // A whole block that did not change since the restart point needs no older one.
-        if entry.stamp < self.stamp
-            && entry.mask == self.geometry.full_mask()
-            && entry.snapshot != 0
-        {
+        if entry.stamp < self.stamp && entry.mask == self.geometry.full_mask() && entry.snapshot != 0 {
             self.blocks.free(entry.snapshot);
             entry.snapshot = 0;
         }
@@ -201,9 +184,7 @@ impl Table {
             if self.pages[page].is_none() {
                 continue;
             }
-            for block in
-                (page * TABLE_PAGE_ENTRY_COUNT) as u32..((page + 1) * TABLE_PAGE_ENTRY_COUNT) as u32
-            {
+            for block in (page * TABLE_PAGE_ENTRY_COUNT) as u32..((page + 1) * TABLE_PAGE_ENTRY_COUNT) as u32 {
                 let entry = self.entry(block);
                 if entry.latest != 0 || entry.snapshot != 0 {
                     self.set_dirty(block, |_| full);
@@ -220,13 +201,9 @@ impl Table {
     /// The peer is known to have all, or there is no peer.
     pub fn clear_all_dirty(&mut self) {
         for page in 0..self.pages.len() {
-            if self.pages[page]
-                .as_ref()
-                .is_some_and(|page| page.iter().any(|entry| entry.dirty != 0))
-            {
+            if self.pages[page].as_ref().is_some_and(|page| page.iter().any(|entry| entry.dirty != 0)) {
                 let first = (page * TABLE_PAGE_ENTRY_COUNT) as u32;
-                (first..first + TABLE_PAGE_ENTRY_COUNT as u32)
-                    .for_each(|block| self.set_dirty(block, |_| 0));
+                (first..first + TABLE_PAGE_ENTRY_COUNT as u32).for_each(|block| self.set_dirty(block, |_| 0));
             }
         }
     }
@@ -262,11 +239,7 @@ impl Table {
 
     fn set_dirty(&mut self, block: u32, change: impl FnOnce(u16) -> u16) {
         let (page, slot) = split(block);
-        let raw = self
-            .pages
-            .get(page)
-            .and_then(Option::as_ref)
-            .map_or_else(Entry::default, |page| page[slot]);
+        let raw = self.pages.get(page).and_then(Option::as_ref).map_or_else(Entry::default, |page| page[slot]);
         let dirty = change(raw.dirty);
         if dirty != raw.dirty {
             self.set_entry(block, Entry { dirty, ..raw });
@@ -275,8 +248,5 @@ impl Table {
 }
 
 fn split(block: u32) -> (usize, usize) {
-    (
-        block as usize / TABLE_PAGE_ENTRY_COUNT,
-        block as usize % TABLE_PAGE_ENTRY_COUNT,
-    )
+    (block as usize / TABLE_PAGE_ENTRY_COUNT, block as usize % TABLE_PAGE_ENTRY_COUNT)
 }

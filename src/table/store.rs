@@ -50,9 +50,7 @@ pub enum LoadError {
         expected_medium: MediumUuid,
     },
     /// It carries another pool already.
-    #[error(
-        "The medium already holds the pool of group {group}; erase its first MiB if that is no longer wanted"
-    )]
+    #[error("The medium already holds the pool of group {group}; erase its first MiB if that is no longer wanted")]
     InUse {
         /// Whose it is.
         group: GroupId,
@@ -85,23 +83,14 @@ pub enum LoadError {
 }
 
 /// Writes an empty table for a volume.
-pub fn format_pool(
-    storage: &mut dyn Storage,
-    group: GroupId,
-    spec: &VolumeSpec,
-) -> Result<(), LoadError> {
+pub fn format_pool(storage: &mut dyn Storage, group: GroupId, spec: &VolumeSpec) -> Result<(), LoadError> {
     check_geometry(spec).map_err(LoadError::Geometry)?;
     let medium = MediumId::Pool(spec.id);
     let medium_size = storage.size(medium)?;
-    let geometry =
-        Geometry::fit(spec.size, spec.table_block_size, medium_size).ok_or_else(|| {
-            let twice = super::pool_size_for(spec.size, spec.table_block_size);
-            LoadError::Small {
-                volume_size: spec.size,
-                needed: twice - spec.size,
-                medium_size,
-            }
-        })?;
+    let geometry = Geometry::fit(spec.size, spec.table_block_size, medium_size).ok_or_else(|| {
+        let twice = super::pool_size_for(spec.size, spec.table_block_size);
+        LoadError::Small { volume_size: spec.size, needed: twice - spec.size, medium_size }
+    })?;
     if let Ok(old) = read_superblock(storage, medium) {
         return Err(LoadError::InUse { group: old.group });
     }
@@ -128,24 +117,16 @@ pub fn format_pool(
     Ok(storage.sync(medium)?)
 }
 
-fn read_superblock(
-    storage: &mut dyn Storage,
-    medium: MediumId,
-) -> Result<PoolSuperblock, LoadError> {
+fn read_superblock(storage: &mut dyn Storage, medium: MediumId) -> Result<PoolSuperblock, LoadError> {
     let mut best: Result<PoolSuperblock, LoadError> = Err(FormatError::Absent("pool").into());
     for slot in SLOTS {
         let bytes = storage.read(medium, slot, POOL_SUPERBLOCK_SIZE as u32)?;
         match PoolSuperblock::parse(&bytes) {
-            Ok(found)
-                if best
-                    .as_ref()
-                    .is_ok_and(|best| best.write_count >= found.write_count) => {}
+            Ok(found) if best.as_ref().is_ok_and(|best| best.write_count >= found.write_count) => {}
             Ok(found) => best = Ok(found),
             // A newer program has been here: the older slot must not be taken for the truth.
             Err(error @ FormatError::Version { .. }) => return Err(error.into()),
-            Err(error) if best.is_err() && error != FormatError::Absent("pool superblock") => {
-                best = Err(error.into())
-            }
+            Err(error) if best.is_err() && error != FormatError::Absent("pool superblock") => best = Err(error.into()),
             Err(_) => {}
         }
     }
@@ -153,11 +134,7 @@ fn read_superblock(
 }
 
 /// Reads a volume's table.
-pub fn load(
-    storage: &mut dyn Storage,
-    group: GroupId,
-    spec: &VolumeSpec,
-) -> Result<Table, LoadError> {
+pub fn load(storage: &mut dyn Storage, group: GroupId, spec: &VolumeSpec) -> Result<Table, LoadError> {
     let medium = MediumId::Pool(spec.id);
     let superblock = read_superblock(storage, medium)?;
     if superblock.group != group || superblock.medium != spec.pool {
@@ -176,15 +153,9 @@ pub fn load(
     };
     let fits = Geometry::fit(spec.size, spec.table_block_size, storage.size(medium)?);
     if fits.is_none_or(|fits| {
-        fits.block_count < geometry.block_count
-            || Geometry {
-                block_count: geometry.block_count,
-                ..fits
-            } != geometry
+        fits.block_count < geometry.block_count || Geometry { block_count: geometry.block_count, ..fits } != geometry
     }) {
-        return Err(LoadError::Geometry(
-            "the pool's layout is not that of the volume, or the medium has shrunk",
-        ));
+        return Err(LoadError::Geometry("the pool's layout is not that of the volume, or the medium has shrunk"));
     }
     let page_count = geometry.page_count() as usize;
     let mut table = Table {
@@ -208,19 +179,12 @@ pub fn load(
     };
     load_pages(storage, medium, &mut table)?;
     if table.digest != superblock.digest {
-        return Err(LoadError::Damaged {
-            found: table.digest,
-            expected: superblock.digest,
-        });
+        return Err(LoadError::Damaged { found: table.digest, expected: superblock.digest });
     }
     Ok(table)
 }
 
-fn load_pages(
-    storage: &mut dyn Storage,
-    medium: MediumId,
-    table: &mut Table,
-) -> Result<(), LoadError> {
+fn load_pages(storage: &mut dyn Storage, medium: MediumId, table: &mut Table) -> Result<(), LoadError> {
     const PAGES_AT_ONCE: usize = 128;
     let page_count = table.pages.len();
     for first in (0..page_count).step_by(PAGES_AT_ONCE) {
@@ -231,16 +195,13 @@ fn load_pages(
             let mut best: Option<(TablePage, u8)> = None;
             let mut unfinished = false;
             for (slot, raw) in (0..).zip(slots.chunks_exact(TABLE_PAGE_SIZE)) {
-                let page =
-                    table_page::parse(raw, table.medium, index as u32, table.geometry.block_count);
+                let page = table_page::parse(raw, table.medium, index as u32, table.geometry.block_count);
                 // A page that is torn or from an unfinished checkpoint does not count; the digest tells if one is
                 // missing that should.
                 let Ok(page) = page else { continue };
                 unfinished |= page.checkpoint > table.checkpoint;
                 if page.checkpoint <= table.checkpoint
-                    && best
-                        .as_ref()
-                        .is_none_or(|(best, _)| best.checkpoint < page.checkpoint)
+                    && best.as_ref().is_none_or(|(best, _)| best.checkpoint < page.checkpoint)
                 {
                     best = Some((page, slot));
                 }
@@ -254,20 +215,12 @@ fn load_pages(
             for entry in page.entries.iter() {
                 for block in [entry.latest, entry.snapshot] {
                     if block != 0 && !table.blocks.claim(block) {
-                        return Err(FormatError::Field {
-                            what: "table page",
-                            field: "physical block",
-                        }
-                        .into());
+                        return Err(FormatError::Field { what: "table page", field: "physical block" }.into());
                     }
                 }
                 table.dirty_count += u64::from(entry.dirty.count_ones());
             }
-            let meta = PageMeta {
-                checkpoint: page.checkpoint,
-                checksum: page.checksum,
-                slot,
-            };
+            let meta = PageMeta { checkpoint: page.checkpoint, checksum: page.checksum, slot };
             table.digest = table.digest.wrapping_add(weight(index as u32, &meta));
             table.metas[index] = Some(meta);
             table.pages[index] = Some(page.entries);
@@ -309,20 +262,12 @@ impl Table {
             let Some(entries) = &self.pages[index as usize] else {
                 continue;
             };
-            let (bytes, checksum) =
-                table_page::encode(self.medium, index, self.checkpoint, entries);
+            let (bytes, checksum) = table_page::encode(self.medium, index, self.checkpoint, entries);
             let old = self.metas[index as usize];
             let slot = old.map_or(0, |old| 1 - old.slot);
-            let meta = PageMeta {
-                checkpoint: self.checkpoint,
-                checksum,
-                slot,
-            };
+            let meta = PageMeta { checkpoint: self.checkpoint, checksum, slot };
             let gone = old.map_or(0, |old| weight(index, &old));
-            self.digest = self
-                .digest
-                .wrapping_sub(gone)
-                .wrapping_add(weight(index, &meta));
+            self.digest = self.digest.wrapping_sub(gone).wrapping_add(weight(index, &meta));
             self.metas[index as usize] = Some(meta);
             pages.push((page_offset(index, slot), bytes));
         }
@@ -343,10 +288,7 @@ impl Table {
             stamp: self.stamp,
             void: self.void.clone(),
         };
-        CheckpointWrites {
-            pages,
-            superblock: (superblock.slot(), superblock.encode()),
-        }
+        CheckpointWrites { pages, superblock: (superblock.slot(), superblock.encode()) }
     }
 
     /// The checkpoint's superblock is durable. `reads` is the number of the next read.

@@ -183,10 +183,7 @@ impl NbdClient {
     pub fn connect_tcp(address: SocketAddr, export: &str) -> Result<Self, NbdError> {
         let stream = TcpStream::connect(address)
             .and_then(|stream| stream.set_nodelay(true).map(|()| stream))
-            .map_err(|source| NbdError::Connect {
-                address: address.to_string(),
-                source,
-            })?;
+            .map_err(|source| NbdError::Connect { address: address.to_string(), source })?;
         Self::negotiate(Box::new(stream), export)
     }
 
@@ -221,23 +218,15 @@ impl NbdClient {
         data.extend(1u16.to_be_bytes());
         data.extend(INFO_BLOCK_SIZE.to_be_bytes());
         send_option(&mut stream, OPTION_GO, &data)?;
-        let mut client = Self {
-            stream,
-            size: 0,
-            read_only: false,
-            block_size: 512,
-            pending: BTreeMap::new(),
-            last_cookie: 0,
-        };
+        let mut client =
+            Self { stream, size: 0, read_only: false, block_size: 512, pending: BTreeMap::new(), last_cookie: 0 };
         loop {
             let (kind, data) = receive_option_reply(&mut client.stream, OPTION_GO)?;
             match kind {
                 REPLY_ACKNOWLEDGE => return Ok(client),
                 REPLY_INFO => client.learn(&data)?,
                 REPLY_UNKNOWN => {
-                    return Err(NbdError::NoExport {
-                        name: export.to_owned(),
-                    });
+                    return Err(NbdError::NoExport { name: export.to_owned() });
                 }
                 _ => return Err(refused(OPTION_GO, kind, &data)),
             }
@@ -282,28 +271,20 @@ impl NbdClient {
     /// # Errors
     /// When the request is too large or the connection broke.
     pub fn submit(&mut self, request: NbdRequest<'_>) -> Result<u64, NbdError> {
-        let (command, flags, number, offset, size, data): (_, u16, u16, u64, u32, &[u8]) =
-            match request {
-                NbdRequest::Read { offset, size } => ("read", 0, 0, offset, size, &[]),
-                NbdRequest::Write {
-                    offset,
-                    data,
-                    durable,
-                } => {
-                    let size = u32::try_from(data.len())
-                        .map_err(|_| NbdError::TooLarge { size: data.len() })?;
-                    let flags = if durable { COMMAND_FLAG_FUA } else { 0 };
-                    ("write", flags, 1, offset, size, data)
-                }
-                NbdRequest::Flush => ("flush", 0, 3, 0, 0, &[]),
-                NbdRequest::Trim { offset, size } => ("trim", 0, 4, offset, size, &[]),
-                NbdRequest::WriteZeroes { offset, size } => ("zero", 0, 6, offset, size, &[]),
-            };
+        let (command, flags, number, offset, size, data): (_, u16, u16, u64, u32, &[u8]) = match request {
+            NbdRequest::Read { offset, size } => ("read", 0, 0, offset, size, &[]),
+            NbdRequest::Write { offset, data, durable } => {
+                let size = u32::try_from(data.len()).map_err(|_| NbdError::TooLarge { size: data.len() })?;
+                let flags = if durable { COMMAND_FLAG_FUA } else { 0 };
+                ("write", flags, 1, offset, size, data)
+            }
+            NbdRequest::Flush => ("flush", 0, 3, 0, 0, &[]),
+            NbdRequest::Trim { offset, size } => ("trim", 0, 4, offset, size, &[]),
+            NbdRequest::WriteZeroes { offset, size } => ("zero", 0, 6, offset, size, &[]),
+        };
         let reads = command == "read";
         if size > REQUEST_BYTES_MAX && (reads || !data.is_empty()) {
-            return Err(NbdError::TooLarge {
-                size: size as usize,
-            });
+            return Err(NbdError::TooLarge { size: size as usize });
         }
         self.last_cookie += 1;
         let mut header = Vec::with_capacity(28);
@@ -315,12 +296,7 @@ impl NbdClient {
         header.extend(size.to_be_bytes());
         self.stream.get_mut().write_all(&header)?;
         self.stream.get_mut().write_all(data)?;
-        let pending = Pending {
-            command,
-            offset,
-            size,
-            reads,
-        };
+        let pending = Pending { command, offset, size, reads };
         self.pending.insert(self.last_cookie, pending);
         Ok(self.last_cookie)
     }
@@ -338,32 +314,15 @@ impl NbdClient {
         expect("the reply magic", magic.into(), SIMPLE_REPLY.into())?;
         let code = read_u32(&mut self.stream)?;
         let cookie = read_u64(&mut self.stream)?;
-        let pending = self.pending.remove(&cookie).ok_or(NbdError::Protocol {
-            what: "the cookie",
-            value: cookie,
-        })?;
+        let pending = self.pending.remove(&cookie).ok_or(NbdError::Protocol { what: "the cookie", value: cookie })?;
         if code != 0 {
-            let result = Err(NbdError::Request {
-                command: pending.command,
-                offset: pending.offset,
-                size: pending.size,
-                code,
-            });
+            let result =
+                Err(NbdError::Request { command: pending.command, offset: pending.offset, size: pending.size, code });
             return Ok(NbdCompletion { cookie, result });
         }
-        let mut data = vec![
-            0;
-            if pending.reads {
-                pending.size as usize
-            } else {
-                0
-            }
-        ];
+        let mut data = vec![0; if pending.reads { pending.size as usize } else { 0 }];
         self.stream.read_exact(&mut data)?;
-        Ok(NbdCompletion {
-            cookie,
-            result: Ok(data),
-        })
+        Ok(NbdCompletion { cookie, result: Ok(data) })
     }
 
     /// Waits for everything that is under way.
@@ -393,12 +352,7 @@ impl NbdClient {
     /// When the server refuses, or as in [`NbdClient::complete`].
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), NbdError> {
         let durable = false;
-        self.one(NbdRequest::Write {
-            offset,
-            data,
-            durable,
-        })
-        .map(drop)
+        self.one(NbdRequest::Write { offset, data, durable }).map(drop)
     }
 
     /// Writes and returns when it is durable.
@@ -407,12 +361,7 @@ impl NbdClient {
     /// When the server refuses, or as in [`NbdClient::complete`].
     pub fn write_durable(&mut self, offset: u64, data: &[u8]) -> Result<(), NbdError> {
         let durable = true;
-        self.one(NbdRequest::Write {
-            offset,
-            data,
-            durable,
-        })
-        .map(drop)
+        self.one(NbdRequest::Write { offset, data, durable }).map(drop)
     }
 
     /// Makes everything durable that was answered before.
@@ -458,10 +407,8 @@ impl Drop for NbdClient {
 }
 
 fn connect_unix(path: &Path) -> Result<Box<dyn Stream>, NbdError> {
-    let stream = UnixStream::connect(path).map_err(|source| NbdError::Connect {
-        address: PathBuf::from(path).display().to_string(),
-        source,
-    })?;
+    let stream = UnixStream::connect(path)
+        .map_err(|source| NbdError::Connect { address: PathBuf::from(path).display().to_string(), source })?;
     Ok(Box::new(stream))
 }
 
@@ -478,11 +425,7 @@ fn greet(stream: Box<dyn Stream>) -> Result<BufReader<Box<dyn Stream>>, NbdError
     Ok(stream)
 }
 
-fn send_option(
-    stream: &mut BufReader<Box<dyn Stream>>,
-    option: u32,
-    data: &[u8],
-) -> Result<(), NbdError> {
+fn send_option(stream: &mut BufReader<Box<dyn Stream>>, option: u32, data: &[u8]) -> Result<(), NbdError> {
     let mut message = Vec::with_capacity(16 + data.len());
     message.extend(OPTION.to_be_bytes());
     message.extend(option.to_be_bytes());
@@ -498,10 +441,7 @@ fn receive_option_reply(stream: &mut impl Read, option: u32) -> Result<(u32, Vec
     let kind = read_u32(stream)?;
     let size = read_u32(stream)?;
     if size > OPTION_REPLY_BYTES_MAX {
-        return Err(NbdError::Protocol {
-            what: "an option reply's size",
-            value: size.into(),
-        });
+        return Err(NbdError::Protocol { what: "an option reply's size", value: size.into() });
     }
     let mut data = vec![0; size as usize];
     stream.read_exact(&mut data)?;
@@ -509,19 +449,11 @@ fn receive_option_reply(stream: &mut impl Read, option: u32) -> Result<(u32, Vec
 }
 
 fn refused(option: u32, code: u32, message: &[u8]) -> NbdError {
-    NbdError::Refused {
-        option,
-        code,
-        message: String::from_utf8_lossy(message).into_owned(),
-    }
+    NbdError::Refused { option, code, message: String::from_utf8_lossy(message).into_owned() }
 }
 
 fn expect(what: &'static str, value: u64, expected: u64) -> Result<(), NbdError> {
-    if value == expected {
-        Ok(())
-    } else {
-        Err(NbdError::Protocol { what, value })
-    }
+    if value == expected { Ok(()) } else { Err(NbdError::Protocol { what, value }) }
 }
 
 fn read_u16(stream: &mut impl Read) -> io::Result<u16> {

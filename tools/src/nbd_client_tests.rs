@@ -17,16 +17,9 @@ impl Server {
     fn start(extra: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let image = folder.path().join("image");
-        File::create(&image)
-            .and_then(|file| file.set_len(SIZE))
-            .expect("an image");
+        File::create(&image).and_then(|file| file.set_len(SIZE)).expect("an image");
         let status = Command::new("qemu-nbd")
-            .args([
-                "--fork",
-                "--format=raw",
-                "--export-name=volume",
-                "--discard=unmap",
-            ])
+            .args(["--fork", "--format=raw", "--export-name=volume", "--discard=unmap"])
             .args(extra)
             .arg("--pid-file")
             .arg(folder.path().join("pid"))
@@ -52,10 +45,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         // One that has ended by itself has taken its pid file along, or is no longer there to be asked.
         if let Ok(pid) = std::fs::read_to_string(self.folder.path().join("pid")) {
-            let _ = Command::new("kill")
-                .arg(pid.trim())
-                .stderr(Stdio::null())
-                .status();
+            let _ = Command::new("kill").arg(pid.trim()).stderr(Stdio::null()).status();
         }
     }
 }
@@ -86,21 +76,14 @@ fn many_requests_under_way_get_their_own_answers() {
     let mut client = server.connect();
     for index in 0..32u8 {
         let data = [index + 1; 4_096];
-        let request = NbdRequest::Write {
-            offset: u64::from(index) * 4_096,
-            data: &data,
-            durable: false,
-        };
+        let request = NbdRequest::Write { offset: u64::from(index) * 4_096, data: &data, durable: false };
         client.submit(request).expect("submitted");
     }
     assert_eq!(client.pending_count(), 32);
     client.complete_all().expect("all written");
     let mut wanted = BTreeMap::new();
     for index in 0..32u8 {
-        let request = NbdRequest::Read {
-            offset: u64::from(index) * 4_096,
-            size: 4_096,
-        };
+        let request = NbdRequest::Read { offset: u64::from(index) * 4_096, size: 4_096 };
         wanted.insert(client.submit(request).expect("submitted"), index + 1);
     }
     while client.pending_count() > 0 {
@@ -117,16 +100,10 @@ fn a_refused_request_does_not_end_the_conversation() {
     let mut client = server.connect();
     let error = client.read(SIZE, 4_096).expect_err("beyond the end");
     let text = error.to_string();
-    assert!(
-        text.contains("could not read 4096 bytes at 8388608: error 22"),
-        "{text}"
-    );
+    assert!(text.contains("could not read 4096 bytes at 8388608: error 22"), "{text}");
     client.write(0, &[3; 512]).expect("the next one works");
     let large = vec![0; REQUEST_BYTES_MAX as usize + 1];
-    assert!(matches!(
-        client.write(0, &large),
-        Err(NbdError::TooLarge { .. })
-    ));
+    assert!(matches!(client.write(0, &large), Err(NbdError::TooLarge { .. })));
 }
 
 #[test]
@@ -140,14 +117,8 @@ fn exports_are_listed_and_unknown_ones_named() {
     assert_eq!(error.to_string(), "The NBD server has no export 'other'");
     let mut client = server.connect();
     assert!(client.is_read_only());
-    let error = client
-        .write(0, &[0; 512])
-        .expect_err("it takes no writes")
-        .to_string();
-    assert!(
-        error.contains("could not write 512 bytes at 0: error "),
-        "{error}"
-    );
+    let error = client.write(0, &[0; 512]).expect_err("it takes no writes").to_string();
+    assert!(error.contains("could not write 512 bytes at 0: error "), "{error}");
 }
 
 #[test]
@@ -195,8 +166,7 @@ fn a_server_that_leaves_the_protocol_is_refused_and_fills_no_memory() {
             let _ = stream.shutdown(std::net::Shutdown::Write);
             let _ = io::copy(&mut stream, &mut io::sink());
         });
-        let result = NbdClient::connect_unix(&path, "volume")
-            .and_then(|mut client| client.read(0, 512).map(drop));
+        let result = NbdClient::connect_unix(&path, "volume").and_then(|mut client| client.read(0, 512).map(drop));
         let error = result.expect_err(expected).to_string();
         assert!(error.contains(expected), "{error}");
         server.join().expect("the server ends");

@@ -27,15 +27,9 @@ impl Program {
             .spawn()
             .expect("it starts");
         let mut line = String::new();
-        BufReader::new(child.stderr.take().expect("piped"))
-            .read_line(&mut line)
-            .expect("a line");
+        BufReader::new(child.stderr.take().expect("piped")).read_line(&mut line).expect("a line");
         let mut addresses = line.split_whitespace().filter_map(|word| word.parse().ok());
-        let mut address = || {
-            addresses
-                .next()
-                .unwrap_or_else(|| panic!("no address in: {line}"))
-        };
+        let mut address = || addresses.next().unwrap_or_else(|| panic!("no address in: {line}"));
         let (a_side, b_side) = (address(), address());
         Self {
             input: child.stdin.take().expect("piped"),
@@ -63,17 +57,12 @@ impl Drop for Program {
 
 fn command(options: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_link-emulator"));
-    command
-        .args(["--a-side", "127.0.0.1:0", "--b-side", "127.0.0.1:0"])
-        .args(options);
+    command.args(["--a-side", "127.0.0.1:0", "--b-side", "127.0.0.1:0"]).args(options);
     command
 }
 
 fn refused(options: &[&str]) -> String {
-    let Output { status, stderr, .. } = command(options)
-        .stdin(Stdio::null())
-        .output()
-        .expect("it runs");
+    let Output { status, stderr, .. } = command(options).stdin(Stdio::null()).output().expect("it runs");
     assert!(!status.success());
     String::from_utf8(stderr).expect("text")
 }
@@ -91,8 +80,7 @@ fn packets_pass_and_commands_work_on_input_and_socket() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("control");
     let b = UdpSocket::bind("127.0.0.1:0").expect("a socket");
-    b.set_read_timeout(Some(Duration::from_secs(30)))
-        .expect("a limit");
+    b.set_read_timeout(Some(Duration::from_secs(30))).expect("a limit");
     let node = b.local_addr().expect("an address").to_string();
     let options = ["--delay", "1ms", "--seed", "7", "--b", &node, "--control"];
     let mut options = options.to_vec();
@@ -107,21 +95,11 @@ fn packets_pass_and_commands_work_on_input_and_socket() {
     assert_eq!(ask_socket(&path, "cut b-to-a"), "ok\n");
     assert!(ask_socket(&path, "settings").contains("\"cut\":true"));
     let statistics: Statistics = serde_json::from_str(&program.ask("stats")).expect("JSON");
-    assert_eq!(
-        (statistics.a_to_b.taken, statistics.a_to_b.delivered),
-        (1, 1)
-    );
-    assert!(
-        program
-            .ask("jump")
-            .starts_with("error: There is no command 'jump'")
-    );
+    assert_eq!((statistics.a_to_b.taken, statistics.a_to_b.delivered), (1, 1));
+    assert!(program.ask("jump").starts_with("error: There is no command 'jump'"));
     // A second one does not take the socket of the first away; a dead one's socket is replaced.
     let error = refused(&["--control", path.to_str().expect("text")]);
-    assert!(
-        error.contains("is the control socket of another running emulator"),
-        "{error}"
-    );
+    assert!(error.contains("is the control socket of another running emulator"), "{error}");
     drop(program);
     assert!(path.exists());
     let mut program = Program::start(&["--control", path.to_str().expect("text")]);
@@ -132,10 +110,7 @@ fn packets_pass_and_commands_work_on_input_and_socket() {
 #[test]
 fn mistakes_are_named_and_help_has_examples() {
     let error = refused(&["--loss", "often"]);
-    assert!(
-        error.contains("Cannot use --loss") && error.contains("write 1% or 0.01"),
-        "{error}"
-    );
+    assert!(error.contains("Cannot use --loss") && error.contains("write 1% or 0.01"), "{error}");
     let taken = UdpSocket::bind("127.0.0.1:0").expect("a socket");
     let address = taken.local_addr().expect("an address").to_string();
     let program = Command::new(env!("CARGO_BIN_EXE_link-emulator"))
@@ -145,15 +120,8 @@ fn mistakes_are_named_and_help_has_examples() {
         .expect("it runs");
     let error = String::from_utf8(program.stderr).expect("text");
     assert!(!program.status.success());
-    assert!(
-        error.contains(&format!("Cannot listen on {address}")),
-        "{error}"
-    );
+    assert!(error.contains(&format!("Cannot listen on {address}")), "{error}");
     let help = command(&["--help"]).output().expect("it runs");
     assert!(help.status.success());
-    assert!(
-        String::from_utf8(help.stdout)
-            .expect("text")
-            .contains("Examples:")
-    );
+    assert!(String::from_utf8(help.stdout).expect("text").contains("Examples:"));
 }

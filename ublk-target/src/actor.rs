@@ -15,10 +15,7 @@ use holdfast::{
     group::{Group, JournalLabel, OpenError},
     output::{Event, Output},
     pair::Role,
-    request::{
-        Busy, Durability, ExtentKind as CoreExtent, Operation, Reply, Request, RequestError,
-        RequestId, Space,
-    },
+    request::{Busy, Durability, ExtentKind as CoreExtent, Operation, Reply, Request, RequestError, RequestId, Space},
     units::{FrameCount, GroupId, Monotonic, Now, VolumeId, WallClock},
 };
 use replicator::{ChannelId, Frame};
@@ -121,21 +118,13 @@ impl GroupActor {
     }
 
     /// Carries out a host's request.
-    pub fn request(
-        &self,
-        volume: VolumeId,
-        operation: Operation,
-    ) -> oneshot::Receiver<RequestResult> {
+    pub fn request(&self, volume: VolumeId, operation: Operation) -> oneshot::Receiver<RequestResult> {
         let (sender, receiver) = oneshot::channel();
         let mut state = self.state.borrow_mut();
         let id = RequestId(state.next);
         state.next += 1;
         state.requests.insert(id, sender);
-        let request = Request {
-            id,
-            volume,
-            operation,
-        };
+        let request = Request { id, volume, operation };
         if state.waiting.is_empty() {
             if let Err(Busy(request)) = state.group.handle_request(now(self.start), request) {
                 state.waiting.push_back(request);
@@ -183,9 +172,7 @@ impl GroupActor {
         let mut state = self.state.borrow_mut();
         state.peer = Some(peer);
         state.group.handle_peer_up(now(self.start));
-        state
-            .group
-            .handle_stream_credit(now(self.start), STREAM_CREDIT);
+        state.group.handle_stream_credit(now(self.start), STREAM_CREDIT);
         drop(state);
         self.wake.notify_one();
     }
@@ -201,28 +188,19 @@ impl GroupActor {
 
     /// A frame came.
     pub fn frame(&self, body: Bytes) {
-        self.state
-            .borrow_mut()
-            .group
-            .handle_frame(now(self.start), body);
+        self.state.borrow_mut().group.handle_frame(now(self.start), body);
         self.wake.notify_one();
     }
 
     /// The peer has made frames durable.
     pub fn durable(&self, count: u64) {
-        self.state
-            .borrow_mut()
-            .group
-            .handle_durable(now(self.start), FrameCount(count));
+        self.state.borrow_mut().group.handle_durable(now(self.start), FrameCount(count));
         self.wake.notify_one();
     }
 
     /// The carrier has taken so many bytes.
     pub fn credit(&self, bytes: u64) {
-        self.state
-            .borrow_mut()
-            .group
-            .handle_stream_credit(now(self.start), bytes);
+        self.state.borrow_mut().group.handle_stream_credit(now(self.start), bytes);
         self.wake.notify_one();
     }
 
@@ -242,12 +220,7 @@ impl GroupActor {
                     Some(at) => {
                         // The ring is looked at only when no task is ready, so this one must not be ready for ever.
                         let soonest = Instant::now() + TIMER_STEP;
-                        sleep_until(
-                            (self.start + Duration::from_micros(at.0))
-                                .max(soonest)
-                                .into(),
-                        )
-                        .await;
+                        sleep_until((self.start + Duration::from_micros(at.0)).max(soonest).into()).await;
                     }
                     None => std::future::pending().await,
                 }
@@ -299,14 +272,7 @@ impl GroupActor {
             Output::Send(frame) => {
                 let channel = ChannelId(self.id().0);
                 if let Some(peer) = &state.peer {
-                    peer.send(
-                        self,
-                        Frame {
-                            channel,
-                            header: frame.header,
-                            payload: frame.payload,
-                        },
-                    );
+                    peer.send(self, Frame { channel, header: frame.header, payload: frame.payload });
                 }
             }
             Output::Durable(count) => {
@@ -335,11 +301,7 @@ impl GroupActor {
         let actor = self.clone();
         tokio_uring::spawn(async move {
             let outcome = carry_out(file, operation.action).await;
-            actor
-                .state
-                .borrow_mut()
-                .finished
-                .push((operation.id, outcome));
+            actor.state.borrow_mut().finished.push((operation.id, outcome));
             actor.wake.notify_one();
         });
     }
@@ -379,29 +341,18 @@ impl State {
 
 /// The clocks, for the core.
 fn now(start: Instant) -> Now {
-    let wall = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_micros() as u64;
-    Now {
-        monotonic: Monotonic(start.elapsed().as_micros() as u64 + 1),
-        wall: WallClock(wall),
-    }
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
+    Now { monotonic: Monotonic(start.elapsed().as_micros() as u64 + 1), wall: WallClock(wall) }
 }
 
 /// Opens the media of a group: the journal, then the pools that it names.
 pub fn open_media(journal: &Path, options: MediaOptions) -> anyhow::Result<GroupMedia> {
     let mut media = GroupMedia::default();
-    media
-        .0
-        .insert(MediumId::Journal, Medium::open(journal, options)?);
-    let label = holdfast::group::read_label(&mut media)
-        .map_err(|error| anyhow::anyhow!("{}: {error}", journal.display()))?;
+    media.0.insert(MediumId::Journal, Medium::open(journal, options)?);
+    let label =
+        holdfast::group::read_label(&mut media).map_err(|error| anyhow::anyhow!("{}: {error}", journal.display()))?;
     for spec in &label.volumes {
-        media.0.insert(
-            MediumId::Pool(spec.id),
-            Medium::open(Path::new(&spec.pool_path), options)?,
-        );
+        media.0.insert(MediumId::Pool(spec.id), Medium::open(Path::new(&spec.pool_path), options)?);
     }
     Ok(media)
 }
@@ -427,10 +378,7 @@ impl Export for VolumeExport {
         }
     }
 
-    fn submit(
-        &self,
-        request: ExportRequest,
-    ) -> impl Future<Output = Result<ExportReply, ExportError>> + 'static {
+    fn submit(&self, request: ExportRequest) -> impl Future<Output = Result<ExportReply, ExportError>> + 'static {
         let answer = self.actor.request(self.spec.id, operation(request));
         async move {
             match answer.await {
@@ -460,34 +408,17 @@ impl Export for VolumeExport {
 
 fn operation(request: ExportRequest) -> Operation {
     let durability = |fua| {
-        if fua {
-            Durability::Durable
-        } else {
-            Durability::Completed
-        }
+        if fua { Durability::Durable } else { Durability::Completed }
     };
     match request {
         ExportRequest::Read { offset, size } => Operation::Read { offset, size },
-        ExportRequest::Write { offset, data, fua } => Operation::Write {
-            offset,
-            data,
-            durability: durability(fua),
-        },
+        ExportRequest::Write { offset, data, fua } => Operation::Write { offset, data, durability: durability(fua) },
         ExportRequest::Flush => Operation::Flush,
         ExportRequest::Discard { offset, size } => Operation::Discard { offset, size },
-        ExportRequest::WriteZeroes {
+        ExportRequest::WriteZeroes { offset, size, keep_allocated, fua } => Operation::WriteZeroes {
             offset,
             size,
-            keep_allocated,
-            fua,
-        } => Operation::WriteZeroes {
-            offset,
-            size,
-            space: if keep_allocated {
-                Space::Keep
-            } else {
-                Space::Release
-            },
+            space: if keep_allocated { Space::Keep } else { Space::Release },
             durability: durability(fua),
         },
         ExportRequest::Extents { offset, size } => Operation::Extents { offset, size },

@@ -128,8 +128,6 @@ pub struct ApiError {
 impl ApiError {
     /// From anything that explains itself.
     pub fn new(error: impl ToString) -> Self {
-        Self {
-            error: error.to_string(),
-        }
+        Self { error: error.to_string() }
     }
 }

@@ -14,11 +14,7 @@ pub struct Filling {
 impl Filling {
     /// An empty buffer of `size` bytes.
     pub fn new(size: usize) -> Self {
-        Self {
-            buffer: AlignedBuffer::new(size),
-            size,
-            filled: 0,
-        }
+        Self { buffer: AlignedBuffer::new(size), size, filled: 0 }
     }
 
     /// How many bytes are filled.

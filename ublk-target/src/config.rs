@@ -135,55 +135,31 @@ fn default_directory() -> PathBuf {
 impl Config {
     /// Reads and checks a file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.into(),
-            source,
-        })?;
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
         Self::parse(&text, path)
     }
 
     /// Checks a text; `path` is for messages.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Parse {
-            path: path.into(),
-            text: error.to_string(),
-        })?;
-        let value = |key: String, reason: String| ConfigError::Value {
-            path: path.into(),
-            key,
-            reason,
-        };
+        let config: Self =
+            toml::from_str(text).map_err(|error| ConfigError::Parse { path: path.into(), text: error.to_string() })?;
+        let value = |key: String, reason: String| ConfigError::Value { path: path.into(), key, reason };
         if config.node.name.is_empty() || config.node.name.len() > 63 {
             return Err(value("node.name".into(), "a name has 1 to 63 bytes".into()));
         }
         for peer in &config.peers {
             let key = |field: &str| format!("peer \"{}\": {field}", peer.name);
             if !(1..=2).contains(&peer.links.len()) {
-                return Err(value(
-                    key("link"),
-                    format!("a peer has one or two links, not {}", peer.links.len()),
-                ));
+                return Err(value(key("link"), format!("a peer has one or two links, not {}", peer.links.len())));
             }
-            peer.key()
-                .map_err(|error| value(key("key"), error.to_string()))?;
-            if config
-                .peers
-                .iter()
-                .filter(|other| other.name == peer.name)
-                .count()
-                > 1
-            {
+            peer.key().map_err(|error| value(key("key"), error.to_string()))?;
+            if config.peers.iter().filter(|other| other.name == peer.name).count() > 1 {
                 return Err(value(key("name"), "two peers have this name".into()));
             }
         }
-        if let Some(address) = config
-            .nbd
-            .tcp
-            .filter(|address| !address.ip().is_loopback() && !config.nbd.public)
-        {
-            let reason = format!(
-                "{address} is not a loopback address; NBD is not encrypted: set public = true if you mean it"
-            );
+        if let Some(address) = config.nbd.tcp.filter(|address| !address.ip().is_loopback() && !config.nbd.public) {
+            let reason =
+                format!("{address} is not a loopback address; NBD is not encrypted: set public = true if you mean it");
             return Err(value("nbd.tcp".into(), reason));
         }
         Ok(config)
@@ -191,18 +167,12 @@ impl Config {
 
     /// The control socket.
     pub fn control_path(&self) -> PathBuf {
-        self.node
-            .control
-            .clone()
-            .unwrap_or_else(|| self.node.directory.join("control.sock"))
+        self.node.control.clone().unwrap_or_else(|| self.node.directory.join("control.sock"))
     }
 
     /// The key file.
     pub fn key_path(&self) -> PathBuf {
-        self.node
-            .key
-            .clone()
-            .unwrap_or_else(|| self.node.directory.join("key"))
+        self.node.key.clone().unwrap_or_else(|| self.node.directory.join("key"))
     }
 
     /// Where groups have their folders.
@@ -213,9 +183,7 @@ impl Config {
     /// Where the NBD server listens.
     pub fn nbd_addresses(&self) -> Vec<ListenAddress> {
         let unix = self.nbd.unix.clone().map(ListenAddress::Unix);
-        unix.into_iter()
-            .chain(self.nbd.tcp.map(ListenAddress::Tcp))
-            .collect()
+        unix.into_iter().chain(self.nbd.tcp.map(ListenAddress::Tcp)).collect()
     }
 }
 
@@ -230,10 +198,7 @@ impl PeerConfig {
         let named = self.links.iter().enumerate();
         named
             .map(|(index, link)| LinkOptions {
-                name: link
-                    .name
-                    .clone()
-                    .unwrap_or_else(|| format!("link{}", index + 1)),
+                name: link.name.clone().unwrap_or_else(|| format!("link{}", index + 1)),
                 local: link.local,
                 remote: link.remote,
             })
@@ -246,33 +211,23 @@ mod tests {
     use super::*;
 
     fn error(text: &str) -> String {
-        Config::parse(text, Path::new("holdfast.toml"))
-            .unwrap_err()
-            .to_string()
+        Config::parse(text, Path::new("holdfast.toml")).unwrap_err().to_string()
     }
 
     #[test]
     fn an_unknown_key_is_named_with_file_and_line() {
         let message = error("[node]\nname = \"a\"\ndirectry = \"/x\"\n");
-        assert!(
-            message.starts_with("holdfast.toml: ") && message.contains("line 3"),
-            "{message}"
-        );
+        assert!(message.starts_with("holdfast.toml: ") && message.contains("line 3"), "{message}");
         assert!(message.contains("directry"), "{message}");
     }
 
     #[test]
     fn impossible_values_are_named_with_the_way_out() {
         let message = error("[node]\nname = \"a\"\n[nbd]\ntcp = \"10.0.0.1:10809\"\n");
-        assert!(
-            message.contains("nbd.tcp: 10.0.0.1:10809 is not a loopback address"),
-            "{message}"
-        );
-        let peer = "[[peer]]\nname = \"b\"\nkey = \"12\"\n[[peer.link]]\nlocal = \"127.0.0.1:1\"\nremote = \"127.0.0.1:2\"\n";
+        assert!(message.contains("nbd.tcp: 10.0.0.1:10809 is not a loopback address"), "{message}");
+        let peer =
+            "[[peer]]\nname = \"b\"\nkey = \"12\"\n[[peer.link]]\nlocal = \"127.0.0.1:1\"\nremote = \"127.0.0.1:2\"\n";
         let message = error(&format!("[node]\nname = \"a\"\n{peer}"));
-        assert!(
-            message.contains("peer \"b\": key: \"12\" is no node key"),
-            "{message}"
-        );
+        assert!(message.contains("peer \"b\": key: \"12\" is no node key"), "{message}");
     }
 }

@@ -34,15 +34,10 @@ pub enum ControlError {
 
 /// Makes the socket. One that a dead daemon left is replaced.
 pub async fn listen(path: &Path) -> Result<UnixListener, ControlError> {
-    let error = |source| ControlError::Listen {
-        path: path.into(),
-        source,
-    };
+    let error = |source| ControlError::Listen { path: path.into(), source };
     match UnixStream::connect(path).await {
         Ok(_) => return Err(ControlError::InUse(path.into())),
-        Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(error)?
-        }
+        Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(error)?,
         Err(_) => {}
     }
     if let Some(folder) = path.parent() {
@@ -55,9 +50,7 @@ pub async fn listen(path: &Path) -> Result<UnixListener, ControlError> {
 
 /// Answers requests for ever.
 pub async fn serve(listener: UnixListener, node: mpsc::Sender<Asked>) -> io::Result<()> {
-    let router = Router::new()
-        .route("/v1/request", post(request))
-        .with_state(node);
+    let router = Router::new().route("/v1/request", post(request)).with_state(node);
     axum::serve(listener, router).await
 }
 
@@ -66,12 +59,7 @@ async fn request(
     Json(request): Json<Request>,
 ) -> Result<Json<Value>, (StatusCode, Json<ApiError>)> {
     let (sender, receiver) = oneshot::channel();
-    let gone = || {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            Json(ApiError::new("The daemon is stopping")),
-        )
-    };
+    let gone = || (StatusCode::SERVICE_UNAVAILABLE, Json(ApiError::new("The daemon is stopping")));
     node.send((request, sender)).await.map_err(|_| gone())?;
     match receiver.await {
         Ok(Ok(value)) => Ok(Json(value)),

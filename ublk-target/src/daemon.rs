@@ -17,9 +17,7 @@ use tracing::{error, info};
 pub fn run(config_path: &Path) -> anyhow::Result<()> {
     let config = Config::read(config_path)?;
     let identity = key::load_or_create(&config.key_path())?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         // The control socket comes first: it tells a second daemon that it is the second.
         let listener = control::listen(&config.control_path()).await?;
@@ -30,48 +28,40 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
                 identity: identity.clone(),
                 peer: peer_key,
                 links: peer.link_options(),
-                session: SessionOptions {
-                    mode: peer.mode,
-                    ..SessionOptions::default()
-                },
+                session: SessionOptions { mode: peer.mode, ..SessionOptions::default() },
             };
             let mut seed = [0; 8];
             getrandom::fill(&mut seed).context("Cannot get random bytes")?;
-            let link = connect(options, u64::from_le_bytes(seed))
-                .with_context(|| format!("Peer {}", peer.name))?;
+            let link = connect(options, u64::from_le_bytes(seed)).with_context(|| format!("Peer {}", peer.name))?;
             connected.push((peer.name.clone(), peer_key, link));
         }
         let (asked_sender, asked) = mpsc::channel(64);
         let (ready_sender, ready) = oneshot::channel();
         let (stop_sender, stop) = oneshot::channel();
         let (name, key) = (config.node.name.clone(), identity.public());
-        let disk =
-            thread::Builder::new()
-                .name("disk".into())
-                .spawn(move || -> anyhow::Result<()> {
-                    tokio_uring::start(async move {
-                        let mut peers = Vec::new();
-                        let mut events = Vec::new();
-                        for (name, key, (handle, receiver)) in connected {
-                            let peer = Peer::new(name, key, handle);
-                            events.push((peer.clone(), receiver));
-                            peers.push(peer);
-                        }
-                        let node = Node::open(config, key, peers)
-                            .context("Cannot open the node's directory")?;
-                        let server = node.serve_nbd()?;
-                        for (peer, receiver) in events {
-                            tokio_uring::spawn(node.clone().follow(peer, receiver));
-                        }
-                        tokio_uring::spawn(node.clone().answer(asked));
-                        // Nobody waits for it only if the daemon is going down already.
-                        let _ = ready_sender.send(());
-                        let _ = stop.await;
-                        drop(server);
-                        stop_node(node).await;
-                        Ok(())
-                    })
-                })?;
+        let disk = thread::Builder::new().name("disk".into()).spawn(move || -> anyhow::Result<()> {
+            tokio_uring::start(async move {
+                let mut peers = Vec::new();
+                let mut events = Vec::new();
+                for (name, key, (handle, receiver)) in connected {
+                    let peer = Peer::new(name, key, handle);
+                    events.push((peer.clone(), receiver));
+                    peers.push(peer);
+                }
+                let node = Node::open(config, key, peers).context("Cannot open the node's directory")?;
+                let server = node.serve_nbd()?;
+                for (peer, receiver) in events {
+                    tokio_uring::spawn(node.clone().follow(peer, receiver));
+                }
+                tokio_uring::spawn(node.clone().answer(asked));
+                // Nobody waits for it only if the daemon is going down already.
+                let _ = ready_sender.send(());
+                let _ = stop.await;
+                drop(server);
+                stop_node(node).await;
+                Ok(())
+            })
+        })?;
         tokio::spawn(async move {
             if let Err(error) = control::serve(listener, asked_sender).await {
                 error!(%error, "The control socket failed");
@@ -82,10 +72,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
         }
         info!(node = name, key = %identity.public(), "Ready");
         notify("READY=1");
-        let (mut terminate, mut interrupt) = (
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::interrupt())?,
-        );
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
@@ -108,8 +95,7 @@ async fn stop_node(node: Rc<Node>) {
 }
 
 fn join(disk: thread::JoinHandle<anyhow::Result<()>>) -> anyhow::Result<()> {
-    disk.join()
-        .unwrap_or_else(|_| Err(anyhow::anyhow!("The disk thread panicked")))
+    disk.join().unwrap_or_else(|_| Err(anyhow::anyhow!("The disk thread panicked")))
 }
 
 /// Tells the service manager, if there is one (sd_notify(3)).

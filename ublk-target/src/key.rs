@@ -20,9 +20,7 @@ pub enum KeyError {
         source: io::Error,
     },
     /// Its content is no key.
-    #[error(
-        "{path}: {source}; restore the file, or move it away to get a new key (the peers must then be told)"
-    )]
+    #[error("{path}: {source}; restore the file, or move it away to get a new key (the peers must then be told)")]
     Content {
         /// The file.
         path: PathBuf,
@@ -33,14 +31,8 @@ pub enum KeyError {
 
 /// Reads the key file, or makes it with mode 0600.
 pub fn load_or_create(path: &Path) -> Result<Identity, KeyError> {
-    let file = |source| KeyError::File {
-        path: path.into(),
-        source,
-    };
-    let content = |source| KeyError::Content {
-        path: path.into(),
-        source,
-    };
+    let file = |source| KeyError::File { path: path.into(), source };
+    let content = |source| KeyError::Content { path: path.into(), source };
     match fs::read(path) {
         Ok(bytes) => return Identity::from_bytes(&bytes).map_err(content),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -50,12 +42,7 @@ pub fn load_or_create(path: &Path) -> Result<Identity, KeyError> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(file)?;
     }
-    let mut made = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(file)?;
+    let mut made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(file)?;
     made.write_all(identity.to_bytes()).map_err(file)?;
     made.sync_all().map_err(file)?;
     Ok(identity)

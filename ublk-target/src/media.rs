@@ -45,9 +45,7 @@ pub enum MediumError {
         source: io::Error,
     },
     /// The file system does not do direct I/O.
-    #[error(
-        "{path}: its file system does not do direct I/O; put it elsewhere, or set buffered = true in [media]"
-    )]
+    #[error("{path}: its file system does not do direct I/O; put it elsewhere, or set buffered = true in [media]")]
     Direct {
         /// The path.
         path: PathBuf,
@@ -81,68 +79,34 @@ impl Medium {
     /// Opens and locks a medium that exists.
     pub fn open(path: &Path, options: MediaOptions) -> Result<Self, MediumError> {
         let flags = if options.buffered { 0 } else { libc::O_DIRECT };
-        let open = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(flags)
-            .open(path);
+        let open = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
         let file = open.map_err(|source| match source.raw_os_error() {
             Some(libc::EINVAL) if !options.buffered => MediumError::Direct { path: path.into() },
-            _ => MediumError::Open {
-                path: path.into(),
-                source,
-            },
+            _ => MediumError::Open { path: path.into(), source },
         })?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(MediumError::InUse { path: path.into() }),
             Err(TryLockError::Error(source)) => {
-                return Err(MediumError::Open {
-                    path: path.into(),
-                    source,
-                });
+                return Err(MediumError::Open { path: path.into(), source });
             }
         }
-        let error = |source| MediumError::Open {
-            path: path.into(),
-            source,
-        };
-        let ring = Rc::new(tokio_uring::fs::File::from_std(
-            file.try_clone().map_err(error)?,
-        ));
-        Ok(Self {
-            path: path.into(),
-            file,
-            ring,
-        })
+        let error = |source| MediumError::Open { path: path.into(), source };
+        let ring = Rc::new(tokio_uring::fs::File::from_std(file.try_clone().map_err(error)?));
+        Ok(Self { path: path.into(), file, ring })
     }
 
     /// Creates a file of `size` bytes that must not exist, and opens it. A block device is only opened.
-    pub fn create(
-        path: &Path,
-        size: u64,
-        allocation: Allocation,
-        options: MediaOptions,
-    ) -> Result<Self, MediumError> {
-        let error = |source| MediumError::Create {
-            path: path.into(),
-            size,
-            source,
-        };
+    pub fn create(path: &Path, size: u64, allocation: Allocation, options: MediaOptions) -> Result<Self, MediumError> {
+        let error = |source| MediumError::Create { path: path.into(), size, source };
         if path.exists() {
             return Self::open(path, options);
         }
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(error)?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(error)?;
         let made = match allocation {
             Allocation::Sparse => file.set_len(size),
             Allocation::Full => {
-                nix::fcntl::fallocate(&file, FallocateFlags::empty(), 0, size as i64)
-                    .map_err(io::Error::from)
+                nix::fcntl::fallocate(&file, FallocateFlags::empty(), 0, size as i64).map_err(io::Error::from)
             }
         };
         if let Err(source) = made {
@@ -182,18 +146,11 @@ pub async fn carry_out(file: Rc<tokio_uring::fs::File>, action: DiskAction) -> D
             };
             match result {
                 Ok(moved) if moved == expected => Ok(Bytes::new()),
-                Ok(moved) => Err(DiskError::Short {
-                    moved: moved as u32,
-                    expected: expected as u32,
-                }),
+                Ok(moved) => Err(DiskError::Short { moved: moved as u32, expected: expected as u32 }),
                 Err(error) => Err(disk_error(&error)),
             }
         }
-        DiskAction::Sync => file
-            .sync_data()
-            .await
-            .map(|()| Bytes::new())
-            .map_err(|error| disk_error(&error)),
+        DiskAction::Sync => file.sync_data().await.map(|()| Bytes::new()).map_err(|error| disk_error(&error)),
         DiskAction::Release { offset, size } => {
             let flags = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
             // A hint: a medium that cannot do it keeps the bytes.
@@ -207,16 +164,11 @@ async fn read(file: &tokio_uring::fs::File, offset: u64, size: u32) -> DiskOutco
     let mut filling = Filling::new(size as usize);
     while filling.filled() < size as usize {
         let from = filling.filled();
-        let (result, slice) = file
-            .read_at(filling.slice(from..), offset + from as u64)
-            .await;
+        let (result, slice) = file.read_at(filling.slice(from..), offset + from as u64).await;
         filling = slice.into_inner();
         match result {
             Ok(0) => {
-                return Err(DiskError::Short {
-                    moved: from as u32,
-                    expected: size,
-                });
+                return Err(DiskError::Short { moved: from as u32, expected: size });
             }
             Ok(_) => {}
             Err(error) => return Err(disk_error(&error)),
@@ -229,9 +181,7 @@ async fn read(file: &tokio_uring::fs::File, offset: u64, size: u32) -> DiskOutco
 pub fn disk_error(error: &io::Error) -> DiskError {
     match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT) => DiskError::NoSpace,
-        errno => DiskError::Failed {
-            errno: errno.unwrap_or(libc::EIO),
-        },
+        errno => DiskError::Failed { errno: errno.unwrap_or(libc::EIO) },
     }
 }
 
@@ -241,40 +191,27 @@ pub struct GroupMedia(pub BTreeMap<MediumId, Medium>);
 
 impl GroupMedia {
     fn medium(&self, id: MediumId) -> Result<&Medium, DiskError> {
-        self.0.get(&id).ok_or(DiskError::Failed {
-            errno: libc::ENODEV,
-        })
+        self.0.get(&id).ok_or(DiskError::Failed { errno: libc::ENODEV })
     }
 }
 
 impl Storage for GroupMedia {
     fn size(&mut self, medium: MediumId) -> Result<u64, DiskError> {
-        self.medium(medium)?
-            .size()
-            .map_err(|error| disk_error(&error))
+        self.medium(medium)?.size().map_err(|error| disk_error(&error))
     }
 
     fn read(&mut self, medium: MediumId, offset: u64, size: u32) -> Result<Bytes, DiskError> {
         let mut buffer = AlignedBuffer::new(size as usize);
-        let read = self
-            .medium(medium)?
-            .file
-            .read_exact_at(buffer.as_mut_slice(), offset);
+        let read = self.medium(medium)?.file.read_exact_at(buffer.as_mut_slice(), offset);
         read.map_err(|error| disk_error(&error))?;
         Ok(buffer.freeze())
     }
 
     fn write(&mut self, medium: MediumId, offset: u64, data: Bytes) -> Result<(), DiskError> {
-        self.medium(medium)?
-            .file
-            .write_all_at(&data, offset)
-            .map_err(|error| disk_error(&error))
+        self.medium(medium)?.file.write_all_at(&data, offset).map_err(|error| disk_error(&error))
     }
 
     fn sync(&mut self, medium: MediumId) -> Result<(), DiskError> {
-        self.medium(medium)?
-            .file
-            .sync_data()
-            .map_err(|error| disk_error(&error))
+        self.medium(medium)?.file.sync_data().map_err(|error| disk_error(&error))
     }
 }

@@ -76,20 +76,12 @@ impl Node {
             provisions: RefCell::default(),
             next: Cell::new(1),
         });
-        let mut folders: Vec<PathBuf> = fs::read_dir(&groups)?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .collect();
+        let mut folders: Vec<PathBuf> = fs::read_dir(&groups)?.filter_map(|entry| Some(entry.ok()?.path())).collect();
         folders.sort();
-        for journal in folders
-            .iter()
-            .map(|folder| folder.join("journal"))
-            .filter(|path| path.exists())
-        {
+        for journal in folders.iter().map(|folder| folder.join("journal")).filter(|path| path.exists()) {
             match node.open_group(&journal) {
                 Ok(actor) => {
-                    node.groups
-                        .borrow_mut()
-                        .insert(actor.label().name.to_string(), actor);
+                    node.groups.borrow_mut().insert(actor.label().name.to_string(), actor);
                 }
                 Err(reason) => error!(journal = %journal.display(), reason, "Group not opened"),
             }
@@ -98,9 +90,7 @@ impl Node {
     }
 
     fn options(&self) -> MediaOptions {
-        MediaOptions {
-            buffered: self.config.media.buffered,
-        }
+        MediaOptions { buffered: self.config.media.buffered }
     }
 
     fn open_group(&self, journal: &Path) -> Result<Rc<GroupActor>, String> {
@@ -114,11 +104,7 @@ impl Node {
     }
 
     /// Handles what comes from a peer's session for ever.
-    pub async fn follow(
-        self: Rc<Self>,
-        peer: Rc<Peer>,
-        mut events: mpsc::UnboundedReceiver<Event>,
-    ) {
+    pub async fn follow(self: Rc<Self>, peer: Rc<Peer>, mut events: mpsc::UnboundedReceiver<Event>) {
         let mut refused = String::new();
         while let Some(event) = events.recv().await {
             match event {
@@ -127,8 +113,7 @@ impl Node {
                     refused.clear();
                     peer.clear();
                     peer.set_up();
-                    self.of_peer(&peer)
-                        .for_each(|group| group.peer_up(peer.clone()));
+                    self.of_peer(&peer).for_each(|group| group.peer_up(peer.clone()));
                 }
                 Event::Down { reason } => {
                     info!(peer = peer.name, reason, "Session down");
@@ -162,39 +147,24 @@ impl Node {
     }
 
     fn frame(&self, peer: &Rc<Peer>, channel: ChannelId, body: Bytes) {
-        let group = self
-            .by_id(channel)
-            .filter(|group| group.label().peer == Some(NodeKey(peer.key.0)));
+        let group = self.by_id(channel).filter(|group| group.label().peer == Some(NodeKey(peer.key.0)));
         match group {
             Some(group) => group.frame(body),
             None => {
                 peer.consumed(body.len() as u64);
-                warn!(
-                    peer = peer.name,
-                    "A frame came for a group that is not paired with this peer"
-                );
+                warn!(peer = peer.name, "A frame came for a group that is not paired with this peer");
             }
         }
     }
 
     fn of_peer(&self, peer: &Peer) -> impl Iterator<Item = Rc<GroupActor>> + use<> {
         let key = Some(NodeKey(peer.key.0));
-        let groups: Vec<_> = self
-            .groups
-            .borrow()
-            .values()
-            .filter(|group| group.label().peer == key)
-            .cloned()
-            .collect();
+        let groups: Vec<_> = self.groups.borrow().values().filter(|group| group.label().peer == key).cloned().collect();
         groups.into_iter()
     }
 
     fn by_id(&self, channel: ChannelId) -> Option<Rc<GroupActor>> {
-        self.groups
-            .borrow()
-            .values()
-            .find(|group| group.id().0 == channel.0)
-            .cloned()
+        self.groups.borrow().values().find(|group| group.id().0 == channel.0).cloned()
     }
 
     /// Answers requests for ever.
@@ -223,28 +193,12 @@ impl Node {
     async fn carry_out(&self, request: Request) -> Answer {
         match request {
             Request::NodeStatus => Ok(self.status()),
-            Request::GroupCreate {
-                group,
-                journal_size,
-                journal,
-            } => self.create_group(&group, journal_size, journal),
+            Request::GroupCreate { group, journal_size, journal } => self.create_group(&group, journal_size, journal),
             Request::GroupDelete { group, erase } => self.delete_group(&group, erase),
-            Request::VolumeCreate {
-                group,
-                volume,
-                size,
-                logical_block_size,
-                table_block_size,
-                pool,
-                preallocate,
-            } => {
+            Request::VolumeCreate { group, volume, size, logical_block_size, table_block_size, pool, preallocate } => {
                 let actor = self.group(&group)?;
-                let used: Vec<VolumeId> =
-                    actor.label().volumes.iter().map(|spec| spec.id).collect();
-                let id = (1..)
-                    .map(VolumeId)
-                    .find(|id| !used.contains(id))
-                    .unwrap_or_default();
+                let used: Vec<VolumeId> = actor.label().volumes.iter().map(|spec| spec.id).collect();
+                let id = (1..).map(VolumeId).find(|id| !used.contains(id)).unwrap_or_default();
                 let spec = VolumeSpec {
                     id,
                     name: name(&volume)?,
@@ -254,23 +208,14 @@ impl Node {
                     pool: MediumUuid(random()?),
                     pool_path: self.pool_path(&group, &volume, pool),
                 };
-                let allocation = if preallocate {
-                    Allocation::Full
-                } else {
-                    Allocation::Sparse
-                };
+                let allocation = if preallocate { Allocation::Full } else { Allocation::Sparse };
                 self.create_volume(&actor, spec, allocation).await?;
-                Ok(
-                    json!({ "done": format!("Volume {group}/{volume} of {size} bytes created and exported") }),
-                )
+                Ok(json!({ "done": format!("Volume {group}/{volume} of {size} bytes created and exported") }))
             }
             Request::VolumeDelete { group, volume } => {
                 let actor = self.group(&group)?;
                 let label = actor.label();
-                let spec = label
-                    .volumes
-                    .iter()
-                    .find(|spec| spec.name.as_str() == volume);
+                let spec = label.volumes.iter().find(|spec| spec.name.as_str() == volume);
                 let spec = spec.ok_or_else(|| missing("volume", &format!("{group}/{volume}")))?;
                 command(&actor, Command::RemoveVolume(spec.id)).await?;
                 Ok(
@@ -279,94 +224,44 @@ impl Node {
             }
             Request::VolumeExport { group, read_only } => {
                 self.group(&group)?.exported.set(read_only);
-                let what = if read_only {
-                    "can be read on this node"
-                } else {
-                    "are served on the primary only"
-                };
+                let what = if read_only { "can be read on this node" } else { "are served on the primary only" };
                 Ok(json!({ "done": format!("The volumes of {group} {what}") }))
             }
             Request::PairCreate { group, peer } => self.create_pair(&group, &peer).await,
-            Request::PairDelete { group } => {
-                self.simple(&group, Command::DeletePair, "The pair is deleted")
-                    .await
-            }
+            Request::PairDelete { group } => self.simple(&group, Command::DeletePair, "The pair is deleted").await,
             Request::PairSuspend { group } => {
-                self.simple(
-                    &group,
-                    Command::SuspendPair,
-                    "The pair is suspended; changes are noted",
-                )
-                .await
+                self.simple(&group, Command::SuspendPair, "The pair is suspended; changes are noted").await
             }
-            Request::PairResume { group } => {
-                self.simple(&group, Command::ResumePair, "The pair is resumed")
-                    .await
-            }
+            Request::PairResume { group } => self.simple(&group, Command::ResumePair, "The pair is resumed").await,
             Request::RestartPoint { group, label } => {
                 let actor = self.group(&group)?;
-                command(
-                    &actor,
-                    Command::RestartPoint {
-                        label: name(&label)?,
-                    },
-                )
-                .await
+                command(&actor, Command::RestartPoint { label: name(&label)? }).await
             }
-            Request::Promote {
-                group,
-                latest,
-                force,
-            } => {
+            Request::Promote { group, latest, force } => {
                 let actor = self.group(&group)?;
                 if !force && !self.primary_is_silent(&actor).await {
                     return Err(ApiError::new(format!(
                         "The primary of group {group} is alive and connected; demote it first, or use --force, which fences it"
                     )));
                 }
-                let target = if latest {
-                    PromoteTarget::Latest
-                } else {
-                    PromoteTarget::RestartPoint
-                };
+                let target = if latest { PromoteTarget::Latest } else { PromoteTarget::RestartPoint };
                 command(&actor, Command::Promote(target)).await
             }
-            Request::Demote {
-                group,
-                discard_fork,
-            } => {
-                self.simple(
-                    &group,
-                    Command::Demote { discard_fork },
-                    "This node is a standby now",
-                )
-                .await
+            Request::Demote { group, discard_fork } => {
+                self.simple(&group, Command::Demote { discard_fork }, "This node is a standby now").await
             }
-            Request::SetLevel {
-                group,
-                level,
-                without_peer,
-            } => {
+            Request::SetLevel { group, level, without_peer } => {
                 let actor = self.group(&group)?;
                 if let Some(policy) = without_peer {
                     command(&actor, Command::SetWithoutPeer(policy)).await?;
                 }
-                self.simple(
-                    &group,
-                    Command::SetLevel(level),
-                    "The acknowledgement level is set",
-                )
-                .await
+                self.simple(&group, Command::SetLevel(level), "The acknowledgement level is set").await
             }
             Request::Status { group } => match group {
                 Some(group) => self.group_status(&self.group(&group)?),
                 None => {
                     let groups: Vec<_> = self.groups.borrow().values().cloned().collect();
-                    groups
-                        .iter()
-                        .map(|group| self.group_status(group))
-                        .collect::<Result<Vec<_>, _>>()
-                        .map(Value::from)
+                    groups.iter().map(|group| self.group_status(group)).collect::<Result<Vec<_>, _>>().map(Value::from)
                 }
             },
         }
@@ -375,19 +270,11 @@ impl Node {
     /// Whether nothing is heard of the group's primary. A link that has just died takes a moment to be noticed.
     async fn primary_is_silent(&self, actor: &GroupActor) -> bool {
         let peer = actor.label().peer;
-        let Some(peer) = self
-            .peers
-            .iter()
-            .find(|known| Some(NodeKey(known.key.0)) == peer)
-        else {
+        let Some(peer) = self.peers.iter().find(|known| Some(NodeKey(known.key.0)) == peer) else {
             return true;
         };
         for _ in 0..SILENCE_LOOKS {
-            let heard = peer
-                .status()
-                .links
-                .iter()
-                .any(|link| link.state == LinkState::Up);
+            let heard = peer.status().links.iter().any(|link| link.state == LinkState::Up);
             if !actor.status().connected || !heard {
                 return true;
             }
@@ -403,11 +290,7 @@ impl Node {
     }
 
     fn group(&self, name: &str) -> Result<Rc<GroupActor>, ApiError> {
-        self.groups
-            .borrow()
-            .get(name)
-            .cloned()
-            .ok_or_else(|| missing("group", name))
+        self.groups.borrow().get(name).cloned().ok_or_else(|| missing("group", name))
     }
 
     fn status(&self) -> Value {
@@ -423,20 +306,12 @@ impl Node {
     fn group_status(&self, group: &Rc<GroupActor>) -> Answer {
         let label = group.label();
         let mut value = serde_json::to_value(group.status()).map_err(ApiError::new)?;
-        let peer = self
-            .peers
-            .iter()
-            .find(|peer| Some(NodeKey(peer.key.0)) == label.peer);
+        let peer = self.peers.iter().find(|peer| Some(NodeKey(peer.key.0)) == label.peer);
         if let Value::Object(fields) = &mut value {
             fields.insert("group".into(), label.name.as_str().into());
             fields.insert("id".into(), label.group.to_string().into());
-            fields.insert(
-                "peer_name".into(),
-                peer.map(|peer| peer.name.clone()).into(),
-            );
-            let session = peer
-                .map(|peer| serde_json::to_value(peer.status()))
-                .transpose();
+            fields.insert("peer_name".into(), peer.map(|peer| peer.name.clone()).into());
+            let session = peer.map(|peer| serde_json::to_value(peer.status())).transpose();
             fields.insert("session".into(), session.map_err(ApiError::new)?.into());
         }
         Ok(value)
@@ -447,12 +322,7 @@ impl Node {
     }
 
     fn pool_path(&self, group: &str, volume: &str, given: Option<String>) -> String {
-        given.unwrap_or_else(|| {
-            self.folder(group)
-                .join(format!("{volume}.pool"))
-                .display()
-                .to_string()
-        })
+        given.unwrap_or_else(|| self.folder(group).join(format!("{volume}.pool")).display().to_string())
     }
 
     fn create_group(&self, group: &str, journal_size: u64, journal: Option<String>) -> Answer {
@@ -470,42 +340,28 @@ impl Node {
         Ok(json!({ "done": format!("Group {group} created"), "id": spec.id.to_string() }))
     }
 
-    fn make_group(
-        &self,
-        spec: &GroupSpec,
-        size: u64,
-        journal: Option<String>,
-    ) -> Result<Rc<GroupActor>, ApiError> {
+    fn make_group(&self, spec: &GroupSpec, size: u64, journal: Option<String>) -> Result<Rc<GroupActor>, ApiError> {
         let folder = self.folder(spec.name.as_str());
         let link = folder.join("journal");
         if link.symlink_metadata().is_ok() {
-            return Err(ApiError::new(format!(
-                "{} exists already; a group of that name was here",
-                link.display()
-            )));
+            return Err(ApiError::new(format!("{} exists already; a group of that name was here", link.display())));
         }
-        fs::create_dir_all(&folder)
-            .map_err(|error| ApiError::new(format!("{}: {error}", folder.display())))?;
+        fs::create_dir_all(&folder).map_err(|error| ApiError::new(format!("{}: {error}", folder.display())))?;
         let path = journal.clone().map_or_else(|| link.clone(), PathBuf::from);
         let existed = path.exists();
-        let made =
-            Medium::create(&path, size, Allocation::Full, self.options()).map_err(ApiError::new);
+        let made = Medium::create(&path, size, Allocation::Full, self.options()).map_err(ApiError::new);
         let opened = made.and_then(|medium| {
             let mut media = GroupMedia::default();
             media.0.insert(MediumId::Journal, medium);
-            format_journal(&mut media, spec)
-                .map_err(|error| ApiError::new(format!("{}: {error}", path.display())))?;
+            format_journal(&mut media, spec).map_err(|error| ApiError::new(format!("{}: {error}", path.display())))?;
             if journal.is_some() {
-                symlink(&path, &link)
-                    .map_err(|error| ApiError::new(format!("{}: {error}", link.display())))?;
+                symlink(&path, &link).map_err(|error| ApiError::new(format!("{}: {error}", link.display())))?;
             }
             GroupActor::open(media).map_err(ApiError::new)
         });
         match opened {
             Ok(actor) => {
-                self.groups
-                    .borrow_mut()
-                    .insert(spec.name.to_string(), actor.clone());
+                self.groups.borrow_mut().insert(spec.name.to_string(), actor.clone());
                 Ok(actor)
             }
             Err(error) => {
@@ -535,18 +391,13 @@ impl Node {
         let path = PathBuf::from(&spec.pool_path);
         let existed = path.exists();
         let size = pool_size_for(spec.size, spec.table_block_size);
-        let medium =
-            Medium::create(&path, size, allocation, self.options()).map_err(ApiError::new)?;
+        let medium = Medium::create(&path, size, allocation, self.options()).map_err(ApiError::new)?;
         let mut media = GroupMedia::default();
         media.0.insert(MediumId::Pool(spec.id), medium);
         let formatted = format_pool(&mut media, label.group, &spec);
         let medium = media.0.remove(&MediumId::Pool(spec.id));
         let added = match (formatted, medium) {
-            (Ok(()), Some(medium)) => actor
-                .add_volume(spec, medium)
-                .await
-                .map(|_| ())
-                .map_err(ApiError::new),
+            (Ok(()), Some(medium)) => actor.add_volume(spec, medium).await.map(|_| ()).map_err(ApiError::new),
             (Err(error), _) => Err(ApiError::new(format!("{}: {error}", path.display()))),
             (Ok(()), None) => Err(ApiError::new("The pool is gone")),
         };
@@ -560,9 +411,7 @@ impl Node {
         let actor = self.group(group)?;
         let label = actor.label();
         if label.peer.is_some() {
-            return Err(ApiError::new(format!(
-                "Group {group} has a peer; delete the pair first"
-            )));
+            return Err(ApiError::new(format!("Group {group} has a peer; delete the pair first")));
         }
         actor.close();
         self.groups.borrow_mut().remove(group);
@@ -570,24 +419,19 @@ impl Node {
         let gone = if erase {
             fs::remove_dir_all(&folder)
         } else {
-            fs::rename(
-                &folder,
-                folder.with_extension(format!("deleted-{}", label.group)),
-            )
+            fs::rename(&folder, folder.with_extension(format!("deleted-{}", label.group)))
         };
         gone.map_err(|error| ApiError::new(format!("{}: {error}", folder.display())))?;
-        let what = if erase {
-            "and its media in the node's directory are removed"
-        } else {
-            "its media are kept"
-        };
+        let what = if erase { "and its media in the node's directory are removed" } else { "its media are kept" };
         Ok(json!({ "done": format!("Group {group} deleted, {what}") }))
     }
 
     async fn create_pair(&self, group: &str, peer: &str) -> Answer {
         let actor = self.group(group)?;
         let peer = self.peers.iter().find(|known| known.name == peer).ok_or_else(|| {
-            ApiError::new(format!("There is no peer {peer} in the configuration; add [[peer]] name = \"{peer}\" and restart"))
+            ApiError::new(format!(
+                "There is no peer {peer} in the configuration; add [[peer]] name = \"{peer}\" and restart"
+            ))
         })?;
         // Links that were just started take a moment.
         if timeout(SESSION, peer.wait_up()).await.is_err() {
@@ -617,56 +461,32 @@ impl Node {
                 return Err(ApiError::new(format!("{} refuses: {error}", peer.name)));
             }
             _ => {
-                return Err(ApiError::new(format!(
-                    "{} did not answer in time; try again",
-                    peer.name
-                )));
+                return Err(ApiError::new(format!("{} did not answer in time; try again", peer.name)));
             }
         }
-        command(
-            &actor,
-            Command::CreatePair {
-                peer: NodeKey(peer.key.0),
-            },
-        )
-        .await?;
+        command(&actor, Command::CreatePair { peer: NodeKey(peer.key.0) }).await?;
         // Both ends greet each other in a new session.
         peer.clone().restart_soon();
-        Ok(
-            json!({ "done": format!("Group {group} is a pair with {}; what is stored is being copied", peer.name) }),
-        )
+        Ok(json!({ "done": format!("Group {group} is a pair with {}; what is stored is being copied", peer.name) }))
     }
 
     fn message(self: Rc<Self>, peer: &Rc<Peer>, body: &[u8]) {
-        let message = (body.len() <= MESSAGE_SIZE_MAX)
-            .then(|| Message::parse(body))
-            .flatten();
+        let message = (body.len() <= MESSAGE_SIZE_MAX).then(|| Message::parse(body)).flatten();
         match message {
             Some(Message::Provisioned { number, error }) => {
                 if let Some(sender) = self.provisions.borrow_mut().remove(&number) {
                     let _ = sender.send(error);
                 }
             }
-            Some(Message::Provision {
-                number,
-                group,
-                name,
-                journal_size,
-                volumes,
-            }) => {
+            Some(Message::Provision { number, group, name, journal_size, volumes }) => {
                 let peer = peer.clone();
                 tokio_uring::spawn(async move {
-                    let made = self
-                        .provision(&peer, &group, &name, journal_size, volumes)
-                        .await;
+                    let made = self.provision(&peer, &group, &name, journal_size, volumes).await;
                     let error = made.err().map(|error| error.error);
                     peer.send_message(Message::Provisioned { number, error }.encode());
                 });
             }
-            None => warn!(
-                peer = peer.name,
-                "A message came that this version does not understand"
-            ),
+            None => warn!(peer = peer.name, "A message came that this version does not understand"),
         }
     }
 
@@ -682,15 +502,11 @@ impl Node {
         let id = parse_id(id).ok_or_else(|| ApiError::new("The group's id is damaged"))?;
         if let Some(known) = self.groups.borrow().get(title) {
             let label = known.label();
-            let fits = label.group == id
-                && label.role == Role::Secondary
-                && label.peer == Some(NodeKey(peer.key.0));
+            let fits = label.group == id && label.role == Role::Secondary && label.peer == Some(NodeKey(peer.key.0));
             return if fits {
                 Ok(())
             } else {
-                Err(ApiError::new(format!(
-                    "this node has another group {title}; delete or rename one of them"
-                )))
+                Err(ApiError::new(format!("this node has another group {title}; delete or rename one of them")))
             };
         }
         if title.contains('/') || title.starts_with('.') || title.is_empty() {
@@ -706,9 +522,7 @@ impl Node {
         let actor = self.make_group(&spec, journal_size + (256 << 10), None)?;
         for volume in volumes {
             let path = self.pool_path(title, &volume.name, None);
-            let spec = volume
-                .spec(MediumUuid(random()?), path)
-                .map_err(ApiError::new)?;
+            let spec = volume.spec(MediumUuid(random()?), path).map_err(ApiError::new)?;
             self.create_volume(&actor, spec, Allocation::Sparse).await?;
         }
         info!(group = title, peer = peer.name, "Group made for the peer");
@@ -724,17 +538,12 @@ async fn command(actor: &Rc<GroupActor>, asked: Command) -> Answer {
         Ok(CommandReply::Done) => Ok(Value::Null),
         Ok(reply) => serde_json::to_value(reply).map_err(ApiError::new),
         Err(error @ CommandError::ForkWouldBeLost { .. }) => Err(ApiError::new(error)),
-        Err(error) => Err(ApiError::new(format!(
-            "Group {}: {error}",
-            actor.label().name
-        ))),
+        Err(error) => Err(ApiError::new(format!("Group {}: {error}", actor.label().name))),
     }
 }
 
 fn missing(what: &str, name: &str) -> ApiError {
-    ApiError::new(format!(
-        "There is no {what} {name} on this node; `ublk-admin status` lists what there is"
-    ))
+    ApiError::new(format!("There is no {what} {name} on this node; `ublk-admin status` lists what there is"))
 }
 
 fn name(text: &str) -> Result<Name, ApiError> {
@@ -751,9 +560,7 @@ fn random<const SIZE: usize>() -> Result<[u8; SIZE], ApiError> {
 }
 
 fn parse_id(text: &str) -> Option<GroupId> {
-    let number = u128::from_str_radix(text, 16)
-        .ok()
-        .filter(|_| text.len() == 32)?;
+    let number = u128::from_str_radix(text, 16).ok().filter(|_| text.len() == 32)?;
     Some(GroupId(number.to_be_bytes()))
 }
 
@@ -768,12 +575,7 @@ impl Exports {
             Role::Fenced => false,
         });
         served
-            .flat_map(|actor| {
-                actor.label().volumes.into_iter().map(|spec| VolumeExport {
-                    actor: actor.clone(),
-                    spec,
-                })
-            })
+            .flat_map(|actor| actor.label().volumes.into_iter().map(|spec| VolumeExport { actor: actor.clone(), spec }))
             .collect()
     }
 }
@@ -790,8 +592,6 @@ impl ExportCatalog for Exports {
         if name.is_empty() && all.len() == 1 {
             return all.pop().map(Rc::new);
         }
-        all.into_iter()
-            .find(|export| export.info().name == name)
-            .map(Rc::new)
+        all.into_iter().find(|export| export.info().name == name).map(Rc::new)
     }
 }

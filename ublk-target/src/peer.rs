@@ -36,22 +36,12 @@ impl Peer {
     /// A peer with which `handle` talks.
     pub fn new(name: String, key: PeerKey, handle: Handle) -> Rc<Self> {
         let (up, restarting) = (Cell::new(false), Cell::new(false));
-        Rc::new(Self {
-            name,
-            key,
-            handle,
-            outbox: RefCell::default(),
-            up,
-            came_up: Notify::new(),
-            restarting,
-        })
+        Rc::new(Self { name, key, handle, outbox: RefCell::default(), up, came_up: Notify::new(), restarting })
     }
 
     /// Sends a frame of a group, now or when there is room.
     pub fn send(&self, from: &Rc<GroupActor>, frame: Frame) {
-        self.outbox
-            .borrow_mut()
-            .push_back((Rc::downgrade(from), frame));
+        self.outbox.borrow_mut().push_back((Rc::downgrade(from), frame));
         // The group is borrowed now; its credit comes when the event loop comes round.
         if self.outbox.borrow().len() == 1 {
             self.handle_flush_later(from);
@@ -65,11 +55,7 @@ impl Peer {
 
     /// Sends a message of the node itself.
     pub fn send_message(&self, body: Vec<u8>) {
-        let frame = Frame {
-            channel: ChannelId::default(),
-            header: body.into(),
-            payload: bytes::Bytes::new(),
-        };
+        let frame = Frame { channel: ChannelId::default(), header: body.into(), payload: bytes::Bytes::new() };
         self.outbox.borrow_mut().push_back((Weak::new(), frame));
         self.flush();
     }
@@ -85,10 +71,7 @@ impl Peer {
             match self.handle.try_send(frame) {
                 Ok(()) => {
                     if let Some(actor) = from.upgrade() {
-                        match credits
-                            .last_mut()
-                            .filter(|(last, _)| Rc::ptr_eq(last, &actor))
-                        {
+                        match credits.last_mut().filter(|(last, _)| Rc::ptr_eq(last, &actor)) {
                             Some((_, credit)) => *credit += size,
                             None => credits.push((actor, size)),
                         }
@@ -100,9 +83,7 @@ impl Peer {
                 }
             }
         }
-        credits
-            .into_iter()
-            .for_each(|(actor, credit)| actor.credit(credit));
+        credits.into_iter().for_each(|(actor, credit)| actor.credit(credit));
     }
 
     /// A session has begun.

@@ -93,14 +93,8 @@ mod tests {
 
     #[test]
     fn messages_are_read_as_they_were_written() {
-        let message = Message::Provisioned {
-            number: 7,
-            error: None,
-        };
-        assert_eq!(
-            message.encode(),
-            br#"{"v1":"provisioned","number":7,"error":null}"#
-        );
+        let message = Message::Provisioned { number: 7, error: None };
+        assert_eq!(message.encode(), br#"{"v1":"provisioned","number":7,"error":null}"#);
         assert_eq!(Message::parse(&message.encode()), Some(message));
         assert_eq!(Message::parse(br#"{"v2":"provisioned","number":7}"#), None);
     }

@@ -12,9 +12,7 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature_with_raw_key},
-    pki_types::{
-        CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime,
-    },
+    pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime},
     server::{
         AlwaysResolvesServerRawPublicKeys,
         danger::{ClientCertVerified, ClientCertVerifier},
@@ -24,9 +22,7 @@ use rustls::{
 use std::{fmt, str::FromStr, sync::Arc};
 
 /// What comes before an Ed25519 key in a SubjectPublicKeyInfo (RFC 8410).
-const SPKI_PREFIX: [u8; 12] = [
-    0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
-];
+const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 const TEXT_PREFIX: &str = "holdfast-ed25519:";
 const PROTOCOL: &[u8] = b"holdfast/1";
 
@@ -100,17 +96,9 @@ impl Identity {
 
     /// Reads what [`Identity::to_bytes`] gave.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, IdentityError> {
-        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(bytes)
-            .map_err(|_| IdentityError::Damaged)?;
-        let public = pair
-            .public_key()
-            .as_ref()
-            .try_into()
-            .map_err(|_| IdentityError::Damaged)?;
-        Ok(Self {
-            pkcs8: Arc::new(bytes.to_vec()),
-            public: PeerKey(public),
-        })
+        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(bytes).map_err(|_| IdentityError::Damaged)?;
+        let public = pair.public_key().as_ref().try_into().map_err(|_| IdentityError::Damaged)?;
+        Ok(Self { pkcs8: Arc::new(bytes.to_vec()), public: PeerKey(public) })
     }
 
     /// The key pair in PKCS #8 form: keep it secret.
@@ -126,45 +114,34 @@ impl Identity {
     fn certified(&self, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, Error> {
         let der = PrivatePkcs8KeyDer::from(self.pkcs8.to_vec());
         let key = provider.key_provider.load_private_key(der.into())?;
-        Ok(Arc::new(CertifiedKey::new(
-            vec![CertificateDer::from(spki(self.public))],
-            key,
-        )))
+        Ok(Arc::new(CertifiedKey::new(vec![CertificateDer::from(spki(self.public))], key)))
     }
 
     /// TLS for the end that dials.
     pub(super) fn client(&self, peer: PeerKey) -> Result<QuicClientConfig, Error> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let own = self.certified(&provider)?;
-        let check = Arc::new(Pinned {
-            peer,
-            algorithms: provider.signature_verification_algorithms,
-        });
+        let check = Arc::new(Pinned { peer, algorithms: provider.signature_verification_algorithms });
         let mut config = rustls::ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(check)
             .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(own)));
         config.alpn_protocols = vec![PROTOCOL.to_vec()];
-        QuicClientConfig::try_from(config)
-            .map_err(|_| Error::General("no cipher suite for QUIC".into()))
+        QuicClientConfig::try_from(config).map_err(|_| Error::General("no cipher suite for QUIC".into()))
     }
 
     /// TLS for the end that is dialled.
     pub(super) fn server(&self, peer: PeerKey) -> Result<QuicServerConfig, Error> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let own = self.certified(&provider)?;
-        let check = Arc::new(Pinned {
-            peer,
-            algorithms: provider.signature_verification_algorithms,
-        });
+        let check = Arc::new(Pinned { peer, algorithms: provider.signature_verification_algorithms });
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(check)
             .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(own)));
         config.alpn_protocols = vec![PROTOCOL.to_vec()];
-        QuicServerConfig::try_from(config)
-            .map_err(|_| Error::General("no cipher suite for QUIC".into()))
+        QuicServerConfig::try_from(config).map_err(|_| Error::General("no cipher suite for QUIC".into()))
     }
 }
 
@@ -185,15 +162,9 @@ impl Pinned {
         if presented == spki(self.peer) {
             return Ok(());
         }
-        let shown = presented
-            .strip_prefix(&SPKI_PREFIX)
-            .and_then(|key| key.try_into().ok())
-            .map(PeerKey);
+        let shown = presented.strip_prefix(&SPKI_PREFIX).and_then(|key| key.try_into().ok()).map(PeerKey);
         let shown = shown.map_or_else(|| "something else".into(), |key| key.to_string());
-        Err(Error::General(format!(
-            "the peer's key is {shown}, not {}",
-            self.peer
-        )))
+        Err(Error::General(format!("the peer's key is {shown}, not {}", self.peer)))
     }
 
     fn signature(
@@ -218,8 +189,7 @@ impl ServerCertVerifier for Pinned {
         _: &[u8],
         _: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.check(presented)
-            .map(|()| ServerCertVerified::assertion())
+        self.check(presented).map(|()| ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -260,8 +230,7 @@ impl ClientCertVerifier for Pinned {
         _: &[CertificateDer<'_>],
         _: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.check(presented)
-            .map(|()| ClientCertVerified::assertion())
+        self.check(presented).map(|()| ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -300,24 +269,13 @@ mod tests {
         let key = Identity::generate().unwrap().public();
         assert_eq!(key.to_string().parse(), Ok(key));
         assert!("holdfast-ed25519:12".parse::<PeerKey>().is_err());
-        assert!(
-            key.to_string()
-                .replace("holdfast", "ssh")
-                .parse::<PeerKey>()
-                .is_err()
-        );
+        assert!(key.to_string().replace("holdfast", "ssh").parse::<PeerKey>().is_err());
     }
 
     #[test]
     fn an_identity_survives_its_file() {
         let identity = Identity::generate().unwrap();
-        assert_eq!(
-            Identity::from_bytes(identity.to_bytes()).unwrap().public(),
-            identity.public()
-        );
-        assert_eq!(
-            Identity::from_bytes(b"nonsense").map(|_| ()),
-            Err(IdentityError::Damaged)
-        );
+        assert_eq!(Identity::from_bytes(identity.to_bytes()).unwrap().public(), identity.public());
+        assert_eq!(Identity::from_bytes(b"nonsense").map(|_| ()), Err(IdentityError::Damaged));
     }
 }

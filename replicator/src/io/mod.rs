@@ -14,9 +14,7 @@ use crate::{
     session::{Full, Session, SessionEvent, SessionOptions},
 };
 use bytes::Bytes;
-use noq::{
-    ClientConfig, Connection, Endpoint, EndpointConfig, ServerConfig, TransportConfig, VarInt,
-};
+use noq::{ClientConfig, Connection, Endpoint, EndpointConfig, ServerConfig, TransportConfig, VarInt};
 use std::{
     io,
     net::{SocketAddr, UdpSocket},
@@ -201,10 +199,7 @@ enum LinkEvent {
 }
 
 /// Begins to talk to a peer, in tasks of the current tokio runtime. `seed`: a random number.
-pub fn connect(
-    options: NodeOptions,
-    seed: u64,
-) -> Result<(Handle, mpsc::UnboundedReceiver<Event>), StartError> {
+pub fn connect(options: NodeOptions, seed: u64) -> Result<(Handle, mpsc::UnboundedReceiver<Event>), StartError> {
     if !(1..=2).contains(&options.links.len()) {
         return Err(StartError::LinkCount(options.links.len()));
     }
@@ -218,10 +213,7 @@ pub fn connect(
     for link in &options.links {
         endpoints.push(endpoint(link, &options, &transport)?);
     }
-    let client = options
-        .identity
-        .client(options.peer)
-        .map_err(|error| StartError::Key(error.to_string()))?;
+    let client = options.identity.client(options.peer).map_err(|error| StartError::Key(error.to_string()))?;
     let mut client = ClientConfig::new(Arc::new(client));
     client.transport_config(transport);
     let shared = Arc::new(Shared {
@@ -244,17 +236,8 @@ pub fn connect(
         tasks.spawn(keeper.run());
     }
     let (events, receiver) = mpsc::unbounded_channel();
-    let handle = Handle {
-        shared: shared.clone(),
-        stop: Arc::new(Notify::new()),
-    };
-    tokio::spawn(drive(
-        shared,
-        handle.stop.clone(),
-        from_links,
-        events,
-        tasks,
-    ));
+    let handle = Handle { shared: shared.clone(), stop: Arc::new(Notify::new()) };
+    tokio::spawn(drive(shared, handle.stop.clone(), from_links, events, tasks));
     Ok((handle, receiver))
 }
 
@@ -277,20 +260,12 @@ fn endpoint(
     options: &NodeOptions,
     transport: &Arc<TransportConfig>,
 ) -> Result<Endpoint, StartError> {
-    let bind = |source| StartError::Bind {
-        name: link.name.clone(),
-        local: link.local,
-        source,
-    };
-    let server = options
-        .identity
-        .server(options.peer)
-        .map_err(|error| StartError::Key(error.to_string()))?;
+    let bind = |source| StartError::Bind { name: link.name.clone(), local: link.local, source };
+    let server = options.identity.server(options.peer).map_err(|error| StartError::Key(error.to_string()))?;
     let mut server = ServerConfig::with_crypto(Arc::new(server));
     server.transport_config(transport.clone());
     let socket = UdpSocket::bind(link.local).map_err(bind)?;
-    let runtime = noq::default_runtime()
-        .ok_or_else(|| bind(io::Error::other("there is no tokio runtime")))?;
+    let runtime = noq::default_runtime().ok_or_else(|| bind(io::Error::other("there is no tokio runtime")))?;
     Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime).map_err(bind)
 }
 
@@ -315,12 +290,7 @@ impl Keeper {
             match connection {
                 Ok(connection) => self.serve(connection).await,
                 Err(reason) => {
-                    if self
-                        .events
-                        .send(LinkEvent::Refused(self.index, reason))
-                        .await
-                        .is_err()
-                    {
+                    if self.events.send(LinkEvent::Refused(self.index, reason)).await.is_err() {
                         return;
                     }
                 }
@@ -332,10 +302,8 @@ impl Keeper {
     }
 
     async fn dial(&self, client: ClientConfig) -> Result<Connection, String> {
-        let connecting = self
-            .endpoint
-            .connect_with(client, self.remote, "holdfast")
-            .map_err(|error| error.to_string())?;
+        let connecting =
+            self.endpoint.connect_with(client, self.remote, "holdfast").map_err(|error| error.to_string())?;
         match timeout(HANDSHAKE, connecting).await {
             Ok(connection) => connection.map_err(|error| error.to_string()),
             Err(_) => Err(format!("{} does not answer", self.remote)),
@@ -358,12 +326,7 @@ impl Keeper {
         let mut connection = connection;
         loop {
             let (sender, mut outgoing) = mpsc::channel::<Bytes>(WRITE_QUEUE);
-            if self
-                .events
-                .send(LinkEvent::Open(self.index, sender))
-                .await
-                .is_err()
-            {
+            if self.events.send(LinkEvent::Open(self.index, sender)).await.is_err() {
                 return;
             }
             let write = async {
@@ -385,12 +348,7 @@ impl Keeper {
                         let Some(Ok(more)) = more else { break };
                         datagrams.push(more);
                     }
-                    if self
-                        .events
-                        .send(LinkEvent::Datagrams(self.index, datagrams))
-                        .await
-                        .is_err()
-                    {
+                    if self.events.send(LinkEvent::Datagrams(self.index, datagrams)).await.is_err() {
                         break;
                     }
                 }
@@ -410,12 +368,7 @@ impl Keeper {
                 () = read => None,
                 newer = newer => Some(newer),
             };
-            if self
-                .events
-                .send(LinkEvent::Closed(self.index))
-                .await
-                .is_err()
-            {
+            if self.events.send(LinkEvent::Closed(self.index)).await.is_err() {
                 return;
             }
             connection.close(VarInt::from_u32(0), b"");
@@ -523,10 +476,7 @@ fn turn(
             SessionEvent::Down { reason } => Event::Down { reason },
             SessionEvent::Frame(frame) => Event::Frame(frame),
             SessionEvent::Durable { channel, value } => Event::Durable { channel, value },
-            SessionEvent::Link { link, state } => Event::Link {
-                link: name(link),
-                state,
-            },
+            SessionEvent::Link { link, state } => Event::Link { link: name(link), state },
             SessionEvent::Writable => Event::Writable,
         });
     }
@@ -534,14 +484,8 @@ fn turn(
     let mut room = [true; 2];
     while room.contains(&true) {
         for (link, writer) in writers.iter().enumerate() {
-            let permit = writer
-                .as_ref()
-                .filter(|_| room[link])
-                .and_then(|writer| writer.try_reserve().ok());
-            let datagram = permit
-                .is_some()
-                .then(|| session.poll_transmit(now, link))
-                .flatten();
+            let permit = writer.as_ref().filter(|_| room[link]).and_then(|writer| writer.try_reserve().ok());
+            let datagram = permit.is_some().then(|| session.poll_transmit(now, link)).flatten();
             match (permit, datagram) {
                 (Some(permit), Some(bytes)) => permit.send(bytes),
                 _ => room[link] = false,

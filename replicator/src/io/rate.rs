@@ -11,10 +11,7 @@ pub(super) struct RateFactory;
 
 impl ControllerFactory for RateFactory {
     fn build(self: Arc<Self>, now: Instant, _: u16) -> Box<dyn Controller> {
-        Box::new(RateController {
-            start: now,
-            model: RateModel::new(),
-        })
+        Box::new(RateController { start: now, model: RateModel::new() })
     }
 }
 
@@ -25,15 +22,7 @@ struct RateController {
 }
 
 impl Controller for RateController {
-    fn on_ack(
-        &mut self,
-        now: Instant,
-        sent: Instant,
-        bytes: u64,
-        _: u64,
-        limited: bool,
-        _: &RttEstimator,
-    ) {
+    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, _: u64, limited: bool, _: &RttEstimator) {
         let at = now.duration_since(self.start).as_micros() as u64 + 1;
         let rtt = now.saturating_duration_since(sent).as_micros() as u64;
         self.model.acknowledged(at, bytes, rtt, limited);

@@ -4,31 +4,16 @@ use super::*;
 use std::net::Ipv4Addr;
 
 fn free_port() -> SocketAddr {
-    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
-        .unwrap()
-        .local_addr()
-        .unwrap()
+    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
 }
 
-fn options(
-    identity: &Identity,
-    peer: PeerKey,
-    addresses: &[(SocketAddr, SocketAddr)],
-) -> NodeOptions {
-    let links = addresses
-        .iter()
-        .enumerate()
-        .map(|(index, (local, remote))| LinkOptions {
-            name: format!("link{index}"),
-            local: *local,
-            remote: *remote,
-        });
-    NodeOptions {
-        identity: identity.clone(),
-        peer,
-        links: links.collect(),
-        session: SessionOptions::default(),
-    }
+fn options(identity: &Identity, peer: PeerKey, addresses: &[(SocketAddr, SocketAddr)]) -> NodeOptions {
+    let links = addresses.iter().enumerate().map(|(index, (local, remote))| LinkOptions {
+        name: format!("link{index}"),
+        local: *local,
+        remote: *remote,
+    });
+    NodeOptions { identity: identity.clone(), peer, links: links.collect(), session: SessionOptions::default() }
 }
 
 fn addresses() -> Vec<(SocketAddr, SocketAddr)> {
@@ -39,10 +24,7 @@ fn reversed(addresses: &[(SocketAddr, SocketAddr)]) -> Vec<(SocketAddr, SocketAd
     addresses.iter().map(|(a, b)| (*b, *a)).collect()
 }
 
-async fn until(
-    events: &mut mpsc::UnboundedReceiver<Event>,
-    wanted: impl Fn(&Event) -> bool,
-) -> Event {
+async fn until(events: &mut mpsc::UnboundedReceiver<Event>, wanted: impl Fn(&Event) -> bool) -> Event {
     let search = async {
         loop {
             let event = events.recv().await.expect("the driver goes on");
@@ -51,18 +33,12 @@ async fn until(
             }
         }
     };
-    timeout(Duration::from_secs(60), search)
-        .await
-        .expect("the event comes")
+    timeout(Duration::from_secs(60), search).await.expect("the event comes")
 }
 
 fn frame(number: u32, size: usize) -> Frame {
     let header = Bytes::copy_from_slice(&number.to_le_bytes());
-    Frame {
-        channel: ChannelId([1; 16]),
-        header,
-        payload: vec![number as u8; size].into(),
-    }
+    Frame { channel: ChannelId([1; 16]), header, payload: vec![number as u8; size].into() }
 }
 
 #[tokio::test]
@@ -78,39 +54,25 @@ async fn frames_cross_two_real_links_and_are_acknowledged() {
     }
     for number in 0..200 {
         let event = until(&mut right_events, |event| matches!(event, Event::Frame(_))).await;
-        let Event::Frame(received) = event else {
-            unreachable!()
-        };
+        let Event::Frame(received) = event else { unreachable!() };
         assert_eq!(received.body[..4], (number as u32).to_le_bytes());
         assert_eq!(received.body.len(), 50_004);
         right.consumed(received.body.len() as u64);
     }
     right.mark_durable(ChannelId([1; 16]), 200);
-    until(&mut left_events, |event| {
-        matches!(event, Event::Durable { value: 200, .. })
-    })
-    .await;
-    assert!(
-        left.status()
-            .links
-            .iter()
-            .all(|link| link.state == LinkState::Up)
-    );
+    until(&mut left_events, |event| matches!(event, Event::Durable { value: 200, .. })).await;
+    assert!(left.status().links.iter().all(|link| link.state == LinkState::Up));
     right.close();
     left.close();
 }
 
 #[tokio::test]
 async fn a_peer_with_another_key_gets_no_further_than_the_handshake() {
-    let (a, b, stranger) = (
-        Identity::generate().unwrap(),
-        Identity::generate().unwrap(),
-        Identity::generate().unwrap(),
-    );
+    let (a, b, stranger) =
+        (Identity::generate().unwrap(), Identity::generate().unwrap(), Identity::generate().unwrap());
     let there = addresses();
     let (left, mut left_events) = connect(options(&a, b.public(), &there), 1).unwrap();
-    let (right, mut right_events) =
-        connect(options(&stranger, a.public(), &reversed(&there)), 2).unwrap();
+    let (right, mut right_events) = connect(options(&stranger, a.public(), &reversed(&there)), 2).unwrap();
     // Who dials depends on the keys; each end that takes part in a handshake says so.
     let refused = |event: &Event| matches!(event, Event::Refused { .. });
     tokio::select! {
@@ -137,10 +99,7 @@ async fn a_node_that_is_started_anew_is_found_again() {
             Err(error) => panic!("{error}"),
         }
     };
-    until(&mut left_events, |event| {
-        matches!(event, Event::Down { .. })
-    })
-    .await;
+    until(&mut left_events, |event| matches!(event, Event::Down { .. })).await;
     until(&mut left_events, |event| matches!(event, Event::Up { .. })).await;
     until(&mut right_events, |event| matches!(event, Event::Up { .. })).await;
     left.try_send(frame(7, 10)).unwrap();
@@ -153,13 +112,7 @@ async fn a_port_in_use_is_named() {
     let taken = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let local = taken.local_addr().unwrap();
     let identity = Identity::generate().unwrap();
-    let result = connect(
-        options(&identity, PeerKey([9; 32]), &[(local, free_port())]),
-        1,
-    );
+    let result = connect(options(&identity, PeerKey([9; 32]), &[(local, free_port())]), 1);
     let error = result.map(|_| ()).unwrap_err().to_string();
-    assert!(
-        error.contains(&format!("Link link0: cannot use the local address {local}")),
-        "{error}"
-    );
+    assert!(error.contains(&format!("Link link0: cannot use the local address {local}")), "{error}");
 }

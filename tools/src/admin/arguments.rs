@@ -41,9 +41,8 @@ impl Arguments {
         if let Some(path) = &self.socket {
             return Ok(path.clone());
         }
-        let config = Config::read(CONFIG_PATH.as_ref()).map_err(|error| {
-            ClientError::Refused(format!("{error}; or name the socket with --socket"))
-        })?;
+        let config = Config::read(CONFIG_PATH.as_ref())
+            .map_err(|error| ClientError::Refused(format!("{error}; or name the socket with --socket")))?;
         Ok(config.control_path())
     }
 }
@@ -301,9 +300,7 @@ impl From<WithoutPeer> for pair::WithoutPeer {
 }
 
 fn bytes(text: &str) -> Result<u64, String> {
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let shift = match unit.trim() {
         "" | "B" => 0,
@@ -313,12 +310,8 @@ fn bytes(text: &str) -> Result<u64, String> {
         "TiB" | "T" => 40,
         _ => return Err(format!("\"{unit}\" is no unit; use KiB, MiB, GiB or TiB")),
     };
-    let number: u64 = number
-        .parse()
-        .map_err(|_| format!("\"{text}\" does not begin with a number"))?;
-    number
-        .checked_mul(1 << shift)
-        .ok_or_else(|| format!("\"{text}\" is too much"))
+    let number: u64 = number.parse().map_err(|_| format!("\"{text}\" does not begin with a number"))?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("\"{text}\" is too much"))
 }
 
 #[cfg(test)]

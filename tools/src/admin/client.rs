@@ -40,23 +40,14 @@ impl Client {
     /// # Errors
     /// When the daemon cannot be reached or refuses.
     pub fn ask(&self, request: &Request) -> Result<Value, ClientError> {
-        let unreachable = |reason: String| ClientError::Unreachable {
-            path: self.path.clone(),
-            reason,
-        };
+        let unreachable = |reason: String| ClientError::Unreachable { path: self.path.clone(), reason };
         let body = serde_json::to_vec(request).map_err(|error| unreachable(error.to_string()))?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| unreachable(error.to_string()))?;
-        let (ok, bytes) = runtime
-            .block_on(self.exchange(body))
-            .map_err(|error| unreachable(error.to_string()))?;
+        let (ok, bytes) = runtime.block_on(self.exchange(body)).map_err(|error| unreachable(error.to_string()))?;
         if !ok {
-            let error = serde_json::from_slice(&bytes).map_or_else(
-                |_| String::from_utf8_lossy(&bytes).into_owned(),
-                |error: ApiError| error.error,
-            );
+            let error = serde_json::from_slice(&bytes)
+                .map_or_else(|_| String::from_utf8_lossy(&bytes).into_owned(), |error: ApiError| error.error);
             return Err(ClientError::Refused(error));
         }
         serde_json::from_slice(&bytes).map_err(|error| unreachable(error.to_string()))

@@ -36,9 +36,7 @@ pub fn run(arguments: &Arguments) -> Result<(), ClientError> {
     }
     let client = Client::new(arguments.socket()?);
     if let Command::Status(options) = &arguments.command {
-        let request = Request::Status {
-            group: options.group.clone(),
-        };
+        let request = Request::Status { group: options.group.clone() };
         loop {
             let value = client.ask(&request)?;
             if options.watch {
@@ -54,31 +52,14 @@ pub fn run(arguments: &Arguments) -> Result<(), ClientError> {
     let request = request(&arguments.command)?;
     let mut value = client.ask(&request)?;
     match &arguments.command {
-        Command::Pair(PairCommand::Create {
-            group,
-            wait: true,
-            timeout,
-            ..
-        }) => {
-            wait(&client, group, *timeout, "the copy to end", |status| {
-                status["pair"]["state"] == "duplex"
-            })?;
+        Command::Pair(PairCommand::Create { group, wait: true, timeout, .. }) => {
+            wait(&client, group, *timeout, "the copy to end", |status| status["pair"]["state"] == "duplex")?;
         }
         Command::RestartPoint(options) if options.wait => {
-            let generation = value["restart-point"]["generation"]
-                .as_u64()
-                .unwrap_or(u64::MAX);
-            wait(
-                &client,
-                &options.group,
-                options.timeout,
-                "the standby to have the restart point",
-                |status| {
-                    status["restart_point_acknowledged"]
-                        .as_u64()
-                        .is_some_and(|have| have >= generation)
-                },
-            )?;
+            let generation = value["restart-point"]["generation"].as_u64().unwrap_or(u64::MAX);
+            wait(&client, &options.group, options.timeout, "the standby to have the restart point", |status| {
+                status["restart_point_acknowledged"].as_u64().is_some_and(|have| have >= generation)
+            })?;
         }
         _ => {}
     }
@@ -96,17 +77,12 @@ pub fn run(arguments: &Arguments) -> Result<(), ClientError> {
 }
 
 fn print(arguments: &Arguments, value: &Value, text: &str) {
-    if arguments.json {
-        println!("{value:#}")
-    } else {
-        println!("{text}")
-    }
+    if arguments.json { println!("{value:#}") } else { println!("{text}") }
 }
 
 fn own_key(config: &Path) -> Result<String, ClientError> {
     let config = Config::read(config).map_err(|error| ClientError::Refused(error.to_string()))?;
-    let identity = key::load_or_create(&config.key_path())
-        .map_err(|error| ClientError::Refused(error.to_string()))?;
+    let identity = key::load_or_create(&config.key_path()).map_err(|error| ClientError::Refused(error.to_string()))?;
     Ok(identity.public().to_string())
 }
 
@@ -119,9 +95,7 @@ fn wait(
 ) -> Result<(), ClientError> {
     let end = Instant::now() + Duration::from_secs(timeout);
     loop {
-        let status = client.ask(&Request::Status {
-            group: Some(group.to_owned()),
-        })?;
+        let status = client.ask(&Request::Status { group: Some(group.to_owned()) })?;
         if done(&status) {
             return Ok(());
         }
@@ -139,15 +113,9 @@ fn request(command: &Command) -> Result<Request, ClientError> {
     Ok(match command.clone() {
         Command::Key(_) | Command::Status(_) => return refuse("not a request"),
         Command::Node(NodeCommand::Status) => Request::NodeStatus,
-        Command::Group(GroupCommand::Create {
-            group,
-            journal_size,
-            journal,
-        }) => Request::GroupCreate {
-            group,
-            journal_size,
-            journal,
-        },
+        Command::Group(GroupCommand::Create { group, journal_size, journal }) => {
+            Request::GroupCreate { group, journal_size, journal }
+        }
         Command::Group(GroupCommand::List) => Request::Status { group: None },
         Command::Group(GroupCommand::Show { group }) => Request::Status { group: Some(group) },
         Command::Group(GroupCommand::Delete { group, yes, erase }) => {
@@ -182,53 +150,20 @@ fn request(command: &Command) -> Result<Request, ClientError> {
         }
         Command::Volume(VolumeCommand::Export { group, read_only }) => {
             if !read_only {
-                return refuse(
-                    "A primary's volumes are exported without being asked; on a standby say --read-only",
-                );
+                return refuse("A primary's volumes are exported without being asked; on a standby say --read-only");
             }
-            Request::VolumeExport {
-                group,
-                read_only: true,
-            }
+            Request::VolumeExport { group, read_only: true }
         }
-        Command::Volume(VolumeCommand::Unexport { group }) => Request::VolumeExport {
-            group,
-            read_only: false,
-        },
-        Command::Pair(PairCommand::Create { group, peer, .. }) => {
-            Request::PairCreate { group, peer }
-        }
+        Command::Volume(VolumeCommand::Unexport { group }) => Request::VolumeExport { group, read_only: false },
+        Command::Pair(PairCommand::Create { group, peer, .. }) => Request::PairCreate { group, peer },
         Command::Pair(PairCommand::Delete { group }) => Request::PairDelete { group },
         Command::Pair(PairCommand::Suspend { group }) => Request::PairSuspend { group },
         Command::Pair(PairCommand::Resume { group }) => Request::PairResume { group },
-        Command::RestartPoint(options) => Request::RestartPoint {
-            group: options.group,
-            label: options.label,
-        },
-        Command::Promote {
-            group,
-            latest,
-            force,
-        } => Request::Promote {
-            group,
-            latest,
-            force,
-        },
-        Command::Demote {
-            group,
-            discard_fork,
-        } => Request::Demote {
-            group,
-            discard_fork,
-        },
-        Command::Level {
-            group,
-            level,
-            without_peer,
-        } => Request::SetLevel {
-            group,
-            level: level.into(),
-            without_peer: without_peer.map(Into::into),
-        },
+        Command::RestartPoint(options) => Request::RestartPoint { group: options.group, label: options.label },
+        Command::Promote { group, latest, force } => Request::Promote { group, latest, force },
+        Command::Demote { group, discard_fork } => Request::Demote { group, discard_fork },
+        Command::Level { group, level, without_peer } => {
+            Request::SetLevel { group, level: level.into(), without_peer: without_peer.map(Into::into) }
+        }
     })
 }

@@ -6,9 +6,7 @@ use std::fmt::Write;
 /// One group's status, or several.
 pub fn status(value: &Value) -> String {
     match value {
-        Value::Array(groups) if groups.is_empty() => {
-            "No groups; make one with: ublk-admin group create NAME".into()
-        }
+        Value::Array(groups) if groups.is_empty() => "No groups; make one with: ublk-admin group create NAME".into(),
         Value::Array(groups) => groups.iter().map(group).collect::<Vec<_>>().join("\n"),
         one => group(one),
     }
@@ -24,12 +22,7 @@ fn number(value: &Value, field: &str) -> u64 {
 
 fn place(value: &Value) -> String {
     let epoch = number(value, "epoch");
-    format!(
-        "{}.{}:{}",
-        epoch >> 32,
-        epoch & 0xffff_ffff,
-        number(value, "seq")
-    )
+    format!("{}.{}:{}", epoch >> 32, epoch & 0xffff_ffff, number(value, "seq"))
 }
 
 fn size(bytes: u64) -> String {
@@ -40,36 +33,17 @@ fn size(bytes: u64) -> String {
         amount /= 1024.0;
         unit += 1;
     }
-    if unit == 0 {
-        format!("{bytes} B")
-    } else {
-        format!("{amount:.1} {}", UNITS[unit])
-    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{amount:.1} {}", UNITS[unit]) }
 }
 
 fn group(value: &Value) -> String {
     let mut out = String::new();
     let pair = &value["pair"];
-    let cause = pair["cause"]
-        .as_str()
-        .map(|cause| format!(" ({cause})"))
-        .unwrap_or_default();
-    let connected = if value["connected"] == true {
-        "connected"
-    } else {
-        "not connected"
-    };
-    let peer = value["peer_name"]
-        .as_str()
-        .map_or_else(String::new, |name| format!(", peer {name} {connected}"));
+    let cause = pair["cause"].as_str().map(|cause| format!(" ({cause})")).unwrap_or_default();
+    let connected = if value["connected"] == true { "connected" } else { "not connected" };
+    let peer = value["peer_name"].as_str().map_or_else(String::new, |name| format!(", peer {name} {connected}"));
     // Writing to a string does not fail.
-    let _ = writeln!(
-        out,
-        "{}: {}, {}{cause}{peer}",
-        text(value, "group"),
-        text(value, "role"),
-        text(pair, "state")
-    );
+    let _ = writeln!(out, "{}: {}, {}{cause}{peer}", text(value, "group"), text(value, "role"), text(pair, "state"));
     let _ = writeln!(out, "  level       {}", text(value, "level"));
     let _ = writeln!(out, "  last record {}", place(&value["head"]));
     let lag = &value["lag"];
@@ -86,15 +60,8 @@ fn group(value: &Value) -> String {
     let point = &value["restart_point"];
     if point.is_object() {
         let label = point["label"].as_str().filter(|label| !label.is_empty());
-        let label = label
-            .map(|label| format!(" \"{label}\""))
-            .unwrap_or_default();
-        let _ = writeln!(
-            out,
-            "  restart point {}{label} at {}",
-            number(point, "generation"),
-            place(&point["at"])
-        );
+        let label = label.map(|label| format!(" \"{label}\"")).unwrap_or_default();
+        let _ = writeln!(out, "  restart point {}{label} at {}", number(point, "generation"), place(&point["at"]));
     }
     let _ = writeln!(
         out,
@@ -140,9 +107,7 @@ pub fn volumes(value: &Value) -> String {
 fn session(value: &Value) -> String {
     let mut out = String::new();
     for link in value["links"].as_array().into_iter().flatten() {
-        let rtt = link["rtt_micros"]
-            .as_u64()
-            .map_or("-".into(), |rtt| format!("{:.1} ms", rtt as f64 / 1e3));
+        let rtt = link["rtt_micros"].as_u64().map_or("-".into(), |rtt| format!("{:.1} ms", rtt as f64 / 1e3));
         let _ = writeln!(
             out,
             "  link {}: {}, RTT {rtt}, loss {:.2} %, {} sent in {} packets",
@@ -173,11 +138,7 @@ fn session(value: &Value) -> String {
 pub fn node(value: &Value) -> String {
     let mut out = format!("{}  {}\n", text(value, "name"), text(value, "key"));
     for peer in value["peers"].as_array().into_iter().flatten() {
-        let up = if peer["session"]["up"] == true {
-            "session up"
-        } else {
-            "no session"
-        };
+        let up = if peer["session"]["up"] == true { "session up" } else { "no session" };
         let _ = writeln!(out, "peer {}: {up}", text(peer, "name"));
         out += &session(&peer["session"]);
     }
@@ -192,18 +153,12 @@ pub fn answer(value: &Value) -> String {
     }
     let point = &value["restart-point"];
     if point.is_object() {
-        return format!(
-            "Restart point {} declared at {}",
-            number(point, "generation"),
-            place(&point["at"])
-        );
+        return format!("Restart point {} declared at {}", number(point, "generation"), place(&point["at"]));
     }
     let promoted = &value["promoted"];
     if promoted.is_object() {
         let target = promoted["generation"].as_u64();
-        let target = target.map_or("the latest state".into(), |generation| {
-            format!("restart point {generation}")
-        });
+        let target = target.map_or("the latest state".into(), |generation| format!("restart point {generation}"));
         return format!(
             "This node is the primary now, at {target} ({}); {} later records are not part of it",
             place(&promoted["at"]),

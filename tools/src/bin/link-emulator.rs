@@ -107,8 +107,7 @@ impl Arguments {
             ("mtu", &self.mtu),
         ] {
             if let Some(value) = value {
-                line.set(name, value)
-                    .with_context(|| format!("Cannot use --{name}"))?;
+                line.set(name, value).with_context(|| format!("Cannot use --{name}"))?;
             }
         }
         Ok(line)
@@ -148,17 +147,12 @@ fn main() -> anyhow::Result<()> {
 /// Listens on `path`; a socket that an earlier run left behind is replaced, one that answers is not.
 fn listen(path: &Path) -> anyhow::Result<UnixListener> {
     if UnixStream::connect(path).is_ok() {
-        bail!(
-            "{} is the control socket of another running emulator; choose another path",
-            path.display()
-        );
+        bail!("{} is the control socket of another running emulator; choose another path", path.display());
     }
     let is_socket = std::fs::symlink_metadata(path)
         .is_ok_and(|found| std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()));
     if is_socket {
-        std::fs::remove_file(path)
-            .with_context(|| format!("Cannot remove the old socket {}", path.display()))?;
+        std::fs::remove_file(path).with_context(|| format!("Cannot remove the old socket {}", path.display()))?;
     }
-    UnixListener::bind(path)
-        .with_context(|| format!("Cannot listen on {}; is the folder there?", path.display()))
+    UnixListener::bind(path).with_context(|| format!("Cannot listen on {}; is the folder there?", path.display()))
 }

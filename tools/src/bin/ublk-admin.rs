@@ -1,5 +1,7 @@
 //! The operator's command `ublk-admin`.
 
+#![forbid(unsafe_code)]
+
 use clap::Parser;
 use std::process::ExitCode;
 use tools::admin::{Arguments, ClientError, run};
@@ -9,11 +11,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ublk-admin: {error}");
-            ExitCode::from(if matches!(error, ClientError::Unreachable { .. }) {
-                3
-            } else {
-                1
-            })
+            ExitCode::from(if matches!(error, ClientError::Unreachable { .. }) { 3 } else { 1 })
         }
     }
 }

@@ -60,14 +60,10 @@ pub fn answer(emulator: &Emulator, line: &str) -> Result<String, CommandError> {
         ("settings", []) => {
             let both = [Side::A, Side::B].map(|side| emulator.line_settings(side));
             let [a_to_b, b_to_a] = both;
-            return Ok(json(
-                &serde_json::json!({"a_to_b": a_to_b, "b_to_a": b_to_a}),
-            ));
+            return Ok(json(&serde_json::json!({"a_to_b": a_to_b, "b_to_a": b_to_a})));
         }
         _ => {
-            return Err(CommandError::Unknown {
-                line: line.trim().to_owned(),
-            });
+            return Err(CommandError::Unknown { line: line.trim().to_owned() });
         }
     }
     Ok("ok".to_owned())
@@ -136,19 +132,10 @@ mod tests {
     fn commands_change_both_ways_or_one() {
         let emulator = emulator();
         assert_eq!(answer(&emulator, "set loss 3%"), Ok("ok".to_owned()));
-        assert_eq!(
-            answer(&emulator, " set b-to-a  loss 5%\n"),
-            Ok("ok".to_owned())
-        );
+        assert_eq!(answer(&emulator, " set b-to-a  loss 5%\n"), Ok("ok".to_owned()));
         assert_eq!(answer(&emulator, "cut a-to-b"), Ok("ok".to_owned()));
-        let (a, b) = (
-            emulator.line_settings(Side::A),
-            emulator.line_settings(Side::B),
-        );
-        assert_eq!(
-            (a.loss, b.loss),
-            (Probability::from_percent(3), Probability::from_percent(5))
-        );
+        let (a, b) = (emulator.line_settings(Side::A), emulator.line_settings(Side::B));
+        assert_eq!((a.loss, b.loss), (Probability::from_percent(3), Probability::from_percent(5)));
         assert_eq!((a.cut, b.cut), (true, false));
         assert_eq!(answer(&emulator, "cut"), Ok("ok".to_owned()));
         assert!(emulator.line_settings(Side::B).cut);
@@ -160,25 +147,13 @@ mod tests {
     fn a_conversation_answers_each_line_and_survives_mistakes() {
         let emulator = emulator();
         let mut output = Vec::new();
-        converse(
-            &emulator,
-            &b"stats\nset loss lots\ndance\ncut\n"[..],
-            &mut output,
-        )
-        .expect("a conversation");
+        converse(&emulator, &b"stats\nset loss lots\ndance\ncut\n"[..], &mut output).expect("a conversation");
         let output = String::from_utf8(output).expect("text");
         let lines: Vec<&str> = output.lines().collect();
-        let statistics: super::super::proxy::Statistics =
-            serde_json::from_str(lines[0]).expect("JSON");
+        let statistics: super::super::proxy::Statistics = serde_json::from_str(lines[0]).expect("JSON");
         assert_eq!(statistics, emulator.statistics());
-        assert_eq!(
-            lines[1],
-            "error: 'lots' is not a probability; write 1% or 0.01"
-        );
-        assert_eq!(
-            lines[2],
-            "error: There is no command 'dance'; there are cut, heal, set, stats and settings"
-        );
+        assert_eq!(lines[1], "error: 'lots' is not a probability; write 1% or 0.01");
+        assert_eq!(lines[2], "error: There is no command 'dance'; there are cut, heal, set, stats and settings");
         assert_eq!(lines[3], "ok");
         assert!(emulator.line_settings(Side::A).cut);
     }

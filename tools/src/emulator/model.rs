@@ -137,11 +137,7 @@ impl Line {
             self.counters.lost_cut += 1;
             return;
         }
-        if self
-            .settings
-            .packet_bytes_max
-            .is_some_and(|limit| size > u64::from(limit))
-        {
+        if self.settings.packet_bytes_max.is_some_and(|limit| size > u64::from(limit)) {
             self.counters.lost_size += 1;
             return;
         }
@@ -214,11 +210,7 @@ impl Line {
         let Some(burst) = self.settings.burst else {
             return false;
         };
-        let change = if self.burst_bad {
-            burst.end
-        } else {
-            burst.begin
-        };
+        let change = if self.burst_bad { burst.end } else { burst.begin };
         if change.happens(&mut self.random) {
             self.burst_bad = !self.burst_bad;
         }
@@ -244,9 +236,7 @@ impl Line {
     fn draw_arrival(&mut self, sent_at: Duration) -> Duration {
         let jitter = u64::try_from(self.settings.jitter.as_nanos()).unwrap_or(u64::MAX);
         let jitter = Duration::from_nanos(self.random.below(jitter.saturating_add(1)));
-        let due_at = sent_at
-            .saturating_add(self.settings.delay)
-            .saturating_add(jitter);
+        let due_at = sent_at.saturating_add(self.settings.delay).saturating_add(jitter);
         if self.settings.reorder.happens(&mut self.random) {
             return due_at.saturating_add(self.settings.reorder_by);
         }
@@ -257,13 +247,7 @@ impl Line {
     fn wait(&mut self, due_at: Duration, number: u64, is_copy: bool, bytes: Vec<u8>) {
         self.copies_made += 1;
         self.waiting_bytes += bytes.len() as u64;
-        self.waiting.push(Reverse(Waiting {
-            due_at,
-            order: self.copies_made,
-            number,
-            is_copy,
-            bytes,
-        }));
+        self.waiting.push(Reverse(Waiting { due_at, order: self.copies_made, number, is_copy, bytes }));
     }
 
     /// Changes one to three bytes. Two changes of one byte may undo each other, so the first place is changed only once
@@ -273,11 +257,7 @@ impl Line {
         let first = self.random.below(size);
         let changes = 1 + self.random.below(3);
         for change in 0..changes {
-            let place = if change == 0 {
-                first
-            } else {
-                self.random.below(size)
-            };
+            let place = if change == 0 { first } else { self.random.below(size) };
             let flip = 1 + self.random.below(255) as u8;
             if change > 0 && place == first {
                 continue;

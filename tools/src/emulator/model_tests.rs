@@ -23,10 +23,7 @@ fn run(line: &mut Line, count: u32, every: Duration) -> Vec<(Duration, Vec<u8>)>
 fn drain(line: &mut Line, until: Duration, arrived: &mut Vec<(Duration, Vec<u8>)>) {
     while let Some(due_at) = line.poll_timeout().filter(|&due_at| due_at <= until) {
         if let Some(early) = due_at.checked_sub(Duration::from_nanos(1)) {
-            assert!(
-                line.poll_delivery(early).is_none(),
-                "delivered before {due_at:?}"
-            );
+            assert!(line.poll_delivery(early).is_none(), "delivered before {due_at:?}");
         }
         let packet = line.poll_delivery(due_at).expect("a packet is due");
         arrived.push((due_at, packet));
@@ -54,14 +51,8 @@ fn a_plain_line_delivers_all_at_once_and_unchanged() {
     }
     assert_eq!(arrived.len(), 100);
     let counters = line.counters();
-    assert_eq!(
-        (counters.taken, counters.delivered, counters.lost()),
-        (100, 100, 0)
-    );
-    assert_eq!(
-        (counters.taken_bytes, counters.delivered_bytes),
-        (100_000, 100_000)
-    );
+    assert_eq!((counters.taken, counters.delivered, counters.lost()), (100, 100, 0));
+    assert_eq!((counters.taken_bytes, counters.delivered_bytes), (100_000, 100_000));
 }
 
 #[test]
@@ -71,24 +62,14 @@ fn delay_and_jitter_keep_their_bounds_and_the_order() {
         line.jitter = 4 * MILLISECOND;
     });
     // Far apart, each packet has its own delay; close together, a late one holds up those behind it.
-    for (every, mean_us) in [
-        (10 * MILLISECOND, 11_800..12_200),
-        (Duration::from_micros(100), 13_000..14_000),
-    ] {
+    for (every, mean_us) in [(10 * MILLISECOND, 11_800..12_200), (Duration::from_micros(100), 13_000..14_000)] {
         let mut line = Line::new(settings.clone(), 2);
         let arrived = run(&mut line, 10_000, every);
         let mut sum = Duration::ZERO;
         for (number, (at, packet)) in arrived.iter().enumerate() {
-            assert_eq!(
-                number_of(packet) as usize,
-                number,
-                "jitter changed the order"
-            );
+            assert_eq!(number_of(packet) as usize, number, "jitter changed the order");
             let delay = *at - every * number as u32;
-            assert!(
-                (10 * MILLISECOND..=14 * MILLISECOND).contains(&delay),
-                "{delay:?}"
-            );
+            assert!((10 * MILLISECOND..=14 * MILLISECOND).contains(&delay), "{delay:?}");
             sum += delay;
         }
         assert_eq!(arrived.len(), 10_000);
@@ -107,20 +88,14 @@ fn random_loss_has_its_rate_and_is_independent() {
     assert!((4_586..=5_414).contains(&lost), "{lost}");
     assert_eq!(arrived.len() as u64 + lost, 100_000);
     // Two in a row happen as often as chance says: 250 expected, standard deviation under 16.
-    let pairs = gaps(&arrived, 100_000)
-        .iter()
-        .map(|&gap| gap - 1)
-        .sum::<u32>();
+    let pairs = gaps(&arrived, 100_000).iter().map(|&gap| gap - 1).sum::<u32>();
     assert!((155..=345).contains(&pairs), "{pairs}");
 }
 
 #[test]
 fn burst_loss_has_its_rate_and_its_length() {
     let share = Probability::from_percent(2);
-    let mut line = Line::new(
-        with(|line| line.burst = Some(BurstLoss::averaging(share, 10))),
-        4,
-    );
+    let mut line = Line::new(with(|line| line.burst = Some(BurstLoss::averaging(share, 10))), 4);
     let arrived = run(&mut line, 500_000, MILLISECOND);
     let lost = line.counters().lost_burst;
     // About 1,000 bursts of 10 with a standard deviation of 10 each: 450 for the sum, six of them on each side.
@@ -175,11 +150,7 @@ fn full_queue_drops_what_comes_on_top() {
         let mut line = Line::new(settings, 6);
         let arrived = run(&mut line, 100, Duration::ZERO);
         assert_eq!(arrived.len(), expected, "{queue:?}");
-        assert_eq!(
-            line.counters().lost_queue,
-            100 - expected as u64,
-            "{queue:?}"
-        );
+        assert_eq!(line.counters().lost_queue, 100 - expected as u64, "{queue:?}");
     }
 }
 
@@ -197,17 +168,11 @@ fn a_queue_that_drains_takes_packets_again() {
 
 #[test]
 fn duplicates_are_the_same_bytes_twice() {
-    let mut line = Line::new(
-        with(|line| line.duplicate = Probability::from_percent(10)),
-        8,
-    );
+    let mut line = Line::new(with(|line| line.duplicate = Probability::from_percent(10)), 8);
     let arrived = run(&mut line, 10_000, MILLISECOND);
     let doubled = line.counters().duplicated;
     assert!((820..=1_180).contains(&doubled), "{doubled}");
-    let same = arrived
-        .windows(2)
-        .filter(|pair| pair[0].1 == pair[1].1)
-        .count();
+    let same = arrived.windows(2).filter(|pair| pair[0].1 == pair[1].1).count();
     assert_eq!(same as u64, doubled);
     assert_eq!(arrived.len() as u64, 10_000 + doubled);
     assert_eq!(line.counters().reordered, 0);
@@ -221,10 +186,7 @@ fn reordered_packets_are_overtaken_and_not_lost() {
     });
     let mut line = Line::new(settings, 9);
     let arrived = run(&mut line, 10_000, MILLISECOND);
-    let mut numbers: Vec<u32> = arrived
-        .iter()
-        .map(|(_, packet)| number_of(packet))
-        .collect();
+    let mut numbers: Vec<u32> = arrived.iter().map(|(_, packet)| number_of(packet)).collect();
     let backwards = numbers.windows(2).filter(|pair| pair[0] > pair[1]).count();
     assert!(backwards > 500, "{backwards}");
     let reordered = line.counters().reordered;
@@ -244,10 +206,7 @@ fn corruption_changes_up_to_three_bytes_and_keeps_the_size() {
         by_count[packet.iter().filter(|&&byte| byte != 0x11).count()] += 1;
     }
     assert_eq!(by_count[0], 0, "a packet came through unchanged");
-    assert!(
-        by_count[1..].iter().all(|&count| count > 200),
-        "{by_count:?}"
-    );
+    assert!(by_count[1..].iter().all(|&count| count > 200), "{by_count:?}");
     assert_eq!(line.counters().corrupted, 1_000);
     // A packet without bytes has nothing to change.
     line.handle_packet(Duration::ZERO, Vec::new());
@@ -260,11 +219,7 @@ fn larger_packets_than_the_line_takes_are_lost() {
     let mut line = Line::new(with(|line| line.packet_bytes_max = Some(1_200)), 11);
     line.handle_packet(Duration::ZERO, vec![0; 1_200]);
     line.handle_packet(Duration::ZERO, vec![0; 1_201]);
-    assert_eq!(
-        line.poll_delivery(Duration::ZERO)
-            .map(|packet| packet.len()),
-        Some(1_200)
-    );
+    assert_eq!(line.poll_delivery(Duration::ZERO).map(|packet| packet.len()), Some(1_200));
     assert_eq!(line.poll_delivery(Duration::ZERO), None);
     assert_eq!(line.counters().lost_size, 1);
 }
@@ -277,17 +232,11 @@ fn a_cut_loses_what_is_on_its_way_and_a_healed_line_works_again() {
     });
     let mut line = Line::new(good.clone(), 12);
     line.handle_packet(Duration::ZERO, vec![1]);
-    line.change_settings(LineSettings {
-        cut: true,
-        ..good.clone()
-    });
+    line.change_settings(LineSettings { cut: true, ..good.clone() });
     assert_eq!(line.poll_timeout(), None);
     line.handle_packet(MILLISECOND, vec![2]);
     // The doubled packet is one lost packet.
-    assert_eq!(
-        (line.counters().lost_cut, line.counters().delivered),
-        (2, 0)
-    );
+    assert_eq!((line.counters().lost_cut, line.counters().delivered), (2, 0));
     line.change_settings(good);
     line.handle_packet(2 * MILLISECOND, vec![3]);
     assert_eq!(line.poll_delivery(12 * MILLISECOND), Some(vec![3]));
@@ -321,10 +270,7 @@ fn the_same_seed_gives_the_same_history_and_another_seed_another() {
         let arrived = run(&mut line, 5_000, MILLISECOND);
         let counters = line.counters();
         // Each packet that came in is delivered or lost under one cause.
-        assert_eq!(
-            counters.taken,
-            counters.delivered - counters.duplicated + counters.lost()
-        );
+        assert_eq!(counters.taken, counters.delivered - counters.duplicated + counters.lost());
         (arrived, counters)
     };
     assert!(history(14) == history(14));

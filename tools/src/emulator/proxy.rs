@@ -57,15 +57,7 @@ impl EmulatorSettings {
     /// Both sides on free ports of 127.0.0.1, the same line both ways, the nodes found by what they send.
     pub fn local(line: LineSettings, seed: u64) -> Self {
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
-        Self {
-            a_side: any_port,
-            b_side: any_port,
-            a: None,
-            b: None,
-            a_to_b: line.clone(),
-            b_to_a: line,
-            seed,
-        }
+        Self { a_side: any_port, b_side: any_port, a: None, b: None, a_to_b: line.clone(), b_to_a: line, seed }
     }
 }
 
@@ -126,16 +118,11 @@ impl Emulator {
         let a_port = Port::open(settings.a_side)?;
         let b_port = Port::open(settings.b_side)?;
         let (wake, woken) = UnixStream::pair().map_err(prepare("a wake-up pipe"))?;
-        wake.set_nonblocking(true)
-            .and_then(|()| woken.set_nonblocking(true))
-            .map_err(prepare("a wake-up pipe"))?;
+        wake.set_nonblocking(true).and_then(|()| woken.set_nonblocking(true)).map_err(prepare("a wake-up pipe"))?;
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 // The two ways must not share their chances, or both would lose the same packets.
-                lines: [
-                    Line::new(settings.a_to_b, settings.seed),
-                    Line::new(settings.b_to_a, !settings.seed),
-                ],
+                lines: [Line::new(settings.a_to_b, settings.seed), Line::new(settings.b_to_a, !settings.seed)],
                 nodes: [settings.a, settings.b],
                 statistics: Statistics::default(),
                 stopping: false,
@@ -143,23 +130,12 @@ impl Emulator {
             changed: Condvar::new(),
         });
         let (a_side, b_side) = (a_port.address, b_port.address);
-        let driver = Driver {
-            shared: Arc::clone(&shared),
-            ports: [a_port, b_port],
-            woken,
-            origin: Instant::now(),
-        };
+        let driver = Driver { shared: Arc::clone(&shared), ports: [a_port, b_port], woken, origin: Instant::now() };
         let thread = std::thread::Builder::new()
             .name("link-emulator".to_owned())
             .spawn(move || driver.run())
             .map_err(prepare("a thread"))?;
-        Ok(Self {
-            shared,
-            wake,
-            a_side,
-            b_side,
-            thread: Some(thread),
-        })
+        Ok(Self { shared, wake, a_side, b_side, thread: Some(thread) })
     }
 
     /// The address that node A sends to.
@@ -220,9 +196,7 @@ impl Emulator {
         let (state, _) = self
             .shared
             .changed
-            .wait_timeout_while(self.shared.lock(), limit, |state| {
-                !wanted(&state.statistics())
-            })
+            .wait_timeout_while(self.shared.lock(), limit, |state| !wanted(&state.statistics()))
             .unwrap_or_else(PoisonError::into_inner);
         wanted(&state.statistics())
     }
@@ -267,11 +241,7 @@ struct State {
 
 impl State {
     fn statistics(&self) -> Statistics {
-        Statistics {
-            a_to_b: self.lines[0].counters(),
-            b_to_a: self.lines[1].counters(),
-            ..self.statistics
-        }
+        Statistics { a_to_b: self.lines[0].counters(), b_to_a: self.lines[1].counters(), ..self.statistics }
     }
 }
 
@@ -287,18 +257,13 @@ impl Port {
         let listen = |source| EmulatorError::Listen { address, source };
         let socket = UdpSocket::bind(address).map_err(listen)?;
         let address = socket.local_addr().map_err(listen)?;
-        let offload =
-            UdpSocketState::new((&socket).into()).map_err(prepare("the socket's options"))?;
+        let offload = UdpSocketState::new((&socket).into()).map_err(prepare("the socket's options"))?;
         // Large buffers, so that what is lost is lost by the model. Only root gets all of it; others get the limit.
         if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER_BYTES).is_err() {
             let _ = setsockopt(&socket, sockopt::RcvBuf, &BUFFER_BYTES);
         }
         let _ = setsockopt(&socket, sockopt::SndBuf, &BUFFER_BYTES);
-        Ok(Self {
-            socket,
-            offload,
-            address,
-        })
+        Ok(Self { socket, offload, address })
     }
 }
 
@@ -357,10 +322,8 @@ impl Driver {
         for _ in 0..RECEIVE_ROUNDS_MAX {
             let mut metas = [RecvMeta::default(); BATCH_SIZE];
             let received = {
-                let mut buffers: Vec<IoSliceMut<'_>> =
-                    space.chunks_mut(65_536).map(IoSliceMut::new).collect();
-                port.offload
-                    .recv((&port.socket).into(), &mut buffers, &mut metas)
+                let mut buffers: Vec<IoSliceMut<'_>> = space.chunks_mut(65_536).map(IoSliceMut::new).collect();
+                port.offload.recv((&port.socket).into(), &mut buffers, &mut metas)
             };
             // Nothing there, or an error that a peer can cause (a refused port): either way there is nothing to carry.
             let Ok(count) = received else { return };
@@ -376,9 +339,7 @@ impl Driver {
         let packets: Vec<Vec<u8>> = {
             let now = self.origin.elapsed();
             let line = &mut self.shared.lock().lines[from as usize];
-            std::iter::from_fn(|| line.poll_delivery(now))
-                .take(SEND_PACKETS_MAX)
-                .collect()
+            std::iter::from_fn(|| line.poll_delivery(now)).take(SEND_PACKETS_MAX).collect()
         };
         if packets.is_empty() {
             return;
@@ -398,8 +359,7 @@ impl Driver {
             let (now, later) = rest.split_at(run);
             rest = later;
             space.clear();
-            now.iter()
-                .for_each(|packet| space.extend_from_slice(packet));
+            now.iter().for_each(|packet| space.extend_from_slice(packet));
             let transmit = Transmit {
                 destination,
                 ecn: None,
@@ -441,14 +401,8 @@ fn run_of_segments(packets: &[Vec<u8>], segments_max: usize) -> usize {
         return 1;
     };
     let limit = segments_max.min(SEND_BYTES_MAX / size).max(1);
-    let same = packets
-        .iter()
-        .take(limit)
-        .take_while(|packet| packet.len() == size)
-        .count();
-    let smaller_follows = packets
-        .get(same)
-        .is_some_and(|next| same < limit && !next.is_empty() && next.len() < size);
+    let same = packets.iter().take(limit).take_while(|packet| packet.len() == size).count();
+    let smaller_follows = packets.get(same).is_some_and(|next| same < limit && !next.is_empty() && next.len() < size);
     same + usize::from(smaller_follows)
 }
 

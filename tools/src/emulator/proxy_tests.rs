@@ -46,15 +46,9 @@ fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
 fn packets_cross_both_ways_and_come_from_the_fixed_address() {
     let bench = bench(LineSettings::default());
     bench.send_from_a(b"from a");
-    assert_eq!(
-        receive(&bench.b),
-        (b"from a".to_vec(), bench.emulator.b_side())
-    );
+    assert_eq!(receive(&bench.b), (b"from a".to_vec(), bench.emulator.b_side()));
     bench.send_from_b(b"from b");
-    assert_eq!(
-        receive(&bench.a),
-        (b"from b".to_vec(), bench.emulator.a_side())
-    );
+    assert_eq!(receive(&bench.a), (b"from b".to_vec(), bench.emulator.a_side()));
     // Every size arrives as it was, the empty packet too.
     for size in [0, 1, 1_200, 1_452, 9_000, 60_000] {
         bench.send_from_a(&vec![7; size]);
@@ -65,10 +59,7 @@ fn packets_cross_both_ways_and_come_from_the_fixed_address() {
 #[test]
 fn packets_of_mixed_sizes_keep_their_borders() {
     // Held for 20 ms, so that they leave together as segments of few large sends.
-    let bench = bench(LineSettings {
-        delay: Duration::from_millis(20),
-        ..LineSettings::default()
-    });
+    let bench = bench(LineSettings { delay: Duration::from_millis(20), ..LineSettings::default() });
     let sizes = [1_200, 1_200, 1_200, 300, 1_200, 1_201, 0, 5, 5, 5, 4];
     for size in sizes {
         bench.send_from_a(&vec![size as u8; size]);
@@ -80,10 +71,7 @@ fn packets_of_mixed_sizes_keep_their_borders() {
 
 #[test]
 fn delay_takes_at_least_its_time() {
-    let bench = bench(LineSettings {
-        delay: Duration::from_millis(30),
-        ..LineSettings::default()
-    });
+    let bench = bench(LineSettings { delay: Duration::from_millis(30), ..LineSettings::default() });
     let start = Instant::now();
     bench.send_from_a(b"late");
     receive(&bench.b);
@@ -96,9 +84,11 @@ fn a_cut_line_loses_everything_until_it_is_healed() {
     bench.emulator.cut();
     bench.send_from_a(b"lost");
     bench.send_from_b(b"lost");
-    assert!(bench.emulator.wait_until(LIMIT, |statistics| {
-        statistics.a_to_b.lost_cut == 1 && statistics.b_to_a.lost_cut == 1
-    }));
+    assert!(
+        bench
+            .emulator
+            .wait_until(LIMIT, |statistics| { statistics.a_to_b.lost_cut == 1 && statistics.b_to_a.lost_cut == 1 })
+    );
     bench.emulator.heal();
     bench.send_from_a(b"through");
     assert_eq!(receive(&bench.b).0, b"through");
@@ -106,16 +96,9 @@ fn a_cut_line_loses_everything_until_it_is_healed() {
 
 #[test]
 fn a_packet_on_its_way_is_lost_by_a_cut() {
-    let bench = bench(LineSettings {
-        delay: Duration::from_secs(3_600),
-        ..LineSettings::default()
-    });
+    let bench = bench(LineSettings { delay: Duration::from_secs(3_600), ..LineSettings::default() });
     bench.send_from_a(b"on its way");
-    assert!(
-        bench
-            .emulator
-            .wait_until(LIMIT, |statistics| statistics.a_to_b.taken == 1)
-    );
+    assert!(bench.emulator.wait_until(LIMIT, |statistics| statistics.a_to_b.taken == 1));
     bench.emulator.cut();
     let counters = bench.emulator.statistics().a_to_b;
     assert_eq!((counters.lost_cut, counters.delivered), (1, 0));
@@ -124,17 +107,11 @@ fn a_packet_on_its_way_is_lost_by_a_cut() {
 #[test]
 fn one_way_can_be_bad_alone() {
     let bench = bench(LineSettings::default());
-    bench
-        .emulator
-        .change_way(Side::A, |line| line.loss = Probability::ALWAYS);
+    bench.emulator.change_way(Side::A, |line| line.loss = Probability::ALWAYS);
     bench.send_from_a(b"lost");
     bench.send_from_b(b"through");
     assert_eq!(receive(&bench.a).0, b"through");
-    assert!(
-        bench
-            .emulator
-            .wait_until(LIMIT, |statistics| statistics.a_to_b.lost_random == 1)
-    );
+    assert!(bench.emulator.wait_until(LIMIT, |statistics| statistics.a_to_b.lost_random == 1));
     assert_eq!(bench.emulator.statistics().b_to_a.lost(), 0);
 }
 
@@ -142,14 +119,8 @@ fn one_way_can_be_bad_alone() {
 fn strangers_do_not_get_through() {
     let bench = bench(LineSettings::default());
     let stranger = UdpSocket::bind(("127.0.0.1", 0)).expect("a socket");
-    stranger
-        .send_to(b"strange", bench.emulator.a_side())
-        .expect("sent");
-    assert!(
-        bench
-            .emulator
-            .wait_until(LIMIT, |statistics| statistics.strangers == 1)
-    );
+    stranger.send_to(b"strange", bench.emulator.a_side()).expect("sent");
+    assert!(bench.emulator.wait_until(LIMIT, |statistics| statistics.strangers == 1));
     bench.send_from_a(b"known");
     assert_eq!(receive(&bench.b).0, b"known");
 }
@@ -157,21 +128,17 @@ fn strangers_do_not_get_through() {
 #[test]
 fn nodes_that_are_not_named_are_found_by_what_they_send() {
     let mut settings = EmulatorSettings::local(LineSettings::default(), 1);
-    let (a, b) = (
-        UdpSocket::bind(("127.0.0.1", 0)).expect("a socket"),
-        UdpSocket::bind(("127.0.0.1", 0)).expect("a socket"),
-    );
+    let (a, b) =
+        (UdpSocket::bind(("127.0.0.1", 0)).expect("a socket"), UdpSocket::bind(("127.0.0.1", 0)).expect("a socket"));
     settings.a = None;
     let emulator = Emulator::start(settings).expect("the emulator starts");
     b.set_read_timeout(Some(LIMIT)).expect("a limit");
     a.set_read_timeout(Some(LIMIT)).expect("a limit");
-    a.send_to(b"nobody there yet", emulator.a_side())
-        .expect("sent");
+    a.send_to(b"nobody there yet", emulator.a_side()).expect("sent");
     assert!(emulator.wait_until(LIMIT, |statistics| statistics.unaddressed == 1));
     b.send_to(b"hello", emulator.b_side()).expect("sent");
     assert_eq!(receive(&a).0, b"hello");
-    a.send_to(b"hello yourself", emulator.a_side())
-        .expect("sent");
+    a.send_to(b"hello yourself", emulator.a_side()).expect("sent");
     assert_eq!(receive(&b).0, b"hello yourself");
 }
 
@@ -182,10 +149,7 @@ fn an_address_in_use_is_named() {
     let mut settings = EmulatorSettings::local(LineSettings::default(), 1);
     settings.b_side = address;
     let error = Emulator::start(settings).expect_err("the address is taken");
-    assert_eq!(
-        error.to_string(),
-        format!("Cannot listen on {address}; is another program using it?")
-    );
+    assert_eq!(error.to_string(), format!("Cannot listen on {address}; is another program using it?"));
 }
 
 #[test]
@@ -203,8 +167,7 @@ fn ten_thousand_packets_are_all_accounted_for() {
         }
         assert!(bench.emulator.wait_until(LIMIT, |statistics| {
             let now = statistics.a_to_b;
-            now.taken == before.taken + 20
-                && now.delivered + now.lost() == now.taken + now.duplicated
+            now.taken == before.taken + 20 && now.delivered + now.lost() == now.taken + now.duplicated
         }));
         let delivered = bench.emulator.statistics().a_to_b.delivered - before.delivered;
         for _ in 0..delivered {

@@ -61,9 +61,7 @@ impl FromStr for Probability {
             Some(number) => (number, 100.0),
             None => (text, 1.0),
         };
-        let refused = || SettingError::Probability {
-            value: text.to_owned(),
-        };
+        let refused = || SettingError::Probability { value: text.to_owned() };
         let share = number.parse::<f64>().map_err(|_| refused())? / unit;
         if !(0.0..=1.0).contains(&share) {
             return Err(refused());
@@ -91,11 +89,7 @@ impl BurstLoss {
         let length = f64::from(length_packets.max(1));
         let bad = f64::from(share.millionths()) / 1_000_000.0;
         // In the long run bad / good = begin / end, and a burst lasts 1 / end packets.
-        let begin = if bad < 1.0 {
-            bad / (length * (1.0 - bad))
-        } else {
-            1.0
-        };
+        let begin = if bad < 1.0 { bad / (length * (1.0 - bad)) } else { 1.0 };
         Self {
             begin: Probability::from_millionths((begin * 1_000_000.0).round() as u32),
             end: Probability::from_millionths((1_000_000.0 / length).round() as u32),
@@ -182,9 +176,7 @@ impl LineSettings {
             "corrupt" => self.corrupt = value.parse()?,
             "mtu" => self.packet_bytes_max = unless_none(value, packet_bytes)?,
             _ => {
-                return Err(SettingError::Name {
-                    name: name.to_owned(),
-                });
+                return Err(SettingError::Name { name: name.to_owned() });
             }
         }
         Ok(())
@@ -228,9 +220,7 @@ pub enum SettingError {
         value: String,
     },
     /// Not a description of bursts.
-    #[error(
-        "'{value}' does not describe bursts; write 1%:8 for 1% of all packets, 8 in a row, or none"
-    )]
+    #[error("'{value}' does not describe bursts; write 1%:8 for 1% of all packets, 8 in a row, or none")]
     Burst {
         /// What was given.
         value: String,
@@ -243,31 +233,20 @@ pub enum SettingError {
     },
 }
 
-fn unless_none<T>(
-    value: &str,
-    read: impl Fn(&str) -> Result<T, SettingError>,
-) -> Result<Option<T>, SettingError> {
-    if value == "none" {
-        Ok(None)
-    } else {
-        read(value).map(Some)
-    }
+fn unless_none<T>(value: &str, read: impl Fn(&str) -> Result<T, SettingError>) -> Result<Option<T>, SettingError> {
+    if value == "none" { Ok(None) } else { read(value).map(Some) }
 }
 
 /// Splits `1.5s` into 1.5 and `s`. Nothing below zero and nothing endless gets through.
 fn number_and_unit(value: &str) -> Option<(f64, &str)> {
-    let unit_at = value
-        .find(|character: char| character.is_ascii_alphabetic())
-        .unwrap_or(value.len());
+    let unit_at = value.find(|character: char| character.is_ascii_alphabetic()).unwrap_or(value.len());
     let (number, unit) = value.split_at(unit_at);
     let number = number.parse::<f64>().ok()?;
     (number.is_finite() && number >= 0.0).then_some((number, unit))
 }
 
 fn duration(value: &str) -> Result<Duration, SettingError> {
-    let refused = || SettingError::Duration {
-        value: value.to_owned(),
-    };
+    let refused = || SettingError::Duration { value: value.to_owned() };
     let (number, unit) = number_and_unit(value).ok_or_else(refused)?;
     let seconds = match unit {
         "us" => number / 1_000_000.0,
@@ -284,9 +263,7 @@ fn duration(value: &str) -> Result<Duration, SettingError> {
 }
 
 fn rate(value: &str) -> Result<u64, SettingError> {
-    let refused = || SettingError::Rate {
-        value: value.to_owned(),
-    };
+    let refused = || SettingError::Rate { value: value.to_owned() };
     let (number, unit) = number_and_unit(value).ok_or_else(refused)?;
     let factor = match unit {
         "bit" => 1.0,
@@ -306,9 +283,7 @@ fn queue(value: &str) -> Result<QueueLimit, SettingError> {
     if let Ok(time) = duration(value) {
         return Ok(QueueLimit::Time(time));
     }
-    let refused = || SettingError::Queue {
-        value: value.to_owned(),
-    };
+    let refused = || SettingError::Queue { value: value.to_owned() };
     let (number, unit) = number_and_unit(value).ok_or_else(refused)?;
     let factor = match unit {
         "b" => 1.0,
@@ -320,9 +295,7 @@ fn queue(value: &str) -> Result<QueueLimit, SettingError> {
 }
 
 fn burst(value: &str) -> Result<BurstLoss, SettingError> {
-    let refused = || SettingError::Burst {
-        value: value.to_owned(),
-    };
+    let refused = || SettingError::Burst { value: value.to_owned() };
     let (share, length) = value.split_once(':').ok_or_else(refused)?;
     let share = share.parse().map_err(|_| refused())?;
     match length.parse::<u32>() {
@@ -334,9 +307,7 @@ fn burst(value: &str) -> Result<BurstLoss, SettingError> {
 fn packet_bytes(value: &str) -> Result<u32, SettingError> {
     match value.parse::<u32>() {
         Ok(bytes @ 1..=65_535) => Ok(bytes),
-        _ => Err(SettingError::PacketBytes {
-            value: value.to_owned(),
-        }),
+        _ => Err(SettingError::PacketBytes { value: value.to_owned() }),
     }
 }
 
@@ -367,10 +338,7 @@ mod tests {
         assert_eq!(settings.rate_bits, Some(100_000_000));
         assert_eq!(settings.queue, QueueLimit::Bytes(64_000));
         assert_eq!(settings.loss, Probability::from_percent(1));
-        assert_eq!(
-            settings.burst,
-            Some(BurstLoss::averaging(Probability::from_percent(1), 8))
-        );
+        assert_eq!(settings.burst, Some(BurstLoss::averaging(Probability::from_percent(1), 8)));
         assert_eq!(settings.reorder, Probability::from_percent(2));
         assert_eq!(settings.reorder_by, Duration::from_millis(1_500));
         assert_eq!(settings.duplicate, Probability::from_millionths(5_000));
@@ -405,9 +373,7 @@ mod tests {
         }
         assert_eq!(settings, LineSettings::default());
         assert_eq!(
-            settings
-                .set("loss", "often")
-                .map_err(|error| error.to_string()),
+            settings.set("loss", "often").map_err(|error| error.to_string()),
             Err("'often' is not a probability; write 1% or 0.01".to_owned())
         );
     }

@@ -125,10 +125,7 @@ pub trait Export: 'static {
     /// What it is now.
     fn info(&self) -> ExportInfo;
     /// Carries out a request.
-    fn submit(
-        &self,
-        request: ExportRequest,
-    ) -> impl Future<Output = Result<ExportReply, ExportError>> + 'static;
+    fn submit(&self, request: ExportRequest) -> impl Future<Output = Result<ExportReply, ExportError>> + 'static;
 }
 
 /// The exports there are, looked up at each negotiation.

@@ -79,12 +79,7 @@ pub struct Handshake {
 
 impl Handshake {
     /// Takes as much as it can from the front of `input` and puts answers into `output`.
-    pub fn advance(
-        &mut self,
-        input: &mut Vec<u8>,
-        catalog: &impl Catalog,
-        output: &mut Vec<u8>,
-    ) -> Step {
+    pub fn advance(&mut self, input: &mut Vec<u8>, catalog: &impl Catalog, output: &mut Vec<u8>) -> Step {
         loop {
             let skipped = self.skip.min(input.len());
             input.drain(..skipped);
@@ -93,8 +88,7 @@ impl Handshake {
                 return Step::More;
             }
             if self.flags.is_none() {
-                let Some(flags) = input.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
-                else {
+                let Some(flags) = input.first_chunk().map(|bytes| u32::from_be_bytes(*bytes)) else {
                     return Step::More;
                 };
                 input.drain(..4);
@@ -140,13 +134,7 @@ impl Handshake {
         }
     }
 
-    fn option(
-        &mut self,
-        option: u32,
-        data: &[u8],
-        catalog: &impl Catalog,
-        output: &mut Vec<u8>,
-    ) -> Step {
+    fn option(&mut self, option: u32, data: &[u8], catalog: &impl Catalog, output: &mut Vec<u8>) -> Step {
         match option {
             OPT_EXPORT_NAME => return self.export_name(data, catalog, output),
             OPT_ABORT => {
@@ -167,9 +155,7 @@ impl Handshake {
                 reply(output, option, REP_ACK, b"");
             }
             OPT_INFO | OPT_GO => return self.info(option, data, catalog, output),
-            OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT => {
-                self.contexts(option, data, catalog, output)
-            }
+            OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT => self.contexts(option, data, catalog, output),
             OPT_LIST | OPT_STRUCTURED_REPLY => {
                 reply(output, option, REP_ERR_INVALID, b"The option has no data");
             }
@@ -189,37 +175,22 @@ impl Handshake {
         if self.flags.unwrap_or_default() & 2 == 0 {
             output.extend_from_slice(&[0; 124]);
         }
-        Step::Go {
-            name,
-            style: self.style,
-        }
+        Step::Go { name, style: self.style }
     }
 
-    fn info(
-        &mut self,
-        option: u32,
-        data: &[u8],
-        catalog: &impl Catalog,
-        output: &mut Vec<u8>,
-    ) -> Step {
+    fn info(&mut self, option: u32, data: &[u8], catalog: &impl Catalog, output: &mut Vec<u8>) -> Step {
         let Some((name, rest)) = text(data) else {
             reply(output, option, REP_ERR_INVALID, b"The option is cut short");
             return Step::More;
         };
-        let wanted = rest
-            .split_first_chunk()
-            .filter(|(count, rest)| rest.len() == 2 * usize::from(u16::from_be_bytes(**count)));
+        let wanted =
+            rest.split_first_chunk().filter(|(count, rest)| rest.len() == 2 * usize::from(u16::from_be_bytes(**count)));
         let Some((_, wanted)) = wanted else {
             reply(output, option, REP_ERR_INVALID, b"The option is cut short");
             return Step::More;
         };
         let Some(info) = catalog.find(&name) else {
-            reply(
-                output,
-                option,
-                REP_ERR_UNKNOWN,
-                format!("There is no export \"{name}\"").as_bytes(),
-            );
+            reply(output, option, REP_ERR_UNKNOWN, format!("There is no export \"{name}\"").as_bytes());
             return Step::More;
         };
         if self.context_for.as_ref() != Some(&name) {
@@ -229,40 +200,21 @@ impl Handshake {
         export.extend_from_slice(&info.size.to_be_bytes());
         export.extend_from_slice(&transmission_flags(&info, self.style).to_be_bytes());
         reply(output, option, REP_INFO, &export);
-        for kind in wanted
-            .chunks_exact(2)
-            .map(|kind| u16::from_be_bytes([kind[0], kind[1]]))
-        {
+        for kind in wanted.chunks_exact(2).map(|kind| u16::from_be_bytes([kind[0], kind[1]])) {
             let text = match kind {
                 INFO_NAME => info.name.as_bytes(),
                 INFO_DESCRIPTION => info.description.as_bytes(),
                 _ => continue,
             };
-            reply(
-                output,
-                option,
-                REP_INFO,
-                &[&kind.to_be_bytes()[..], text].concat(),
-            );
+            reply(output, option, REP_INFO, &[&kind.to_be_bytes()[..], text].concat());
         }
         let mut sizes = INFO_BLOCK_SIZE.to_be_bytes().to_vec();
-        for size in [
-            info.logical_block_size,
-            info.preferred_block_size,
-            REQUEST_SIZE_MAX,
-        ] {
+        for size in [info.logical_block_size, info.preferred_block_size, REQUEST_SIZE_MAX] {
             sizes.extend_from_slice(&size.to_be_bytes());
         }
         reply(output, option, REP_INFO, &sizes);
         reply(output, option, REP_ACK, b"");
-        if option == OPT_GO {
-            Step::Go {
-                name,
-                style: self.style,
-            }
-        } else {
-            Step::More
-        }
+        if option == OPT_GO { Step::Go { name, style: self.style } } else { Step::More }
     }
 
     fn contexts(&mut self, option: u32, data: &[u8], catalog: &impl Catalog, output: &mut Vec<u8>) {
@@ -270,25 +222,16 @@ impl Handshake {
             (self.style.allocation, self.context_for) = (false, None);
         }
         if !self.style.structured {
-            return reply(
-                output,
-                option,
-                REP_ERR_INVALID,
-                b"Structured replies come first",
-            );
+            return reply(output, option, REP_ERR_INVALID, b"Structured replies come first");
         }
-        let Some((name, queries)) =
-            text(data).and_then(|(name, rest)| Some((name, queries(rest)?)))
-        else {
+        let Some((name, queries)) = text(data).and_then(|(name, rest)| Some((name, queries(rest)?))) else {
             return reply(output, option, REP_ERR_INVALID, b"The option is cut short");
         };
         if catalog.find(&name).is_none() {
             return reply(output, option, REP_ERR_UNKNOWN, b"There is no such export");
         }
         let lists = option == OPT_LIST_META_CONTEXT;
-        let chosen = queries
-            .iter()
-            .any(|query| query == ALLOCATION || (lists && query == "base:"));
+        let chosen = queries.iter().any(|query| query == ALLOCATION || (lists && query == "base:"));
         if chosen || (lists && queries.is_empty()) {
             let number = if lists { 0 } else { ALLOCATION_CONTEXT };
             let answer = [&number.to_be_bytes()[..], ALLOCATION.as_bytes()].concat();
@@ -364,13 +307,7 @@ mod tests {
     }
 
     fn option(number: u32, data: &[u8]) -> Vec<u8> {
-        [
-            &OPTION_MAGIC[..],
-            &number.to_be_bytes(),
-            &(data.len() as u32).to_be_bytes(),
-            data,
-        ]
-        .concat()
+        [&OPTION_MAGIC[..], &number.to_be_bytes(), &(data.len() as u32).to_be_bytes(), data].concat()
     }
 
     fn run(parts: &[Vec<u8>]) -> (Step, Vec<u8>) {
@@ -382,22 +319,10 @@ mod tests {
     #[test]
     fn go_tells_size_flags_and_block_sizes() {
         let (step, output) = run(&[option(8, b""), option(7, b"\0\0\0\x01v\0\0")]);
-        let style = ReplyStyle {
-            structured: true,
-            allocation: false,
-        };
-        assert_eq!(
-            step,
-            Step::Go {
-                name: "v".into(),
-                style
-            }
-        );
+        let style = ReplyStyle { structured: true, allocation: false };
+        assert_eq!(step, Step::Go { name: "v".into(), style });
         // Acknowledgement of option 8, then the export, then the block sizes, then the acknowledgement.
-        assert_eq!(
-            output[20..40],
-            *b"\0\x03\xe8\x89\x04\x55\x65\xa9\0\0\0\x07\0\0\0\x03\0\0\0\x0c"
-        );
+        assert_eq!(output[20..40], *b"\0\x03\xe8\x89\x04\x55\x65\xa9\0\0\0\x07\0\0\0\x03\0\0\0\x0c");
         assert_eq!(output[40..52], *b"\0\0\0\0\0\0\0\x10\0\0\x09\xed");
         assert_eq!(output[72..86], *b"\0\x03\0\0\x02\0\0\0\x10\0\x02\0\0\0");
     }
@@ -415,22 +340,9 @@ mod tests {
         let query = b"\0\0\0\x01v\0\0\0\x01\0\0\0\x0fbase:allocation";
         let (_, output) = run(&[option(10, query)]);
         assert_eq!(output[12..16], REP_ERR_INVALID.to_be_bytes());
-        let (step, _) = run(&[
-            option(8, b""),
-            option(10, query),
-            option(7, b"\0\0\0\x01v\0\0"),
-        ]);
-        let style = ReplyStyle {
-            structured: true,
-            allocation: true,
-        };
-        assert_eq!(
-            step,
-            Step::Go {
-                name: "v".into(),
-                style
-            }
-        );
+        let (step, _) = run(&[option(8, b""), option(10, query), option(7, b"\0\0\0\x01v\0\0")]);
+        let style = ReplyStyle { structured: true, allocation: true };
+        assert_eq!(step, Step::Go { name: "v".into(), style });
     }
 
     #[test]

@@ -7,7 +7,5 @@ mod handshake;
 mod protocol;
 mod server;
 
-pub use export::{
-    Export, ExportCatalog, ExportError, ExportInfo, ExportReply, ExportRequest, Extent, ExtentKind,
-};
+pub use export::{Export, ExportCatalog, ExportError, ExportInfo, ExportReply, ExportRequest, Extent, ExtentKind};
 pub use server::{ListenAddress, ListenError, Server};

@@ -93,28 +93,7 @@ impl Request {
         if magic != REQUEST_MAGIC {
             return Err(OutOfStep(magic));
         }
-        let [
-            c0,
-            c1,
-            c2,
-            c3,
-            c4,
-            c5,
-            c6,
-            c7,
-            o0,
-            o1,
-            o2,
-            o3,
-            o4,
-            o5,
-            o6,
-            o7,
-            s0,
-            s1,
-            s2,
-            s3,
-        ] = rest;
+        let [c0, c1, c2, c3, c4, c5, c6, c7, o0, o1, o2, o3, o4, o5, o6, o7, s0, s1, s2, s3] = rest;
         Ok(Self {
             command: Command::parse(u16::from_be_bytes([t0, t1]), u16::from_be_bytes([f0, f1])),
             cookie: u64::from_be_bytes([c0, c1, c2, c3, c4, c5, c6, c7]),
@@ -125,10 +104,7 @@ impl Request {
 
     /// Whether the export can be asked for this; else the error to answer with.
     pub fn check(&self, info: &ExportInfo) -> Result<(), ExportError> {
-        let writes = matches!(
-            self.command,
-            Command::Write { .. } | Command::Trim | Command::WriteZeroes { .. }
-        );
+        let writes = matches!(self.command, Command::Write { .. } | Command::Trim | Command::WriteZeroes { .. });
         if writes && info.read_only {
             return Err(ExportError::ReadOnly);
         }
@@ -147,15 +123,8 @@ impl Request {
         if end.is_some_and(|end| end <= info.size) {
             return Ok(());
         }
-        let writes_data = matches!(
-            self.command,
-            Command::Write { .. } | Command::WriteZeroes { .. }
-        );
-        Err(if writes_data {
-            ExportError::NoSpace
-        } else {
-            ExportError::Invalid
-        })
+        let writes_data = matches!(self.command, Command::Write { .. } | Command::WriteZeroes { .. });
+        Err(if writes_data { ExportError::NoSpace } else { ExportError::Invalid })
     }
 }
 
@@ -169,14 +138,10 @@ impl Command {
             2 => Self::Disconnect,
             3 if only(FLAG_FUA) => Self::Flush,
             4 if only(FLAG_FUA) => Self::Trim,
-            6 if only(FLAG_FUA | FLAG_NO_HOLE | FLAG_FAST_ZERO) => Self::WriteZeroes {
-                fua,
-                no_hole: flags & FLAG_NO_HOLE != 0,
-                fast: flags & FLAG_FAST_ZERO != 0,
-            },
-            7 if only(FLAG_FUA | FLAG_REQ_ONE) => Self::BlockStatus {
-                one: flags & FLAG_REQ_ONE != 0,
-            },
+            6 if only(FLAG_FUA | FLAG_NO_HOLE | FLAG_FAST_ZERO) => {
+                Self::WriteZeroes { fua, no_hole: flags & FLAG_NO_HOLE != 0, fast: flags & FLAG_FAST_ZERO != 0 }
+            }
+            7 if only(FLAG_FUA | FLAG_REQ_ONE) => Self::BlockStatus { one: flags & FLAG_REQ_ONE != 0 },
             _ => Self::Invalid { payload: kind == 1 },
         }
     }
@@ -239,24 +204,11 @@ impl ReplyStyle {
 
     /// The state of extents; with `one` of the first only.
     pub fn extents(self, cookie: u64, extents: &[Extent], one: bool, out: &mut Vec<u8>) {
-        let extents = if one {
-            &extents[..extents.len().min(1)]
-        } else {
-            extents
-        };
-        chunk(
-            CHUNK_BLOCK_STATUS,
-            cookie,
-            4 + 8 * extents.len() as u32,
-            out,
-        );
+        let extents = if one { &extents[..extents.len().min(1)] } else { extents };
+        chunk(CHUNK_BLOCK_STATUS, cookie, 4 + 8 * extents.len() as u32, out);
         out.extend_from_slice(&ALLOCATION_CONTEXT.to_be_bytes());
         for extent in extents {
-            let state = if extent.kind == ExtentKind::Hole {
-                STATE_HOLE | STATE_ZERO
-            } else {
-                0
-            };
+            let state = if extent.kind == ExtentKind::Hole { STATE_HOLE | STATE_ZERO } else { 0 };
             out.extend_from_slice(&(extent.size as u32).to_be_bytes());
             out.extend_from_slice(&state.to_be_bytes());
         }
@@ -307,18 +259,13 @@ mod tests {
     #[test]
     fn requests_are_checked_as_the_protocol_says() {
         let check = |kind, flags, offset, size, read_only| {
-            Request::parse(&header(kind, flags, offset, size))
-                .unwrap()
-                .check(&info(read_only))
+            Request::parse(&header(kind, flags, offset, size)).unwrap().check(&info(read_only))
         };
         assert_eq!(check(0, 0, 0, 512, true), Ok(()));
         assert_eq!(check(1, 0, 0, 512, true), Err(ExportError::ReadOnly));
         assert_eq!(check(1, 0, 1 << 20, 512, false), Err(ExportError::NoSpace));
         assert_eq!(check(0, 0, 1 << 20, 512, false), Err(ExportError::Invalid));
-        assert_eq!(
-            check(0, 0, u64::MAX - 511, 512, false),
-            Err(ExportError::Invalid)
-        );
+        assert_eq!(check(0, 0, u64::MAX - 511, 512, false), Err(ExportError::Invalid));
         assert_eq!(check(0, 0, 1, 512, false), Err(ExportError::Invalid));
         assert_eq!(check(0, 0, 0, 33 << 20, false), Err(ExportError::Invalid));
         assert_eq!(check(5, 0, 0, 512, false), Err(ExportError::Invalid));
@@ -327,37 +274,15 @@ mod tests {
 
     #[test]
     fn replies_have_the_bytes_of_the_protocol() {
-        let (simple, structured) = (
-            ReplyStyle::default(),
-            ReplyStyle {
-                structured: true,
-                allocation: true,
-            },
-        );
+        let (simple, structured) = (ReplyStyle::default(), ReplyStyle { structured: true, allocation: true });
         let mut out = Vec::new();
         simple.error(7, ExportError::NoSpace, &mut out);
         assert_eq!(out, b"\x67\x44\x66\x98\0\0\0\x1c\0\0\0\0\0\0\0\x07");
         out.clear();
-        structured.data(
-            7,
-            512,
-            &[Bytes::from_static(b"ab"), Bytes::from_static(b"c")],
-            &mut out,
-        );
-        assert_eq!(
-            out,
-            b"\x66\x8e\x33\xef\0\x01\0\x01\0\0\0\0\0\0\0\x07\0\0\0\x0b\0\0\0\0\0\0\x02\0abc"
-        );
+        structured.data(7, 512, &[Bytes::from_static(b"ab"), Bytes::from_static(b"c")], &mut out);
+        assert_eq!(out, b"\x66\x8e\x33\xef\0\x01\0\x01\0\0\0\0\0\0\0\x07\0\0\0\x0b\0\0\0\0\0\0\x02\0abc");
         out.clear();
-        structured.extents(
-            7,
-            &[Extent {
-                size: 4096,
-                kind: ExtentKind::Hole,
-            }],
-            true,
-            &mut out,
-        );
+        structured.extents(7, &[Extent { size: 4096, kind: ExtentKind::Hole }], true, &mut out);
         assert_eq!(out[4..8], [0, 1, 0, 5]);
         assert_eq!(out[20..], [0, 0, 0, 1, 0, 0, 16, 0, 0, 0, 0, 3]);
     }

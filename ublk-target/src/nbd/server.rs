@@ -84,14 +84,8 @@ pub struct Server {
 
 impl Server {
     /// Listens. Must be called inside a tokio-uring runtime.
-    pub fn start<C: ExportCatalog>(
-        addresses: &[ListenAddress],
-        catalog: Rc<C>,
-    ) -> Result<Self, ListenError> {
-        let mut server = Self {
-            tasks: Vec::new(),
-            paths: Vec::new(),
-        };
+    pub fn start<C: ExportCatalog>(addresses: &[ListenAddress], catalog: Rc<C>) -> Result<Self, ListenError> {
+        let mut server = Self { tasks: Vec::new(), paths: Vec::new() };
         for address in addresses {
             let catalog = catalog.clone();
             server.tasks.push(match address {
@@ -101,9 +95,8 @@ impl Server {
                     tokio_uring::spawn(async move {
                         while let Ok((stream, _)) = listener.accept().await {
                             // A ring waits by itself only where the socket blocks.
-                            let ready = stream
-                                .into_std()
-                                .and_then(|stream| stream.set_nonblocking(false).map(|()| stream));
+                            let ready =
+                                stream.into_std().and_then(|stream| stream.set_nonblocking(false).map(|()| stream));
                             if let Ok(stream) = ready {
                                 let stream = Stream::Unix(UnixStream::from_std(stream));
                                 tokio_uring::spawn(serve(stream, catalog.clone()));
@@ -113,10 +106,7 @@ impl Server {
                 }
                 ListenAddress::Tcp(address) => {
                     let listener =
-                        TcpListener::bind(*address).map_err(|source| ListenError::Tcp {
-                            address: *address,
-                            source,
-                        })?;
+                        TcpListener::bind(*address).map_err(|source| ListenError::Tcp { address: *address, source })?;
                     tokio_uring::spawn(async move {
                         while let Ok((stream, _)) = listener.accept().await {
                             // Failing that, replies are merely slower.
@@ -141,10 +131,7 @@ impl Drop for Server {
 }
 
 fn listen_unix(path: &PathBuf) -> Result<UnixListener, ListenError> {
-    let error = |source| ListenError::Unix {
-        path: path.clone(),
-        source,
-    };
+    let error = |source| ListenError::Unix { path: path.clone(), source };
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => return Err(ListenError::InUse(path.clone())),
         // Left over from a daemon that died.
@@ -165,11 +152,7 @@ enum Stream {
 
 impl Stream {
     /// Reads more into `pending`; how much, 0 at the end.
-    async fn read_more(
-        &self,
-        scratch: Vec<u8>,
-        pending: &mut Vec<u8>,
-    ) -> io::Result<(usize, Vec<u8>)> {
+    async fn read_more(&self, scratch: Vec<u8>, pending: &mut Vec<u8>) -> io::Result<(usize, Vec<u8>)> {
         let (result, scratch) = match self {
             Self::Unix(stream) => stream.read(scratch).await,
             Self::Tcp(stream) => stream.read(scratch).await,
@@ -289,12 +272,7 @@ struct Connection<E> {
     pages: Rc<Semaphore>,
 }
 
-async fn transmit<E: Export>(
-    stream: &Rc<Stream>,
-    export: Rc<E>,
-    style: ReplyStyle,
-    pending: Vec<u8>,
-) {
+async fn transmit<E: Export>(stream: &Rc<Stream>, export: Rc<E>, style: ReplyStyle, pending: Vec<u8>) {
     let output = Rc::new(Output::default());
     let writer = tokio_uring::spawn(write_out(stream.clone(), output.clone()));
     let requests = Rc::new(Semaphore::new(IN_FLIGHT_MAX));
@@ -352,10 +330,7 @@ impl<E: Export> Connection<E> {
         let mut scratch = Vec::with_capacity(READ_SIZE);
         let mut at = 0;
         loop {
-            let Some(header) = pending
-                .get(at..)
-                .and_then(|rest| rest.first_chunk::<REQUEST_HEADER_SIZE>())
-            else {
+            let Some(header) = pending.get(at..).and_then(|rest| rest.first_chunk::<REQUEST_HEADER_SIZE>()) else {
                 pending.drain(..at);
                 at = 0;
                 let (size, buffer) = self.stream.read_more(scratch, &mut pending).await?;
@@ -370,22 +345,14 @@ impl<E: Export> Connection<E> {
             if request.command == Command::Disconnect {
                 return Ok(());
             }
-            let payload = self.read_payload(&request, &mut pending, &mut at).await?;
+            let payload = self.read_payload(&request, &pending, &mut at).await?;
             self.start(request, payload).await;
         }
     }
 
     /// The payload of a write, from what has been read already and then straight from the socket.
-    async fn read_payload(
-        &self,
-        request: &Request,
-        pending: &mut Vec<u8>,
-        at: &mut usize,
-    ) -> io::Result<Bytes> {
-        let follows = matches!(
-            request.command,
-            Command::Write { .. } | Command::Invalid { payload: true }
-        );
+    async fn read_payload(&self, request: &Request, pending: &[u8], at: &mut usize) -> io::Result<Bytes> {
+        let follows = matches!(request.command, Command::Write { .. } | Command::Invalid { payload: true });
         if !follows {
             return Ok(Bytes::new());
         }
@@ -407,11 +374,7 @@ impl<E: Export> Connection<E> {
     /// Starts a request; waits only while too many are in flight.
     async fn start(&self, request: Request, payload: Bytes) {
         let moves = matches!(request.command, Command::Read | Command::Write { .. });
-        let pages = if moves {
-            request.size.min(REQUEST_SIZE_MAX).div_ceil(4096)
-        } else {
-            1
-        };
+        let pages = if moves { request.size.min(REQUEST_SIZE_MAX).div_ceil(4096) } else { 1 };
         let Ok(permit) = self.requests.clone().acquire_owned_local().await else {
             return;
         };
@@ -437,30 +400,16 @@ impl<E: Export> Connection<E> {
     }
 }
 
-fn translate(
-    request: &Request,
-    payload: Bytes,
-    style: ReplyStyle,
-) -> Result<ExportRequest, ExportError> {
+fn translate(request: &Request, payload: Bytes, style: ReplyStyle) -> Result<ExportRequest, ExportError> {
     let (offset, size) = (request.offset, u64::from(request.size));
     Ok(match request.command {
-        Command::Read => ExportRequest::Read {
-            offset,
-            size: request.size,
-        },
-        Command::Write { fua } => ExportRequest::Write {
-            offset,
-            data: payload,
-            fua,
-        },
+        Command::Read => ExportRequest::Read { offset, size: request.size },
+        Command::Write { fua } => ExportRequest::Write { offset, data: payload, fua },
         Command::Flush => ExportRequest::Flush,
         Command::Trim => ExportRequest::Discard { offset, size },
-        Command::WriteZeroes { fua, no_hole, .. } => ExportRequest::WriteZeroes {
-            offset,
-            size,
-            keep_allocated: no_hole,
-            fua,
-        },
+        Command::WriteZeroes { fua, no_hole, .. } => {
+            ExportRequest::WriteZeroes { offset, size, keep_allocated: no_hole, fua }
+        }
         Command::BlockStatus { .. } if style.allocation => ExportRequest::Extents { offset, size },
         Command::BlockStatus { .. } | Command::Invalid { .. } | Command::Disconnect => {
             return Err(ExportError::Invalid);
@@ -468,12 +417,7 @@ fn translate(
     })
 }
 
-fn answer(
-    request: &Request,
-    style: ReplyStyle,
-    result: Result<ExportReply, ExportError>,
-    out: &mut Vec<u8>,
-) {
+fn answer(request: &Request, style: ReplyStyle, result: Result<ExportReply, ExportError>, out: &mut Vec<u8>) {
     match result {
         Ok(ExportReply::Data(pieces)) => style.data(request.cookie, request.offset, &pieces, out),
         Ok(ExportReply::Extents(extents)) => {
@@ -488,10 +432,7 @@ fn answer(
 /// Permits that live in an `Rc`, because everything here is one thread.
 trait LocalSemaphore {
     async fn acquire_owned_local(self) -> Result<Permit, tokio::sync::AcquireError>;
-    async fn acquire_many_owned_local(
-        self,
-        count: u32,
-    ) -> Result<Permit, tokio::sync::AcquireError>;
+    async fn acquire_many_owned_local(self, count: u32) -> Result<Permit, tokio::sync::AcquireError>;
 }
 
 struct Permit {
@@ -504,15 +445,9 @@ impl LocalSemaphore for Rc<Semaphore> {
         self.acquire_many_owned_local(1).await
     }
 
-    async fn acquire_many_owned_local(
-        self,
-        count: u32,
-    ) -> Result<Permit, tokio::sync::AcquireError> {
+    async fn acquire_many_owned_local(self, count: u32) -> Result<Permit, tokio::sync::AcquireError> {
         self.acquire_many(count).await?.forget();
-        Ok(Permit {
-            semaphore: self,
-            count,
-        })
+        Ok(Permit { semaphore: self, count })
     }
 }
 

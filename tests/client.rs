@@ -1,0 +1,91 @@
+//! A client that knows what it was told.
+
+use anyhow::{Context, ensure};
+use std::collections::BTreeMap;
+use tools::nbd_client::{NbdClient, NbdRequest};
+
+/// Bytes of a block of the model.
+pub const BLOCK: u64 = 4096;
+
+/// What each block of a volume may hold.
+#[derive(Clone, Debug, Default)]
+pub struct Model {
+    /// The value of the newest answered write, then those that were sent and not answered.
+    blocks: BTreeMap<u64, Vec<u64>>,
+    next: u64,
+    state: u64,
+}
+
+/// The content of a block with a value; 0 is a hole.
+fn content(value: u64) -> Vec<u8> {
+    value.to_le_bytes().repeat(BLOCK as usize / 8)
+}
+
+impl Model {
+    /// Nothing written. `seed` decides what is written where.
+    pub fn new(seed: u64) -> Self {
+        Self { blocks: BTreeMap::new(), next: 1, state: seed | 1 }
+    }
+
+    fn random(&mut self, limit: u64) -> u64 {
+        self.state = self.state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.state >> 33) % limit
+    }
+
+    /// Writes `count` random blocks of the first `area` blocks, many in flight. An error leaves what was in flight
+    /// undecided: either value may be there.
+    pub fn write(&mut self, client: &mut NbdClient, count: u64, area: u64) -> anyhow::Result<()> {
+        let mut pending: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        for _ in 0..count {
+            let (block, value) = (self.random(area), self.next);
+            self.next += 1;
+            // Two writes of one block in flight have no order.
+            while pending.values().any(|(other, _)| *other == block) || pending.len() >= 16 {
+                self.complete(client, &mut pending)?;
+            }
+            self.blocks.entry(block).or_insert_with(|| vec![0]).push(value);
+            let data = content(value);
+            let durable = value % 7 == 0;
+            let cookie = client.submit(NbdRequest::Write { offset: block * BLOCK, data: &data, durable })?;
+            pending.insert(cookie, (block, value));
+        }
+        while !pending.is_empty() {
+            self.complete(client, &mut pending)?;
+        }
+        Ok(())
+    }
+
+    fn complete(&mut self, client: &mut NbdClient, pending: &mut BTreeMap<u64, (u64, u64)>) -> anyhow::Result<()> {
+        let done = client.complete()?;
+        let (block, value) = pending.remove(&done.cookie).context("an answer to something never asked")?;
+        done.result?;
+        self.blocks.insert(block, vec![value]);
+        Ok(())
+    }
+
+    /// Reads every block that was ever written: each holds a value that it may hold, which is then the only one.
+    pub fn check(&mut self, client: &mut NbdClient) -> anyhow::Result<()> {
+        for (block, possible) in &mut self.blocks {
+            let data = client.read(block * BLOCK, BLOCK as u32)?;
+            let found = possible.iter().copied().find(|value| content(*value) == data);
+            let shown = data.first_chunk().map(|word| u64::from_le_bytes(*word));
+            let found = found.with_context(|| format!("block {block} holds {shown:?}, not one of {possible:?}"))?;
+            *possible = vec![found];
+        }
+        Ok(())
+    }
+
+    /// Reads the first `area` blocks: they are exactly as they were.
+    pub fn check_exactly(&self, client: &mut NbdClient, area: u64) -> anyhow::Result<()> {
+        for block in 0..area {
+            let data = client.read(block * BLOCK, BLOCK as u32)?;
+            let possible = self.blocks.get(&block).cloned().unwrap_or_else(|| vec![0]);
+            let shown = data.first_chunk().map(|word| u64::from_le_bytes(*word));
+            ensure!(
+                possible.iter().any(|value| content(*value) == data),
+                "block {block} holds {shown:?}, not {possible:?}"
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,47 @@
+//! Daemons killed at random instants under load, again and again: what the client was told holds.
+
+use std::{thread, time::Duration};
+use system_tests::{
+    client::Model,
+    sites::{GROUP, Sites},
+};
+use tools::emulator::LineSettings;
+
+const AREA: u64 = 2048;
+
+/// Kills node `victim` at `rounds` random instants while the client writes to the primary.
+fn kill_again_and_again(victim: usize, rounds: u64, seed: u64) {
+    let sites = Sites::paired(LineSettings::default(), seed).unwrap();
+    let mut model = Model::new(seed);
+    let mut random = seed;
+    for round in 0..rounds {
+        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        let delay = Duration::from_micros((random >> 33) % 30_000);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::park_timeout(delay);
+                sites.kill(victim).unwrap();
+            });
+            // The client's socket dies with a killed primary; with a killed standby it notices nothing.
+            if let Ok(mut client) = sites.client(0) {
+                let written = model.write(&mut client, 400, AREA);
+                assert!(victim == 0 || written.is_ok(), "round {round}: {written:?}");
+            }
+        });
+        sites.start(victim).unwrap();
+        model.check(&mut sites.client(0).unwrap()).unwrap_or_else(|error| panic!("round {round}: {error:#}"));
+    }
+    sites.wait_in_step(0).unwrap();
+    sites.ask(1, &["volume", "export", GROUP, "--read-only"]).unwrap();
+    model.check_exactly(&mut sites.client(1).unwrap(), AREA).unwrap();
+}
+
+#[test]
+fn a_primary_killed_100_times_loses_nothing_it_answered() {
+    kill_again_and_again(0, 100, 21);
+}
+
+#[test]
+fn a_standby_killed_100_times_ends_equal_to_its_primary() {
+    kill_again_and_again(1, 100, 22);
+}

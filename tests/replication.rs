@@ -1,0 +1,160 @@
+//! The pair on real daemons: what the standby serves after the primary's death is what the client was told, whatever the
+//! links do.
+
+use std::time::Duration;
+use system_tests::{
+    client::Model,
+    sites::{GROUP, Sites},
+};
+use tools::emulator::{LineSettings, Probability};
+
+const AREA: u64 = 4096;
+
+fn line(loss_percent: u32) -> LineSettings {
+    LineSettings {
+        delay: Duration::from_millis(5),
+        loss: Probability::from_percent(loss_percent as _),
+        ..LineSettings::default()
+    }
+}
+
+/// Writes, a restart point, more writes, the primary's death, promotion: the standby holds the restart point.
+fn story(sites: &Sites, seed: u64, disturb: impl FnOnce(&Sites)) {
+    let mut model = Model::new(seed);
+    let mut client = sites.client(0).unwrap();
+    model.write(&mut client, 600, AREA).unwrap();
+    disturb(sites);
+    model.write(&mut client, 600, AREA).unwrap();
+    sites.ask(0, &["restart-point", GROUP, "--label", "kept", "--wait"]).unwrap();
+    let kept = model.clone();
+    model.write(&mut client, 300, AREA).unwrap();
+    sites.kill(0).unwrap();
+    let promoted = sites.ask(1, &["promote", GROUP]).unwrap();
+    assert_eq!(promoted["promoted"]["generation"], 1, "{promoted}");
+    kept.check_exactly(&mut sites.client(1).unwrap(), AREA).unwrap();
+}
+
+#[test]
+fn the_standby_holds_the_restart_point_without_loss() {
+    story(&Sites::paired(line(0), 1).unwrap(), 1, |_| {});
+}
+
+#[test]
+fn the_standby_holds_the_restart_point_at_1_percent_loss() {
+    story(&Sites::paired(line(1), 2).unwrap(), 2, |_| {});
+}
+
+#[test]
+fn the_standby_holds_the_restart_point_at_5_percent_loss() {
+    story(&Sites::paired(line(5), 3).unwrap(), 3, |_| {});
+}
+
+#[test]
+fn the_standby_holds_the_restart_point_at_10_percent_loss() {
+    story(&Sites::paired(line(10), 4).unwrap(), 4, |_| {});
+}
+
+#[test]
+fn either_link_alone_suffices() {
+    let sites = Sites::paired(line(1), 5).unwrap();
+    sites.links[0].cut();
+    story(&sites, 5, |sites| {
+        sites.links[0].heal();
+        sites.links[1].cut();
+    });
+}
+
+#[test]
+fn both_links_come_back() {
+    story(&Sites::paired(line(1), 6).unwrap(), 6, |sites| {
+        sites.links.iter().for_each(|link| link.cut());
+        let silent = |status: &serde_json::Value| {
+            status["session"]["links"].as_array().is_some_and(|links| links.iter().all(|link| link["state"] == "down"))
+        };
+        sites.wait(0, "two dead links", silent).unwrap();
+        sites.links.iter().for_each(|link| link.heal());
+    });
+}
+
+#[test]
+fn doubled_and_reordered_packets_change_nothing() {
+    let settings = LineSettings {
+        duplicate: Probability::from_percent(30 as _),
+        reorder: Probability::from_percent(30 as _),
+        reorder_by: Duration::from_millis(8),
+        corrupt: Probability::from_percent(1 as _),
+        ..line(1)
+    };
+    story(&Sites::paired(settings, 7).unwrap(), 7, |_| {});
+}
+
+#[test]
+fn what_was_there_before_the_pair_is_copied_while_writes_go_on() {
+    let sites = Sites::new(line(1), 8).unwrap();
+    sites.start(1).unwrap();
+    sites.start(0).unwrap();
+    sites.create_volume().unwrap();
+    let mut model = Model::new(8);
+    let mut client = sites.client(0).unwrap();
+    model.write(&mut client, 2000, AREA).unwrap();
+    sites.ask(0, &["pair", "create", GROUP, "--peer", "south"]).unwrap();
+    model.write(&mut client, 2000, AREA).unwrap();
+    sites.wait_in_step(0).unwrap();
+    sites.ask(1, &["volume", "export", GROUP, "--read-only"]).unwrap();
+    let mut standby = sites.client(1).unwrap();
+    assert!(standby.is_read_only());
+    model.check_exactly(&mut standby, AREA).unwrap();
+    assert!(standby.write(0, &[1; 4096]).is_err());
+}
+
+#[test]
+fn nothing_answered_at_level_remote_is_lost_by_promotion() {
+    let sites = Sites::paired(line(1), 9).unwrap();
+    sites.ask(0, &["level", GROUP, "remote"]).unwrap();
+    let mut model = Model::new(9);
+    model.write(&mut sites.client(0).unwrap(), 400, AREA).unwrap();
+    sites.kill(0).unwrap();
+    sites.ask(1, &["promote", GROUP, "--latest"]).unwrap();
+    model.check_exactly(&mut sites.client(1).unwrap(), AREA).unwrap();
+}
+
+#[test]
+fn a_former_primary_that_comes_back_serves_nothing_and_becomes_a_standby_on_command() {
+    let sites = Sites::paired(line(1), 10).unwrap();
+    let mut model = Model::new(10);
+    model.write(&mut sites.client(0).unwrap(), 300, AREA).unwrap();
+    sites.ask(0, &["restart-point", GROUP, "--wait"]).unwrap();
+    let mut kept = model.clone();
+    model.write(&mut sites.client(0).unwrap(), 300, AREA).unwrap();
+    sites.kill(0).unwrap();
+    sites.ask(1, &["promote", GROUP]).unwrap();
+    kept.write(&mut sites.client(1).unwrap(), 300, AREA).unwrap();
+    sites.start(0).unwrap();
+    sites.wait(0, "a fenced former primary", |status| status["role"] == "fenced").unwrap();
+    assert!(sites.client(0).is_err(), "a fenced node exports nothing");
+    let refusal = sites.refusal(0, &["demote", GROUP]);
+    assert!(refusal.contains("exist only on this node; give them up with --discard-fork"), "{refusal}");
+    sites.ask(0, &["demote", GROUP, "--discard-fork"]).unwrap();
+    sites.wait_in_step(1).unwrap();
+    sites.ask(0, &["volume", "export", GROUP, "--read-only"]).unwrap();
+    kept.check_exactly(&mut sites.client(0).unwrap(), AREA).unwrap();
+    kept.check_exactly(&mut sites.client(1).unwrap(), AREA).unwrap();
+}
+
+#[test]
+fn a_full_journal_suspends_the_pair_and_the_bitmap_brings_it_back() {
+    let sites = Sites::paired(line(1), 11).unwrap();
+    sites.kill(1).unwrap();
+    let mut model = Model::new(11);
+    let mut client = sites.client(0).unwrap();
+    // The journal has 64 MiB; much more is written, and service goes on.
+    for _ in 0..6 {
+        model.write(&mut client, 4096, AREA).unwrap();
+    }
+    sites.wait(0, "a suspended pair", |status| status["pair"]["cause"] == "journal-full").unwrap();
+    sites.start(1).unwrap();
+    model.write(&mut client, 500, AREA).unwrap();
+    sites.wait_in_step(0).unwrap();
+    sites.ask(1, &["volume", "export", GROUP, "--read-only"]).unwrap();
+    model.check_exactly(&mut sites.client(1).unwrap(), AREA).unwrap();
+}
