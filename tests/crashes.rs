@@ -29,7 +29,10 @@ fn kill_again_and_again(victim: usize, rounds: u64, seed: u64) {
             }
         });
         sites.start(victim).unwrap();
-        model.check(&mut sites.client(0).unwrap()).unwrap_or_else(|error| panic!("round {round}: {error:#}"));
+        let checked = sites.client(0).and_then(|mut client| model.check(&mut client));
+        checked.unwrap_or_else(|error| {
+            panic!("round {round}: {error:#}\n{}", sites.workplace.log_tail(&sites.nodes[0].name));
+        });
     }
     sites.wait_in_step(0).unwrap();
     sites.ask(1, &["volume", "export", GROUP, "--read-only"]).unwrap();

@@ -28,6 +28,9 @@ const INITIAL_RTT_MICROS: u64 = 100_000;
 /// A link that is silent for three round trips and this is dead.
 const SILENCE_MICROS: u64 = 100_000;
 
+/// The shortest round trip counts for so long.
+const SHORTEST_MICROS: u64 = 30_000_000;
+
 /// How a session behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionOptions {
@@ -94,6 +97,8 @@ struct Link {
     echo: u64,
     echo_at: u64,
     rtt: Option<u64>,
+    /// The shortest round trip lately, and when it was measured: datagrams that waited somewhere do not count.
+    shortest: Option<(u64, u64)>,
     /// What the peer said last of what it received and what was lost, and the rate of loss from that.
     told: (u32, u32),
     loss: f64,
@@ -260,6 +265,9 @@ impl Session {
         let line = &mut self.links[link];
         if ack.echo != 0 && now >= ack.echo.saturating_add(ack.hold.into()) {
             let sample = now - ack.echo - u64::from(ack.hold);
+            if line.shortest.is_none_or(|(shortest, at)| sample <= shortest || now > at + SHORTEST_MICROS) {
+                line.shortest = Some((sample, now));
+            }
             line.rtt = Some(line.rtt.map_or(sample, |rtt| (7 * rtt + sample) / 8));
         }
         let (received, lost) = (ack.received.wrapping_sub(line.told.0), ack.lost.saturating_sub(line.told.1));
@@ -416,7 +424,7 @@ impl Session {
     }
 
     fn silence(&self, link: usize) -> u64 {
-        3 * self.links[link].rtt.unwrap_or(INITIAL_RTT_MICROS) + SILENCE_MICROS
+        3 * self.links[link].shortest.map_or(INITIAL_RTT_MICROS, |(shortest, _)| shortest) + SILENCE_MICROS
     }
 
     fn link_dead(&mut self, link: usize) {

@@ -14,8 +14,14 @@ use std::{
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     rc::Rc,
+    thread,
+    time::{Duration, Instant},
 };
 use tokio_uring::buf::BoundedBuf;
+
+/// How long, and how often, a locked medium is tried.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+const LOCK_STEP: Duration = Duration::from_millis(10);
 
 /// How media are opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,13 +90,7 @@ impl Medium {
             Some(libc::EINVAL) if !options.buffered => MediumError::Direct { path: path.into() },
             _ => MediumError::Open { path: path.into(), source },
         })?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(MediumError::InUse { path: path.into() }),
-            Err(TryLockError::Error(source)) => {
-                return Err(MediumError::Open { path: path.into(), source });
-            }
-        }
+        lock(&file, path)?;
         let error = |source| MediumError::Open { path: path.into(), source };
         let ring = Rc::new(tokio_uring::fs::File::from_std(file.try_clone().map_err(error)?));
         Ok(Self { path: path.into(), file, ring })
@@ -131,6 +131,19 @@ impl Medium {
     /// The file for operations in flight.
     pub fn ring(&self) -> Rc<tokio_uring::fs::File> {
         self.ring.clone()
+    }
+}
+
+/// Locks a medium. What a killed daemon had in flight keeps its lock for a moment after its death.
+fn lock(file: &File, path: &Path) -> Result<(), MediumError> {
+    let end = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if Instant::now() < end => thread::sleep(LOCK_STEP),
+            Err(TryLockError::WouldBlock) => return Err(MediumError::InUse { path: path.into() }),
+            Err(TryLockError::Error(source)) => return Err(MediumError::Open { path: path.into(), source }),
+        }
     }
 }
 
