@@ -1,0 +1,162 @@
+//! What goes wrong by hand, and what is said then: which thing, why, and the way out.
+
+use std::{
+    fs::{self, OpenOptions},
+    os::unix::fs::FileExt,
+    process::Command,
+};
+use system_tests::sites::{GROUP, Sites, programs};
+use tools::{
+    demo::node::{LinkEnd, free_port},
+    emulator::LineSettings,
+};
+
+fn alone() -> Sites {
+    let sites = Sites::new(LineSettings::default(), 1).unwrap();
+    sites.start(0).unwrap();
+    sites
+}
+
+/// What a daemon says that does not start.
+fn last_words(sites: &Sites, node: usize) -> String {
+    let output = Command::new(programs().join("holdfastd"))
+        .arg("--config")
+        .arg(sites.nodes[node].config_path())
+        .output()
+        .unwrap();
+    assert!(!output.status.success(), "the daemon started");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn state(sites: &Sites, file: &str) -> std::path::PathBuf {
+    sites.workplace.folder().join("north/state/groups/g").join(file)
+}
+
+/// Stops the node, damages its journal, and tells what the node says when it starts.
+fn after(sites: &Sites, file: &str, damage: impl FnOnce(&fs::File)) -> String {
+    sites.kill(0).unwrap();
+    damage(&OpenOptions::new().write(true).open(state(sites, file)).unwrap());
+    sites.start(0).unwrap();
+    sites.workplace.log_tail("north")
+}
+
+#[track_caller]
+fn says(text: &str, wanted: &str) {
+    assert!(text.contains(wanted), "{text}\ndoes not say: {wanted}");
+}
+
+#[test]
+fn a_volume_larger_than_its_medium() {
+    let sites = alone();
+    sites.ask(0, &["group", "create", GROUP, "--journal-size", "64MiB"]).unwrap();
+    let small = sites.workplace.folder().join("small");
+    fs::File::create(&small).unwrap().set_len(32 << 20).unwrap();
+    let small = small.display().to_string();
+    let refusal = sites.refusal(0, &["volume", "create", GROUP, "v", "--size", "1GiB", "--pool", &small]);
+    says(&refusal, "A volume of 1073741824 bytes needs a pool of at least");
+    says(&refusal, "choose a smaller volume or a larger medium");
+    says(&sites.refusal(0, &["volume", "create", GROUP, "v", "--size", "1MiB"]), "not between 16 MiB and 16 TiB");
+}
+
+#[test]
+fn a_medium_that_belongs_to_another_group() {
+    let sites = alone();
+    sites.create_volume().unwrap();
+    sites.ask(0, &["group", "create", "other", "--journal-size", "64MiB"]).unwrap();
+    let pool = state(&sites, "v.pool").display().to_string();
+    sites.kill(0).unwrap();
+    sites.start(0).unwrap();
+    let journal = state(&sites, "journal").display().to_string();
+    let refusal = sites.refusal(0, &["group", "create", "third", "--journal", &journal]);
+    says(&refusal, "is in use by another process");
+    let refusal = sites.refusal(0, &["volume", "create", "other", "w", "--size", "64MiB", "--pool", &pool]);
+    says(&refusal, "is in use by another process");
+    sites.ask(0, &["group", "delete", GROUP, "--yes"]).unwrap();
+    let kept = fs::read_dir(sites.workplace.folder().join("north/state/groups")).unwrap();
+    let kept = kept.map(|entry| entry.unwrap().path()).find(|path| path.to_string_lossy().contains("deleted")).unwrap();
+    let journal = kept.join("journal").display().to_string();
+    let refusal = sites.refusal(0, &["group", "create", "third", "--journal", &journal]);
+    says(&refusal, "already holds the journal of group g");
+}
+
+#[test]
+fn a_superblock_of_a_newer_version() {
+    let sites = alone();
+    sites.create_volume().unwrap();
+    let words = after(&sites, "journal", |file| file.write_all_at(&[2, 0], (64 << 10) + 12).unwrap());
+    says(&words, "The journal superblock has format version 2, but this program reads version 1 only");
+}
+
+#[test]
+fn both_superblocks_torn() {
+    let sites = alone();
+    sites.create_volume().unwrap();
+    let words = after(&sites, "journal", |file| {
+        [0, 64 << 10].iter().for_each(|slot| file.write_all_at(&[0xff; 512], slot + 1024).unwrap());
+    });
+    says(&words, "The journal superblock has checksum");
+}
+
+#[test]
+fn one_superblock_torn_is_no_harm() {
+    let sites = alone();
+    sites.create_volume().unwrap();
+    let status = sites.ask(0, &["status", GROUP]).unwrap();
+    let words = after(&sites, "v.pool", |file| file.write_all_at(&[0xff; 512], 1024).unwrap());
+    says(&words, "Group opened");
+    assert_eq!(sites.ask(0, &["status", GROUP]).unwrap()["id"], status["id"]);
+}
+
+#[test]
+fn a_link_whose_peer_has_another_key() {
+    let sites = Sites::new(LineSettings::default(), 5).unwrap();
+    let stranger = format!("holdfast-ed25519:{}", "ab".repeat(32));
+    let end = LinkEnd { name: "one".into(), local: free_port().unwrap(), remote: free_port().unwrap() };
+    sites.nodes[0].configure("south", &stranger, &[end]).unwrap();
+    sites.start(0).unwrap();
+    sites.create_volume().unwrap();
+    says(&sites.refusal(0, &["pair", "create", GROUP, "--peer", "south"]), "There is no session to south");
+    says(&sites.refusal(0, &["pair", "create", GROUP, "--peer", "west"]), "There is no peer west in the configuration");
+}
+
+#[test]
+fn a_port_in_use() {
+    let sites = Sites::new(LineSettings::default(), 6).unwrap();
+    let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let local = taken.local_addr().unwrap();
+    let key = sites.nodes[1].key().unwrap();
+    sites.nodes[0]
+        .configure("south", &key, &[LinkEnd { name: "one".into(), local, remote: free_port().unwrap() }])
+        .unwrap();
+    says(&last_words(&sites, 0), &format!("Link one: cannot use the local address {local}"));
+}
+
+#[test]
+fn a_second_daemon_on_the_same_media() {
+    let sites = alone();
+    says(&last_words(&sites, 0), "Another holdfastd answers on");
+}
+
+#[test]
+fn a_promotion_that_makes_no_sense() {
+    let sites = Sites::paired(LineSettings::default(), 7).unwrap();
+    says(
+        &sites.refusal(0, &["promote", GROUP, "--force"]),
+        "Group g: The group is primary on this node; there is nothing to promote",
+    );
+    says(&sites.refusal(1, &["promote", GROUP]), "is alive and connected; demote it first, or use --force");
+    says(&sites.refusal(1, &["promote", GROUP, "--force"]), "No restart point has arrived");
+    says(&sites.refusal(1, &["restart-point", GROUP]), "declare restart points on the primary");
+    says(&sites.refusal(1, &["status", "nothing"]), "There is no group nothing on this node");
+}
+
+#[test]
+fn a_configuration_with_an_unknown_key() {
+    let sites = Sites::new(LineSettings::default(), 8).unwrap();
+    let path = sites.nodes[0].config_path();
+    fs::write(&path, "[node]\nname = \"a\"\n\n[media]\nbufered = true\n").unwrap();
+    let words = last_words(&sites, 0);
+    says(&words, &format!("{}: ", path.display()));
+    says(&words, "line 5");
+    says(&words, "unknown field `bufered`");
+}
