@@ -6,7 +6,8 @@ use system_tests::sites::{EXPORT, Sites};
 use tools::emulator::LineSettings;
 
 fn run(program: &str, package: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output();
+    // fio leaves a file where it runs.
+    let output = Command::new(program).args(arguments).current_dir(std::env::temp_dir()).output();
     let output = output.unwrap_or_else(|error| panic!("{program}: {error}; it is in Debian's package {package}"));
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     let error = String::from_utf8_lossy(&output.stderr);

@@ -1,0 +1,290 @@
+//! Every format's bytes, kept: what this program writes is what it wrote, what it reads is what it read, and nothing else is
+//! accepted. `HOLDFAST_WRITE_VECTORS=1` writes the vectors anew, which only a new format version may need.
+
+use bytes::Bytes;
+use holdfast::{
+    command::{RestartPointInfo, VolumeSpec},
+    format::{
+        FormatError,
+        batch::{self, BatchEntry, BatchHeader, Placement},
+        journal_superblock::{JournalSuperblock, PairRecord},
+        message::{self, Greeting, Range},
+        pool_superblock::PoolSuperblock,
+        record::{Kind, Record},
+        table_page::{self, Entry, TABLE_PAGE_ENTRY_COUNT},
+    },
+    pair::{Cause, Level, PairState, Role, WithoutPeer},
+    stream_state::{EpochStart, StreamState},
+    units::{Epoch, Generation, GroupId, MediumUuid, NodeKey, Order, Position, Seq, VolumeId, WallClock},
+};
+use proptest::prelude::*;
+use std::{fs, path::PathBuf};
+
+const GROUP: GroupId = GroupId([0x11; 16]);
+const POOL: MediumUuid = MediumUuid([0x22; 16]);
+
+/// Compares bytes with those in tests/vectors. Trailing zeroes are not kept there.
+#[track_caller]
+fn golden(name: &str, bytes: &[u8]) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("vectors").join(format!("{name}.hex"));
+    let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    let mut text = format!("{} bytes\n", bytes.len());
+    for line in bytes[..used].chunks(32) {
+        line.iter().for_each(|byte| text.push_str(&format!("{byte:02x}")));
+        text.push('\n');
+    }
+    if std::env::var_os("HOLDFAST_WRITE_VECTORS").is_some() {
+        fs::write(&path, &text).unwrap();
+    }
+    let kept = fs::read_to_string(&path).unwrap_or_default();
+    assert!(kept == text, "{name} has other bytes than {}:\n{text}", path.display());
+}
+
+fn at(epoch: u64, seq: u64) -> Position {
+    Position { epoch: Epoch(epoch << 32), seq: Seq(seq) }
+}
+
+fn record() -> Record {
+    Record {
+        kind: Kind::Write,
+        at: at(3, 77),
+        generation: Generation(5),
+        volume: VolumeId(2),
+        offset: 0x1_0000_0000,
+        size: 4,
+        payload_size: 4,
+        payload_checksum: crc32c_of(b"data"),
+        keep_allocated: false,
+        time: WallClock(1_700_000_000_000_000),
+    }
+}
+
+fn crc32c_of(bytes: &[u8]) -> u32 {
+    // The polynomial bit by bit, so that the vectors do not depend on the crate that the program uses.
+    !bytes.iter().fold(!0u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 })
+    })
+}
+
+fn aligned_record() -> Record {
+    Record { size: 512, payload_size: 512, payload_checksum: crc32c_of(&[7; 512]), ..record() }
+}
+
+fn batch_bytes() -> Bytes {
+    let inline = BatchEntry {
+        record: aligned_record(),
+        placement: Placement::Inline,
+        fork: Order(0),
+        stored: Bytes::from(vec![7; 512]),
+    };
+    let redirected = BatchEntry {
+        record: Record { size: 131_072, payload_size: 131_072, ..record() },
+        placement: Placement::Redirected,
+        fork: Order(9),
+        stored: Bytes::from_static(&[3, 0, 0, 0, 4, 0, 0, 0]),
+    };
+    let header = BatchHeader {
+        position: 65_536,
+        previous_checksum: 0xdead_beef,
+        first_order: Order(41),
+        durable_order: Order(40),
+    };
+    batch::encode(header, GROUP, &[inline, redirected]).bytes
+}
+
+fn stream() -> StreamState {
+    let point = RestartPointInfo {
+        generation: Generation(4),
+        at: at(3, 70),
+        time: WallClock(9),
+        label: "nightly".parse().unwrap(),
+    };
+    StreamState {
+        last: at(3, 77),
+        generation: Generation(5),
+        copying: true,
+        restart_point: Some((point, Order(60))),
+        epochs: vec![
+            EpochStart { epoch: Epoch(1 << 32), first: Seq(1) },
+            EpochStart { epoch: Epoch(3 << 32), first: Seq(50) },
+        ],
+    }
+}
+
+fn journal_superblock() -> JournalSuperblock {
+    JournalSuperblock {
+        write_count: 7,
+        group: GROUP,
+        medium: MediumUuid([0x33; 16]),
+        name: "db".parse().unwrap(),
+        ring_size: 1 << 26,
+        tail_position: 8192,
+        tail_order: Order(12),
+        tail_previous_checksum: 0x0102_0304,
+        clean: Some(Order(99)),
+        stream: stream(),
+        pair: PairRecord {
+            role: Role::Secondary,
+            state: PairState::Suspended(Cause::JournalFull),
+            level: Level::Remote,
+            without_peer: WithoutPeer::Freeze,
+            peer: Some(NodeKey([0x44; 32])),
+            synced: at(3, 60),
+            peer_epoch: Epoch(3 << 32),
+            fork: at(1, 2),
+        },
+        volumes: vec![VolumeSpec {
+            id: VolumeId(2),
+            name: "data".parse().unwrap(),
+            size: 1 << 30,
+            logical_block_size: 512,
+            table_block_size: 65_536,
+            pool: POOL,
+            pool_path: "/media/pool".into(),
+        }],
+    }
+}
+
+fn pool_superblock() -> PoolSuperblock {
+    PoolSuperblock {
+        write_count: 8,
+        group: GROUP,
+        medium: POOL,
+        volume: VolumeId(2),
+        volume_size: 1 << 30,
+        logical_block_size: 512,
+        block_size: 65_536,
+        block_count: 1000,
+        blocks_offset: 1 << 20,
+        checkpoint: 6,
+        digest: 0x0506_0708_090a_0b0c,
+        applied: Order(33),
+        stamp: 4,
+        void: vec![[2, 3]],
+    }
+}
+
+fn greeting() -> Greeting {
+    Greeting {
+        role: Role::Primary,
+        copying: true,
+        generation: Generation(5),
+        head: at(3, 77),
+        restart_point: Some((Generation(4), at(3, 70))),
+        volumes: 0x0a0b_0c0d,
+        epochs: stream().epochs,
+    }
+}
+
+#[test]
+fn records_keep_their_bytes() {
+    let bytes = record().encode(GROUP);
+    golden("record", &bytes);
+    let aligned = aligned_record();
+    assert_eq!(Record::parse(&aligned.encode(GROUP), GROUP), Ok(aligned));
+    assert!(matches!(Record::parse(&aligned.encode(GROUP), GroupId([9; 16])), Err(FormatError::Checksum { .. })));
+}
+
+#[test]
+fn batches_keep_their_bytes() {
+    let bytes = batch_bytes();
+    golden("batch", &bytes);
+    let parsed = batch::parse(&bytes, GROUP).unwrap();
+    assert_eq!(parsed.header.first_order, Order(41));
+    assert_eq!((parsed.size, parsed.entries.len()), (bytes.len() as u64, 2));
+    assert_eq!(parsed.entries[1].fork, Order(9));
+    let stored = parsed.entries[1];
+    let list = &bytes[stored.stored_at as usize..(stored.stored_at + stored.stored_size) as usize];
+    assert_eq!(batch::parse_blocks(list), Ok(vec![3, 4]));
+}
+
+#[test]
+fn superblocks_keep_their_bytes() {
+    let journal = journal_superblock();
+    golden("journal_superblock", &journal.encode());
+    assert_eq!(JournalSuperblock::parse(&journal.encode()), Ok(journal));
+    let pool = pool_superblock();
+    golden("pool_superblock", &pool.encode());
+    assert_eq!(PoolSuperblock::parse(&pool.encode()), Ok(pool));
+}
+
+#[test]
+fn table_pages_keep_their_bytes() {
+    let mut entries = Box::new([Entry::default(); TABLE_PAGE_ENTRY_COUNT]);
+    entries[0] = Entry { latest: 5, snapshot: 6, mask: 0xff00, stamp: 4, dirty: 0x8001 };
+    entries[167] = Entry { latest: 1000, snapshot: 0, mask: 1, stamp: 1, dirty: 0 };
+    let (bytes, _) = table_page::encode(POOL, 3, 6, &entries);
+    golden("table_page", &bytes);
+    assert_eq!(table_page::parse(&bytes, POOL, 3, 1000).map(|page| page.entries), Ok(entries));
+    assert!(matches!(table_page::parse(&bytes, POOL, 4, 1000), Err(FormatError::Field { field: "page index", .. })));
+    assert!(matches!(table_page::parse(&bytes, POOL, 3, 999), Err(FormatError::Field { field: "physical block", .. })));
+    assert!(matches!(table_page::parse(&bytes, MediumUuid([1; 16]), 3, 1000), Err(FormatError::Absent(_))));
+}
+
+#[test]
+fn messages_keep_their_bytes() {
+    golden("greeting", &greeting().encode());
+    assert_eq!(Greeting::parse(&greeting().encode()), Ok(greeting()));
+    let ranges = [Range { volume: VolumeId(2), offset: 4096, size: 8192 }];
+    golden("ranges", &message::encode_ranges(Some(&ranges)));
+    assert_eq!(message::parse_ranges(&message::encode_ranges(Some(&ranges))), Ok(Some(ranges.to_vec())));
+    assert_eq!(message::parse_ranges(&message::encode_ranges(None)), Ok(None));
+    let label = "nightly".parse().unwrap();
+    golden("label", &message::encode_label(label));
+    assert_eq!(message::parse_label(&message::encode_label(label)), Ok(label));
+}
+
+#[test]
+fn another_version_is_refused_with_its_number() {
+    let newer = |mut bytes: Vec<u8>, at: usize| {
+        bytes[at] = 2;
+        bytes
+    };
+    let said = |error: FormatError| error.to_string();
+    let journal = said(JournalSuperblock::parse(&newer(journal_superblock().encode().to_vec(), 12)).unwrap_err());
+    assert!(journal.contains("format version 2, but this program reads version 1 only"), "{journal}");
+    let pool = said(PoolSuperblock::parse(&newer(pool_superblock().encode().to_vec(), 12)).unwrap_err());
+    assert!(pool.contains("pool superblock has format version 2"), "{pool}");
+    let batch = said(batch::parse_header_size(&newer(batch_bytes().to_vec(), 4), GROUP).unwrap_err());
+    assert!(batch.contains("journal batch has format version 2"), "{batch}");
+}
+
+proptest! {
+    /// Damage is noticed (each format has a checksum), and nothing panics.
+    #[test]
+    fn damaged_bytes_are_refused(at in 0usize..40_000, bit in 0u8..8, cut in 0usize..40_000) {
+        let damage = |bytes: &[u8]| {
+            let mut bytes = bytes.to_vec();
+            let at = at % bytes.len();
+            bytes[at] ^= 1 << bit;
+            bytes
+        };
+        prop_assert!(JournalSuperblock::parse(&damage(&journal_superblock().encode())).is_err());
+        prop_assert!(PoolSuperblock::parse(&damage(&pool_superblock().encode())).is_err());
+        prop_assert!(Record::parse(&damage(&aligned_record().encode(GROUP)), GROUP).is_err());
+        let batch = damage(&batch_bytes()[..4096]);
+        prop_assert!(batch::parse(&batch, GROUP).is_err());
+        for bytes in [journal_superblock().encode(), pool_superblock().encode(), batch_bytes(), greeting().encode()] {
+            let short = &bytes[..cut.min(bytes.len().saturating_sub(1))];
+            let _ = JournalSuperblock::parse(short);
+            let _ = PoolSuperblock::parse(short);
+            let _ = batch::parse(short, GROUP);
+            let _ = Greeting::parse(short);
+        }
+        let _ = Greeting::parse(&damage(&greeting().encode()));
+    }
+
+    #[test]
+    fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..5000)) {
+        let _ = Record::parse_frame(&Bytes::from(bytes.clone()), GROUP);
+        let _ = batch::parse(&bytes, GROUP);
+        let _ = JournalSuperblock::parse(&bytes);
+        let _ = PoolSuperblock::parse(&bytes);
+        let _ = table_page::parse(&bytes, POOL, 0, 10);
+        let _ = Greeting::parse(&bytes);
+        let _ = message::parse_ranges(&bytes);
+        let _ = message::parse_history(&bytes);
+        let _ = message::parse_label(&bytes);
+        let _ = batch::parse_blocks(&bytes);
+    }
+}
