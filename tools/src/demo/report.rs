@@ -106,11 +106,18 @@ pub fn print_by_hand() {
 
 /// Prints the commands for the nodes that are left running.
 pub fn print_commands(north: &Node, south: &Node) {
-    println!("\nTo play with:");
-    for (node, arguments) in [(south, "status --watch"), (south, "node status"), (north, "status")] {
-        println!("  {}", node.command_line(arguments));
+    println!("\nBoth nodes run: south is the primary, north was started again and is fenced. To play with:");
+    let demote = format!("demote {GROUP} --discard-fork");
+    let point = format!("restart-point {GROUP} --label mine --wait");
+    for (node, arguments, effect) in [
+        (south, "status --watch", "role, pair, lag, links"),
+        (north, "status", "the former primary"),
+        (north, demote.as_str(), "makes it the standby; it is brought up to date"),
+        (south, point.as_str(), "the next restart point"),
+    ] {
+        println!("  # {effect}\n  {}", node.command_line(arguments));
     }
-    println!("  nbdinfo 'nbd+unix:///{EXPORT}?socket={}'", south.nbd_path().display());
+    println!("  # a client\n  nbdinfo 'nbd+unix:///{EXPORT}?socket={}'", south.nbd_path().display());
 }
 
 #[cfg(test)]

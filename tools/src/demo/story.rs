@@ -70,6 +70,9 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<Outcome> {
     }
     let outcome = told?;
     if options.keep {
+        // The former primary comes back and finds that it is none any more.
+        stage.north.start(&workplace)?;
+        await_role(&stage.north, "fenced")?;
         report::print_commands(&stage.north, &stage.south);
         println!("\nThe nodes and links run until Ctrl-C.");
         loop {
@@ -318,4 +321,14 @@ fn promote_when_silent(standby: &Node) -> anyhow::Result<Value> {
             answer => return answer,
         }
     }
+}
+
+/// Waits until a node has a role.
+fn await_role(node: &Node, role: &str) -> anyhow::Result<()> {
+    const LIMIT: Duration = Duration::from_secs(30);
+    let start = Instant::now();
+    while node.ask(&["status", GROUP])?.pointer("/role").and_then(Value::as_str) != Some(role) {
+        ensure!(start.elapsed() < LIMIT, "{} is not {role} after {LIMIT:?}", node.name);
+    }
+    Ok(())
 }
