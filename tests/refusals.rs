@@ -72,8 +72,8 @@ fn a_medium_that_belongs_to_another_group() {
     let refusal = sites.refusal(0, &["volume", "create", "other", "w", "--size", "64MiB", "--pool", &pool]);
     says(&refusal, "is in use by another process");
     sites.ask(0, &["group", "delete", GROUP, "--yes"]).unwrap();
-    let kept = fs::read_dir(sites.workplace.folder().join("north/state/groups")).unwrap();
-    let kept = kept.map(|entry| entry.unwrap().path()).find(|path| path.to_string_lossy().contains("deleted")).unwrap();
+    let kept = fs::read_dir(sites.workplace.folder().join("north/state/deleted")).unwrap();
+    let kept = kept.map(|entry| entry.unwrap().path()).next().unwrap();
     let journal = kept.join("journal").display().to_string();
     let refusal = sites.refusal(0, &["group", "create", "third", "--journal", &journal]);
     says(&refusal, "already holds the journal of group g");

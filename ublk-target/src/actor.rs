@@ -5,17 +5,15 @@
 
 use crate::{
     media::{GroupMedia, MediaOptions, Medium, carry_out},
-    nbd::{Export, ExportError, ExportInfo, ExportReply, ExportRequest, Extent, ExtentKind},
     peer::Peer,
 };
 use bytes::Bytes;
 use holdfast::{
     command::{Command, CommandError, CommandId, CommandReply, Status, VolumeSpec},
-    disk::{DiskOperation, DiskOutcome, MediumId, OperationId},
+    disk::{DiskError, DiskOperation, DiskOutcome, MediumId, OperationId},
     group::{Group, JournalLabel, OpenError},
     output::{Event, Output},
-    pair::Role,
-    request::{Busy, Durability, ExtentKind as CoreExtent, Operation, Reply, Request, RequestError, RequestId, Space},
+    request::{Busy, Operation, Reply, Request, RequestError, RequestId},
     units::{FrameCount, GroupId, Monotonic, Now, VolumeId, WallClock},
 };
 use replicator::{ChannelId, Frame};
@@ -57,12 +55,12 @@ pub struct GroupActor {
     label: RefCell<JournalLabel>,
     state: RefCell<State>,
     wake: Notify,
-    /// Something changed that an operator may be waiting for.
-    pub changed: Notify,
     start: Instant,
     /// A standby's volumes are served read-only.
     pub exported: Cell<bool>,
     closed: Cell<bool>,
+    /// How many clients each volume has.
+    clients: RefCell<BTreeMap<VolumeId, usize>>,
 }
 
 impl GroupActor {
@@ -87,10 +85,10 @@ impl GroupActor {
             label: RefCell::new(label),
             state: RefCell::new(state),
             wake: Notify::new(),
-            changed: Notify::new(),
             start,
             exported: Cell::new(false),
             closed: Cell::new(false),
+            clients: RefCell::default(),
         });
         tokio_uring::spawn(actor.clone().run());
         Ok(actor)
@@ -117,9 +115,30 @@ impl GroupActor {
         self.wake.notify_one();
     }
 
+    /// A client of a volume has come.
+    pub fn add_client(&self, volume: VolumeId) {
+        *self.clients.borrow_mut().entry(volume).or_default() += 1;
+    }
+
+    /// A client of a volume has gone.
+    pub fn remove_client(&self, volume: VolumeId) {
+        if let Some(count) = self.clients.borrow_mut().get_mut(&volume) {
+            *count = count.saturating_sub(1);
+        }
+    }
+
+    /// How many clients a volume has.
+    pub fn client_count(&self, volume: VolumeId) -> usize {
+        self.clients.borrow().get(&volume).copied().unwrap_or(0)
+    }
+
     /// Carries out a host's request.
     pub fn request(&self, volume: VolumeId, operation: Operation) -> oneshot::Receiver<RequestResult> {
         let (sender, receiver) = oneshot::channel();
+        if self.closed.get() {
+            // Nobody is left to answer.
+            return receiver;
+        }
         let mut state = self.state.borrow_mut();
         let id = RequestId(state.next);
         state.next += 1;
@@ -155,16 +174,38 @@ impl GroupActor {
     pub async fn add_volume(&self, spec: VolumeSpec, pool: Medium) -> CommandResult {
         let receiver = {
             let mut state = self.state.borrow_mut();
+            if state.media.0.contains_key(&MediumId::Pool(spec.id)) {
+                let reason = "another volume is being made at this moment; try again";
+                return Err(CommandError::Volume { name: spec.name, reason });
+            }
             let (id, receiver) = state.expect_command();
             state.media.0.insert(MediumId::Pool(spec.id), pool);
             let State { group, media, .. } = &mut *state;
-            group.handle_add_volume(now(self.start), id, media, spec);
+            group.handle_add_volume(now(self.start), id, media, spec.clone());
             receiver
         };
         self.wake.notify_one();
         let result = receiver.await.unwrap_or(Err(CommandError::Stopped));
+        if result.is_err() {
+            // A pool that is not used is not kept locked.
+            self.state.borrow_mut().media.0.remove(&MediumId::Pool(spec.id));
+        }
         *self.label.borrow_mut() = self.state.borrow().group.label();
         result
+    }
+
+    /// Forgets a volume and closes its pool.
+    pub async fn remove_volume(&self, volume: VolumeId) -> CommandResult {
+        let result = self.command(Command::RemoveVolume(volume)).await;
+        if result.is_ok() {
+            self.state.borrow_mut().media.0.remove(&MediumId::Pool(volume));
+        }
+        result
+    }
+
+    /// Whether it knows of a session to its peer.
+    pub fn has_peer(&self) -> bool {
+        self.state.borrow().peer.is_some()
     }
 
     /// The carrier's session to the pair's peer is up.
@@ -267,7 +308,6 @@ impl GroupActor {
                 if let Some(sender) = state.commands.remove(&id) {
                     let _ = sender.send(result);
                 }
-                self.changed.notify_waiters();
             }
             Output::Send(frame) => {
                 let channel = ChannelId(self.id().0);
@@ -294,8 +334,10 @@ impl GroupActor {
         }
     }
 
-    fn start(self: &Rc<Self>, state: &State, operation: DiskOperation) {
+    fn start(self: &Rc<Self>, state: &mut State, operation: DiskOperation) {
         let Some(file) = state.media.0.get(&operation.medium).map(Medium::ring) else {
+            state.finished.push((operation.id, Err(DiskError::Failed { errno: nix::libc::ENODEV })));
+            self.wake.notify_one();
             return;
         };
         let actor = self.clone();
@@ -325,7 +367,6 @@ impl GroupActor {
             }
             Event::PoolFull => warn!(%group, "Pool full; destaging waits"),
         }
-        self.changed.notify_waiters();
     }
 }
 
@@ -355,72 +396,4 @@ pub fn open_media(journal: &Path, options: MediaOptions) -> anyhow::Result<Group
         media.0.insert(MediumId::Pool(spec.id), Medium::open(Path::new(&spec.pool_path), options)?);
     }
     Ok(media)
-}
-
-/// A volume as NBD sees it.
-pub struct VolumeExport {
-    /// The group.
-    pub actor: Rc<GroupActor>,
-    /// The volume.
-    pub spec: VolumeSpec,
-}
-
-impl Export for VolumeExport {
-    fn info(&self) -> ExportInfo {
-        let label = self.actor.label.borrow();
-        ExportInfo {
-            name: format!("{}/{}", label.name, self.spec.name),
-            description: format!("Holdfast volume, {} here", label.role),
-            size: self.spec.size,
-            logical_block_size: self.spec.logical_block_size,
-            preferred_block_size: 4096,
-            read_only: label.role != Role::Primary,
-        }
-    }
-
-    fn submit(&self, request: ExportRequest) -> impl Future<Output = Result<ExportReply, ExportError>> + 'static {
-        let answer = self.actor.request(self.spec.id, operation(request));
-        async move {
-            match answer.await {
-                Ok(Ok(Reply::Done)) => Ok(ExportReply::Done),
-                Ok(Ok(Reply::Data(pieces))) => Ok(ExportReply::Data(pieces)),
-                Ok(Ok(Reply::Extents(extents))) => Ok(ExportReply::Extents(
-                    extents
-                        .into_iter()
-                        .map(|extent| Extent {
-                            size: extent.size,
-                            kind: match extent.kind {
-                                CoreExtent::Allocated => ExtentKind::Allocated,
-                                CoreExtent::Hole => ExtentKind::Hole,
-                            },
-                        })
-                        .collect(),
-                )),
-                Ok(Err(RequestError::Invalid)) => Err(ExportError::Invalid),
-                Ok(Err(RequestError::Io)) => Err(ExportError::Io),
-                Ok(Err(RequestError::NoSpace)) => Err(ExportError::NoSpace),
-                Ok(Err(RequestError::NotPrimary)) => Err(ExportError::ReadOnly),
-                Ok(Err(RequestError::Stopped)) | Err(_) => Err(ExportError::Shutdown),
-            }
-        }
-    }
-}
-
-fn operation(request: ExportRequest) -> Operation {
-    let durability = |fua| {
-        if fua { Durability::Durable } else { Durability::Completed }
-    };
-    match request {
-        ExportRequest::Read { offset, size } => Operation::Read { offset, size },
-        ExportRequest::Write { offset, data, fua } => Operation::Write { offset, data, durability: durability(fua) },
-        ExportRequest::Flush => Operation::Flush,
-        ExportRequest::Discard { offset, size } => Operation::Discard { offset, size },
-        ExportRequest::WriteZeroes { offset, size, keep_allocated, fua } => Operation::WriteZeroes {
-            offset,
-            size,
-            space: if keep_allocated { Space::Keep } else { Space::Release },
-            durability: durability(fua),
-        },
-        ExportRequest::Extents { offset, size } => Operation::Extents { offset, size },
-    }
 }

@@ -9,8 +9,10 @@ use serde::Deserialize;
 use std::{
     fs, io,
     net::SocketAddr,
+    ops::Range,
     path::{Path, PathBuf},
 };
+use toml::Spanned;
 
 /// Where the configuration is if nothing else is said.
 pub const CONFIG_PATH: &str = "/etc/holdfast/holdfast.toml";
@@ -37,7 +39,7 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 pub struct NodeConfig {
     /// For people.
-    pub name: String,
+    pub name: Spanned<String>,
     /// Key, groups and, unless they are elsewhere, media.
     #[serde(default = "default_directory")]
     pub directory: PathBuf,
@@ -52,9 +54,9 @@ pub struct NodeConfig {
 #[serde(deny_unknown_fields)]
 pub struct PeerConfig {
     /// How this node calls it.
-    pub name: String,
+    pub name: Spanned<String>,
     /// Its key, as `ublk-admin key` shows it there.
-    pub key: String,
+    pub key: Spanned<String>,
     /// One or two.
     #[serde(rename = "link")]
     pub links: Vec<LinkConfig>,
@@ -82,7 +84,7 @@ pub struct NbdConfig {
     /// A unix socket to listen on.
     pub unix: Option<PathBuf>,
     /// A TCP address to listen on.
-    pub tcp: Option<SocketAddr>,
+    pub tcp: Option<Spanned<SocketAddr>>,
     /// The TCP address may be other than loopback. NBD is neither encrypted nor authenticated.
     #[serde(default)]
     pub public: bool,
@@ -117,10 +119,12 @@ pub enum ConfigError {
         text: String,
     },
     /// A value cannot be.
-    #[error("{path}: {key}: {reason}")]
+    #[error("{path}: line {line}: {key}: {reason}")]
     Value {
         /// The file.
         path: PathBuf,
+        /// The line, from 1.
+        line: usize,
         /// The key.
         key: String,
         /// What is wrong.
@@ -143,24 +147,33 @@ impl Config {
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let config: Self =
             toml::from_str(text).map_err(|error| ConfigError::Parse { path: path.into(), text: error.to_string() })?;
-        let value = |key: String, reason: String| ConfigError::Value { path: path.into(), key, reason };
-        if config.node.name.is_empty() || config.node.name.len() > 63 {
-            return Err(value("node.name".into(), "a name has 1 to 63 bytes".into()));
+        let value = |span: Range<usize>, key: String, reason: String| {
+            let line = 1 + text.bytes().take(span.start).filter(|byte| *byte == b'\n').count();
+            ConfigError::Value { path: path.into(), line, key, reason }
+        };
+        let name = &config.node.name;
+        if name.get_ref().is_empty() || name.get_ref().len() > 63 {
+            return Err(value(name.span(), "node.name".into(), "a name has 1 to 63 bytes".into()));
         }
-        for peer in &config.peers {
-            let key = |field: &str| format!("peer \"{}\": {field}", peer.name);
+        for (index, peer) in config.peers.iter().enumerate() {
+            let name = peer.name.get_ref();
+            let key = |field: &str| format!("peer \"{name}\": {field}");
             if !(1..=2).contains(&peer.links.len()) {
-                return Err(value(key("link"), format!("a peer has one or two links, not {}", peer.links.len())));
+                let reason = format!("a peer has one or two links, not {}", peer.links.len());
+                return Err(value(peer.name.span(), key("link"), reason));
             }
-            peer.key().map_err(|error| value(key("key"), error.to_string()))?;
-            if config.peers.iter().filter(|other| other.name == peer.name).count() > 1 {
-                return Err(value(key("name"), "two peers have this name".into()));
+            peer.key().map_err(|error| value(peer.key.span(), key("key"), error.to_string()))?;
+            if config.peers[..index].iter().any(|other| other.name.get_ref() == name) {
+                return Err(value(peer.name.span(), key("name"), "two peers have this name".into()));
             }
         }
-        if let Some(address) = config.nbd.tcp.filter(|address| !address.ip().is_loopback() && !config.nbd.public) {
-            let reason =
-                format!("{address} is not a loopback address; NBD is not encrypted: set public = true if you mean it");
-            return Err(value("nbd.tcp".into(), reason));
+        if let Some(tcp) = config.nbd.tcp.as_ref().filter(|tcp| !tcp.get_ref().ip().is_loopback() && !config.nbd.public)
+        {
+            let reason = format!(
+                "{} is not a loopback address; NBD is not encrypted: set public = true if you mean it",
+                tcp.get_ref()
+            );
+            return Err(value(tcp.span(), "nbd.tcp".into(), reason));
         }
         Ok(config)
     }
@@ -183,14 +196,14 @@ impl Config {
     /// Where the NBD server listens.
     pub fn nbd_addresses(&self) -> Vec<ListenAddress> {
         let unix = self.nbd.unix.clone().map(ListenAddress::Unix);
-        unix.into_iter().chain(self.nbd.tcp.map(ListenAddress::Tcp)).collect()
+        unix.into_iter().chain(self.nbd.tcp.iter().map(|tcp| ListenAddress::Tcp(*tcp.get_ref()))).collect()
     }
 }
 
 impl PeerConfig {
     /// The key, parsed.
     pub fn key(&self) -> Result<PeerKey, KeyTextError> {
-        self.key.parse()
+        self.key.get_ref().parse()
     }
 
     /// The links, named.
@@ -216,18 +229,70 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_named_with_file_and_line() {
-        let message = error("[node]\nname = \"a\"\ndirectry = \"/x\"\n");
-        assert!(message.starts_with("holdfast.toml: ") && message.contains("line 3"), "{message}");
-        assert!(message.contains("directry"), "{message}");
+        assert_eq!(
+            error("[node]\nname = \"a\"\ndirectry = \"/x\"\n"),
+            "holdfast.toml: TOML parse error at line 3, column 1\n  |\n3 | directry = \"/x\"\n  | ^^^^^^^^\n\
+             unknown field `directry`, expected one of `name`, `directory`, `control`, `key`\n"
+        );
     }
 
     #[test]
-    fn impossible_values_are_named_with_the_way_out() {
-        let message = error("[node]\nname = \"a\"\n[nbd]\ntcp = \"10.0.0.1:10809\"\n");
-        assert!(message.contains("nbd.tcp: 10.0.0.1:10809 is not a loopback address"), "{message}");
-        let peer =
-            "[[peer]]\nname = \"b\"\nkey = \"12\"\n[[peer.link]]\nlocal = \"127.0.0.1:1\"\nremote = \"127.0.0.1:2\"\n";
-        let message = error(&format!("[node]\nname = \"a\"\n{peer}"));
-        assert!(message.contains("peer \"b\": key: \"12\" is no node key"), "{message}");
+    fn a_value_of_the_wrong_kind_is_named_with_file_and_line() {
+        let message = error("[node]\nname = \"a\"\n\n[nbd]\ntcp = \"localhost\"\n");
+        assert!(message.starts_with("holdfast.toml: TOML parse error at line 5, column 7\n"), "{message}");
+        assert!(message.ends_with("invalid socket address syntax\n"), "{message}");
+    }
+
+    const LINK: &str = "[[peer.link]]\nlocal = \"127.0.0.1:1\"\nremote = \"127.0.0.1:2\"\n";
+
+    fn peer(key: &str, links: usize) -> String {
+        format!("[[peer]]\nname = \"b\"\nkey = \"{key}\"\n{}", LINK.repeat(links))
+    }
+
+    #[test]
+    fn impossible_values_are_named_with_file_line_and_the_way_out() {
+        let node = "[node]\nname = \"a\"\n";
+        let good = PeerKey([7; 32]).to_string();
+        let cases = [
+            ("[node]\nname = \"\"\n".to_owned(), "holdfast.toml: line 2: node.name: a name has 1 to 63 bytes"),
+            (
+                format!("{node}[nbd]\ntcp = \"10.0.0.1:10809\"\n"),
+                "holdfast.toml: line 4: nbd.tcp: 10.0.0.1:10809 is not a loopback address; NBD is not encrypted: set \
+                 public = true if you mean it",
+            ),
+            (
+                format!("{node}{}", peer("12", 1)),
+                "holdfast.toml: line 5: peer \"b\": key: \"12\" is no node key; a key is one line as `ublk-admin key` \
+                 shows it: holdfast-ed25519: and 64 hexadecimal digits",
+            ),
+            (
+                format!("{node}{}", peer(&good, 3)),
+                "holdfast.toml: line 4: peer \"b\": link: a peer has one or two links, not 3",
+            ),
+            (
+                format!("{node}{}{}", peer(&good, 1), peer(&good, 1)),
+                "holdfast.toml: line 10: peer \"b\": name: two peers have this name",
+            ),
+        ];
+        for (text, message) in cases {
+            assert_eq!(error(&text), message, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_whole_file_is_understood() {
+        let text = format!(
+            "[node]\nname = \"a\"\ndirectory = \"/d\"\n[nbd]\ntcp = \"0.0.0.0:10809\"\npublic = true\n[media]\n\
+             buffered = true\n{}mode = \"split\"\n{LINK}{LINK}",
+            peer(&PeerKey([7; 32]).to_string(), 0)
+        );
+        let config = Config::parse(&text, Path::new("holdfast.toml")).unwrap();
+        assert_eq!(config.control_path(), Path::new("/d/control.sock"));
+        assert_eq!(config.key_path(), Path::new("/d/key"));
+        assert_eq!(config.nbd_addresses(), [ListenAddress::Tcp("0.0.0.0:10809".parse().unwrap())]);
+        assert!(config.media.buffered);
+        assert_eq!(config.peers[0].mode, Mode::Split);
+        let names: Vec<String> = config.peers[0].link_options().into_iter().map(|link| link.name).collect();
+        assert_eq!(names, ["link1", "link2"]);
     }
 }

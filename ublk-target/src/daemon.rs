@@ -6,7 +6,7 @@ use replicator::{
     io::{NodeOptions, connect},
     session::SessionOptions,
 };
-use std::{os::unix::net::UnixDatagram, path::Path, rc::Rc, thread};
+use std::{os::unix::net::UnixDatagram, path::Path, thread};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
@@ -32,14 +32,18 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
             };
             let mut seed = [0; 8];
             getrandom::fill(&mut seed).context("Cannot get random bytes")?;
-            let link = connect(options, u64::from_le_bytes(seed)).with_context(|| format!("Peer {}", peer.name))?;
-            connected.push((peer.name.clone(), peer_key, link));
+            let link =
+                connect(options, u64::from_le_bytes(seed)).with_context(|| format!("Peer {}", peer.name.get_ref()))?;
+            connected.push((peer.name.get_ref().clone(), peer_key, link));
         }
         let (asked_sender, asked) = mpsc::channel(64);
         let (ready_sender, ready) = oneshot::channel();
         let (stop_sender, stop) = oneshot::channel();
-        let (name, key) = (config.node.name.clone(), identity.public());
+        let (alive, mut ended) = oneshot::channel::<()>();
+        let (name, key) = (config.node.name.get_ref().clone(), identity.public());
         let disk = thread::Builder::new().name("disk".into()).spawn(move || -> anyhow::Result<()> {
+            // Dropped when the thread ends, however it ends.
+            let _alive = alive;
             tokio_uring::start(async move {
                 let mut peers = Vec::new();
                 let mut events = Vec::new();
@@ -58,7 +62,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
                 let _ = ready_sender.send(());
                 let _ = stop.await;
                 drop(server);
-                stop_node(node).await;
+                node.stop().await;
                 Ok(())
             })
         })?;
@@ -76,6 +80,8 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            // Nothing is served any more: the service manager must know.
+            _ = &mut ended => return join(disk).and(Err(anyhow::anyhow!("The disk thread ended"))),
         }
         info!("Stopping");
         notify("STOPPING=1");
@@ -88,10 +94,6 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
             _ = interrupt.recv() => std::process::exit(1),
         }
     })
-}
-
-async fn stop_node(node: Rc<Node>) {
-    node.stop().await;
 }
 
 fn join(disk: thread::JoinHandle<anyhow::Result<()>>) -> anyhow::Result<()> {

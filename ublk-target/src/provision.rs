@@ -3,6 +3,7 @@
 use holdfast::{
     command::VolumeSpec,
     format::text::NameError,
+    pair::Role,
     units::{MediumUuid, VolumeId},
 };
 use serde::{Deserialize, Serialize};
@@ -32,11 +33,13 @@ impl From<&VolumeSpec> for ProvisionVolume {
 }
 
 impl ProvisionVolume {
+    /// Whether it is the same volume of the group, by its number.
+    pub fn has_number_of(&self, spec: &VolumeSpec) -> bool {
+        self.id == spec.id.0
+    }
+
     /// The volume, with its pool on this node.
     pub fn spec(&self, pool: MediumUuid, pool_path: String) -> Result<VolumeSpec, NameError> {
-        if self.name.contains('/') || self.name.starts_with('.') || self.name.is_empty() {
-            return Err(NameError::Damaged);
-        }
         Ok(VolumeSpec {
             id: VolumeId(self.id),
             name: self.name.parse()?,
@@ -72,6 +75,20 @@ pub enum Message {
         number: u64,
         /// Why not.
         error: Option<String>,
+    },
+    /// "What are you for this group?"
+    WhichRole {
+        /// Comes back with the answer.
+        number: u64,
+        /// The group's id, 32 hexadecimal digits.
+        group: String,
+    },
+    /// The answer.
+    Role {
+        /// As asked.
+        number: u64,
+        /// Nothing if the group is not there, or not paired with the asker.
+        role: Option<Role>,
     },
 }
 

@@ -1,0 +1,113 @@
+//! What an operator does in the life of a node, on real daemons: changing roles, deleting, asking twice.
+
+use std::fs;
+use system_tests::{
+    client::Model,
+    sites::{EXPORT, GROUP, Sites},
+};
+use tools::{emulator::LineSettings, nbd_client::NbdClient};
+
+const AREA: u64 = 1024;
+
+fn alone() -> Sites {
+    let sites = Sites::new(LineSettings::default(), 1).unwrap();
+    sites.start(0).unwrap();
+    sites.create_volume().unwrap();
+    sites
+}
+
+#[test]
+fn data_outlives_the_daemon_without_a_peer() {
+    let sites = alone();
+    let mut model = Model::new(3);
+    model.write(&mut sites.client(0).unwrap(), 500, AREA).unwrap();
+    sites.kill(0).unwrap();
+    sites.start(0).unwrap();
+    model.check_exactly(&mut sites.client(0).unwrap(), AREA).unwrap();
+}
+
+#[test]
+fn roles_change_as_planned_without_force_and_nothing_is_lost() {
+    let sites = Sites::paired(LineSettings::default(), 2).unwrap();
+    let mut model = Model::new(4);
+    model.write(&mut sites.client(0).unwrap(), 300, AREA).unwrap();
+    sites.wait_in_step(0).unwrap();
+    let refusal = sites.refusal(1, &["promote", GROUP, "--latest"]);
+    assert!(refusal.contains("The primary of group g is alive and connected"), "{refusal}");
+    sites.ask(0, &["demote", GROUP]).unwrap();
+    sites.ask(1, &["promote", GROUP, "--latest"]).unwrap();
+    model.write(&mut sites.client(1).unwrap(), 300, AREA).unwrap();
+    sites.wait_in_step(1).unwrap();
+    model.check_exactly(&mut sites.client(1).unwrap(), AREA).unwrap();
+    sites.ask(0, &["volume", "export", GROUP, "--read-only"]).unwrap();
+    model.check_exactly(&mut sites.client(0).unwrap(), AREA).unwrap();
+}
+
+#[test]
+fn a_group_in_use_is_not_deleted_and_a_deleted_one_stays_away() {
+    let sites = alone();
+    let client = sites.client(0).unwrap();
+    let refusal = sites.refusal(0, &["group", "delete", GROUP, "--yes"]);
+    assert!(refusal.contains("Group g is in use by 1 NBD client(s); disconnect them first"), "{refusal}");
+    let refusal = sites.refusal(0, &["volume", "delete", GROUP, "v", "--yes"]);
+    assert!(refusal.contains("Volume g/v is in use by 1 NBD client(s); disconnect them first"), "{refusal}");
+    drop(client);
+    // The server hears of the end of the connection in its own time.
+    let deleted = (0..1000).find_map(|_| sites.ask(0, &["group", "delete", GROUP, "--yes"]).ok()).unwrap();
+    let done = deleted["done"].as_str().unwrap();
+    let kept = done.split_once("its media are kept in ").unwrap().1;
+    assert!(fs::metadata(kept).unwrap().is_dir(), "{done}");
+    sites.kill(0).unwrap();
+    sites.start(0).unwrap();
+    assert_eq!(sites.ask(0, &["status"]).unwrap(), serde_json::json!([]));
+    assert!(sites.client(0).is_err(), "a deleted group is served");
+    // The name is free again.
+    sites.create_volume().unwrap();
+    Model::new(5).check_exactly(&mut sites.client(0).unwrap(), AREA).unwrap();
+}
+
+#[test]
+fn a_deleted_volume_gives_its_pool_back() {
+    let sites = alone();
+    sites.ask(0, &["volume", "create", GROUP, "w", "--size", "16MiB"]).unwrap();
+    let deleted = sites.ask(0, &["volume", "delete", GROUP, "w", "--yes"]).unwrap();
+    let pool = deleted["done"].as_str().unwrap().split_once("its pool is still at ").unwrap().1.to_owned();
+    let create = ["volume", "create", GROUP, "w", "--size", "16MiB"];
+    let refusal = sites.refusal(0, &create);
+    assert!(refusal.contains("already holds the pool of group"), "{refusal}");
+    fs::remove_file(pool).unwrap();
+    sites.ask(0, &create).unwrap();
+    let volumes = sites.ask(0, &["status", GROUP]).unwrap()["volumes"].clone();
+    assert_eq!(volumes.as_array().unwrap().len(), 2);
+    assert!(NbdClient::connect_unix(&sites.nodes[0].nbd_path(), EXPORT).is_ok());
+}
+
+#[test]
+fn a_pair_made_anew_gets_the_volumes_that_came_in_between() {
+    let sites = Sites::paired(LineSettings::default(), 6).unwrap();
+    let volume = ["volume", "create", GROUP, "w", "--size", "16MiB"];
+    let refusal = sites.refusal(0, &volume);
+    assert!(refusal.contains("delete the pair, add the volume, create the pair again"), "{refusal}");
+    sites.ask(0, &["pair", "delete", GROUP]).unwrap();
+    sites.ask(0, &volume).unwrap();
+    let mut model = Model::new(7);
+    model.write(&mut sites.client(0).unwrap(), 300, AREA).unwrap();
+    sites.ask(0, &["pair", "create", GROUP, "--peer", "south", "--wait"]).unwrap();
+    sites.wait_in_step(0).unwrap();
+    assert_eq!(sites.ask(1, &["status", GROUP]).unwrap()["volumes"].as_array().unwrap().len(), 2);
+    sites.ask(1, &["volume", "export", GROUP, "--read-only"]).unwrap();
+    model.check_exactly(&mut sites.client(1).unwrap(), AREA).unwrap();
+}
+
+#[test]
+fn another_group_of_the_same_name_is_not_overwritten() {
+    let sites = Sites::new(LineSettings::default(), 8).unwrap();
+    sites.start(0).unwrap();
+    sites.start(1).unwrap();
+    sites.create_volume().unwrap();
+    sites.ask(1, &["group", "create", GROUP, "--journal-size", "64MiB"]).unwrap();
+    let refusal = sites.refusal(0, &["pair", "create", GROUP, "--peer", "south"]);
+    assert!(refusal.contains("south refuses: this node has another group g, with id "), "{refusal}");
+    let refusal = sites.refusal(0, &["group", "create", ".."]);
+    assert!(refusal.contains("a name has at least one character, no slash and no dot in front"), "{refusal}");
+}

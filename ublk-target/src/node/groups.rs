@@ -1,0 +1,238 @@
+//! Making and deleting groups and volumes: their media, and where these are.
+
+use super::{Answer, Node, command, missing, name};
+use crate::{
+    actor::GroupActor,
+    api::ApiError,
+    media::{Allocation, GroupMedia, Medium},
+};
+use holdfast::{
+    command::{Command, VolumeSpec},
+    disk::MediumId,
+    format::journal_superblock::check_geometry,
+    group::{GroupSpec, format_journal, format_pool, pool_size_for},
+    pair::Role,
+    units::{GroupId, MediumUuid, VolumeId},
+};
+use serde_json::json;
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+use tracing::warn;
+
+/// What an operator wants of a new volume.
+pub(super) struct NewVolume {
+    pub(super) volume: String,
+    pub(super) size: u64,
+    pub(super) logical_block_size: u32,
+    pub(super) table_block_size: u32,
+    pub(super) pool: Option<String>,
+    pub(super) preallocate: bool,
+}
+
+impl Node {
+    fn folder(&self, group: &str) -> PathBuf {
+        self.config.groups_path().join(group)
+    }
+
+    /// Where the pool of a volume is if nobody says otherwise.
+    pub(super) fn pool_path(&self, group: &str, volume: &str) -> String {
+        self.folder(group).join(format!("{volume}.pool")).display().to_string()
+    }
+
+    pub(super) fn create_group(&self, group: &str, journal_size: u64, journal: Option<String>) -> Answer {
+        if self.groups.borrow().contains_key(group) {
+            return Err(ApiError::new(format!("Group {group} exists already")));
+        }
+        let spec = GroupSpec {
+            id: GroupId(random()?),
+            name: name(group)?,
+            journal: MediumUuid(random()?),
+            role: Role::Primary,
+            peer: None,
+        };
+        self.make_group(&spec, journal_size, journal)?;
+        Ok(json!({ "done": format!("Group {group} created"), "id": spec.id.to_string() }))
+    }
+
+    /// Makes a group with a journal of `size` bytes, in the node's directory or at `journal`.
+    pub(super) fn make_group(
+        &self,
+        spec: &GroupSpec,
+        size: u64,
+        journal: Option<String>,
+    ) -> Result<Rc<GroupActor>, ApiError> {
+        let folder = self.folder(spec.name.as_str());
+        let link = folder.join("journal");
+        if link.symlink_metadata().is_ok() {
+            return Err(ApiError::new(format!(
+                "{} exists already, but its group is not open: the daemon's log says why; move {} away if it is no \
+                 longer wanted",
+                link.display(),
+                folder.display()
+            )));
+        }
+        let path = journal.as_ref().map_or_else(|| link.clone(), PathBuf::from);
+        absolute(&path)?;
+        fs::create_dir_all(&folder).map_err(|error| at(&folder, error))?;
+        let existed = path.exists();
+        let made = Medium::create(&path, size, Allocation::Full, self.options()).map_err(ApiError::new);
+        let opened = made.and_then(|medium| {
+            let mut media = GroupMedia::default();
+            media.0.insert(MediumId::Journal, medium);
+            format_journal(&mut media, spec).map_err(|error| at(&path, error))?;
+            if journal.is_some() {
+                symlink(&path, &link).map_err(|error| at(&link, error))?;
+            }
+            GroupActor::open(media).map_err(ApiError::new)
+        });
+        match opened {
+            Ok(actor) => {
+                self.groups.borrow_mut().insert(spec.name.to_string(), actor.clone());
+                Ok(actor)
+            }
+            Err(error) => {
+                // What was made for a group that did not come to be is not left behind.
+                if !existed {
+                    let _ = fs::remove_file(&path);
+                }
+                let _ = fs::remove_dir(&folder);
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) async fn add_volume(&self, group: &str, asked: NewVolume) -> Answer {
+        let actor = self.group(group)?;
+        let used: Vec<VolumeId> = actor.label().volumes.iter().map(|spec| spec.id).collect();
+        let (volume, size) = (asked.volume, asked.size);
+        let spec = VolumeSpec {
+            id: (1..).map(VolumeId).find(|id| !used.contains(id)).unwrap_or_default(),
+            name: name(&volume)?,
+            size,
+            logical_block_size: asked.logical_block_size,
+            table_block_size: asked.table_block_size,
+            pool: MediumUuid(random()?),
+            pool_path: asked.pool.unwrap_or_else(|| self.pool_path(group, &volume)),
+        };
+        let allocation = if asked.preallocate { Allocation::Full } else { Allocation::Sparse };
+        let pool_path = spec.pool_path.clone();
+        self.create_volume(&actor, spec, allocation).await?;
+        Ok(json!({
+            "done": format!("Volume {group}/{volume} of {size} bytes created and exported; its pool is {pool_path}")
+        }))
+    }
+
+    /// Makes a volume's pool and adds the volume to its group.
+    pub(super) async fn create_volume(
+        &self,
+        actor: &Rc<GroupActor>,
+        spec: VolumeSpec,
+        allocation: Allocation,
+    ) -> Result<(), ApiError> {
+        let label = actor.label();
+        let title = format!("{}/{}", label.name, spec.name);
+        if label.volumes.iter().any(|other| other.name == spec.name) {
+            return Err(ApiError::new(format!("Volume {title} exists already")));
+        }
+        check_geometry(&spec).map_err(|reason| ApiError::new(format!("Volume {title}: {reason}")))?;
+        let path = PathBuf::from(&spec.pool_path);
+        absolute(&path)?;
+        let existed = path.exists();
+        let size = pool_size_for(spec.size, spec.table_block_size);
+        let medium = Medium::create(&path, size, allocation, self.options()).map_err(ApiError::new)?;
+        let mut media = GroupMedia::default();
+        media.0.insert(MediumId::Pool(spec.id), medium);
+        let formatted = format_pool(&mut media, label.group, &spec);
+        let medium = media.0.remove(&MediumId::Pool(spec.id));
+        let added = match (formatted, medium) {
+            (Ok(()), Some(medium)) => actor.add_volume(spec, medium).await.map(|_| ()).map_err(ApiError::new),
+            (Err(error), _) => Err(at(&path, error)),
+            (Ok(()), None) => Err(ApiError::new("The pool is gone")),
+        };
+        if added.is_err() && !existed {
+            let _ = fs::remove_file(&path);
+        }
+        added
+    }
+
+    pub(super) async fn delete_volume(&self, group: &str, volume: &str) -> Answer {
+        let actor = self.group(group)?;
+        let label = actor.label();
+        let spec = label.volumes.iter().find(|spec| spec.name.as_str() == volume);
+        let spec = spec.ok_or_else(|| missing("volume", &format!("{group}/{volume}")))?;
+        let clients = actor.client_count(spec.id);
+        if clients > 0 {
+            return Err(in_use(&format!("Volume {group}/{volume}"), clients));
+        }
+        actor.remove_volume(spec.id).await.map_err(|error| ApiError::new(format!("Group {group}: {error}")))?;
+        Ok(json!({ "done": format!("Volume {group}/{volume} forgotten; its pool is still at {}", spec.pool_path) }))
+    }
+
+    pub(super) async fn delete_group(&self, group: &str, erase: bool) -> Answer {
+        let actor = self.group(group)?;
+        let label = actor.label();
+        if label.peer.is_some() {
+            return Err(ApiError::new(format!(
+                "Group {group} has a peer; delete the pair first: ublk-admin pair delete {group}"
+            )));
+        }
+        let clients = label.volumes.iter().map(|spec| actor.client_count(spec.id)).sum();
+        if clients > 0 {
+            return Err(in_use(&format!("Group {group}"), clients));
+        }
+        let folder = self.folder(group);
+        let journal = fs::canonicalize(folder.join("journal")).map_err(|error| at(&folder, error))?;
+        // From here on no client finds it.
+        self.groups.borrow_mut().remove(group);
+        if let Err(error) = command(&actor, Command::Stop).await {
+            warn!(group, %error, "Group not stopped in good order");
+        }
+        actor.close();
+        let outside = |path: &&Path| !path.starts_with(&folder);
+        let pools = label.volumes.iter().map(|spec| Path::new(&spec.pool_path));
+        let kept: Vec<String> = std::iter::once(journal.as_path())
+            .chain(pools)
+            .filter(outside)
+            .map(|path| path.display().to_string())
+            .collect();
+        let mut done = format!("Group {group} deleted");
+        if erase {
+            fs::remove_dir_all(&folder).map_err(|error| at(&folder, error))?;
+            done += &format!("; {} and what was in it is removed", folder.display());
+        } else {
+            let attic = self.config.node.directory.join("deleted");
+            fs::create_dir_all(&attic).map_err(|error| at(&attic, error))?;
+            let place = attic.join(format!("{group}-{}", label.group));
+            fs::rename(&folder, &place).map_err(|error| at(&folder, error))?;
+            done += &format!("; its media are kept in {}", place.display());
+        }
+        if !kept.is_empty() {
+            done += &format!("; untouched: {}", kept.join(", "));
+        }
+        Ok(json!({ "done": done }))
+    }
+}
+
+/// An error with the path that it is about.
+fn at(path: &Path, error: impl std::fmt::Display) -> ApiError {
+    ApiError::new(format!("{}: {error}", path.display()))
+}
+
+/// A path must mean the same at the next start.
+fn absolute(path: &Path) -> Result<(), ApiError> {
+    if path.is_absolute() { Ok(()) } else { Err(at(path, "give the whole path, from / on")) }
+}
+
+fn in_use(what: &str, clients: usize) -> ApiError {
+    ApiError::new(format!("{what} is in use by {clients} NBD client(s); disconnect them first"))
+}
+
+pub(super) fn random<const SIZE: usize>() -> Result<[u8; SIZE], ApiError> {
+    let mut bytes = [0; SIZE];
+    getrandom::fill(&mut bytes).map_err(ApiError::new)?;
+    Ok(bytes)
+}
