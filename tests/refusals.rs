@@ -68,9 +68,9 @@ fn a_medium_that_belongs_to_another_group() {
     sites.start(0).unwrap();
     let journal = state(&sites, "journal").display().to_string();
     let refusal = sites.refusal(0, &["group", "create", "third", "--journal", &journal]);
-    says(&refusal, "is in use by another process");
+    says(&refusal, "is in use by");
     let refusal = sites.refusal(0, &["volume", "create", "other", "w", "--size", "64MiB", "--pool", &pool]);
-    says(&refusal, "is in use by another process");
+    says(&refusal, "is in use by");
     sites.ask(0, &["group", "delete", GROUP, "--yes"]).unwrap();
     let kept = fs::read_dir(sites.workplace.folder().join("north/state/deleted")).unwrap();
     let kept = kept.map(|entry| entry.unwrap().path()).next().unwrap();
@@ -135,6 +135,15 @@ fn a_port_in_use() {
 fn a_second_daemon_on_the_same_media() {
     let sites = alone();
     says(&last_words(&sites, 0), "Another holdfastd answers on");
+    // With a directory and sockets of its own it gets as far as the media.
+    sites.create_volume().unwrap();
+    let folder = sites.workplace.folder().join("south/state/groups/g");
+    fs::create_dir_all(&folder).unwrap();
+    let journal = folder.join("journal");
+    std::os::unix::fs::symlink(state(&sites, "journal"), &journal).unwrap();
+    sites.start(1).unwrap();
+    says(&sites.workplace.log_tail("south"), &format!("{} is in use by ", journal.display()));
+    says(&sites.refusal(1, &["status", GROUP]), "There is no group g on this node");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! what makes group commit work.
 
 use crate::{
+    lock::Patience,
     media::{GroupMedia, MediaOptions, Medium, carry_out},
     peer::Peer,
 };
@@ -389,11 +390,11 @@ fn now(start: Instant) -> Now {
 /// Opens the media of a group: the journal, then the pools that it names.
 pub fn open_media(journal: &Path, options: MediaOptions) -> anyhow::Result<GroupMedia> {
     let mut media = GroupMedia::default();
-    media.0.insert(MediumId::Journal, Medium::open(journal, options)?);
+    media.0.insert(MediumId::Journal, Medium::open(journal, options, Patience::Start)?);
     let label =
         holdfast::group::read_label(&mut media).map_err(|error| anyhow::anyhow!("{}: {error}", journal.display()))?;
     for spec in &label.volumes {
-        media.0.insert(MediumId::Pool(spec.id), Medium::open(Path::new(&spec.pool_path), options)?);
+        media.0.insert(MediumId::Pool(spec.id), Medium::open(Path::new(&spec.pool_path), options, Patience::Start)?);
     }
     Ok(media)
 }

@@ -11,6 +11,7 @@ pub mod control;
 pub mod daemon;
 pub mod exports;
 pub mod key;
+pub mod lock;
 pub mod media;
 pub mod nbd;
 pub mod node;

@@ -1,6 +1,9 @@
 //! Media: files and block devices, locked, read and written with direct I/O.
 
-use crate::buffers::Filling;
+use crate::{
+    buffers::Filling,
+    lock::{Holder, LockError, Patience, lock},
+};
 use bytes::Bytes;
 use holdfast::{
     buffer::AlignedBuffer,
@@ -9,19 +12,13 @@ use holdfast::{
 use nix::{fcntl::FallocateFlags, libc};
 use std::{
     collections::BTreeMap,
-    fs::{File, OpenOptions, TryLockError},
+    fs::{self, File, OpenOptions},
     io::{self, Seek, SeekFrom},
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
     path::{Path, PathBuf},
     rc::Rc,
-    thread,
-    time::{Duration, Instant},
 };
 use tokio_uring::buf::BoundedBuf;
-
-/// How long, and how often, a locked medium is tried.
-const LOCK_PATIENCE: Duration = Duration::from_secs(3);
-const LOCK_STEP: Duration = Duration::from_millis(10);
 
 /// How media are opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,11 +53,13 @@ pub enum MediumError {
         /// The path.
         path: PathBuf,
     },
-    /// Another process has it.
-    #[error("{path} is in use by another process (another holdfastd?); stop that one first")]
+    /// Somebody has it.
+    #[error("{path} is in use by {holder}")]
     InUse {
         /// The path.
         path: PathBuf,
+        /// Who has it.
+        holder: Holder,
     },
     /// It cannot be created.
     #[error("Cannot create {path} with {size} bytes: {source}")]
@@ -83,24 +82,31 @@ pub struct Medium {
 
 impl Medium {
     /// Opens and locks a medium that exists.
-    pub fn open(path: &Path, options: MediaOptions) -> Result<Self, MediumError> {
-        let flags = if options.buffered { 0 } else { libc::O_DIRECT };
-        let open = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
+    pub fn open(path: &Path, options: MediaOptions, patience: Patience) -> Result<Self, MediumError> {
+        let direct = if options.buffered { 0 } else { libc::O_DIRECT };
+        // A block device that is mounted, or part of something that is, opens for nobody who says O_EXCL.
+        let is_device = fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
+        let exclusive = if is_device { libc::O_EXCL } else { 0 };
+        let open = OpenOptions::new().read(true).write(true).custom_flags(direct | exclusive).open(path);
         let file = open.map_err(|source| match source.raw_os_error() {
             Some(libc::EINVAL) if !options.buffered => MediumError::Direct { path: path.into() },
+            Some(libc::EBUSY) if is_device => MediumError::InUse { path: path.into(), holder: Holder::Unknown },
             _ => MediumError::Open { path: path.into(), source },
         })?;
-        lock(&file, path)?;
+        lock(&file, patience).map_err(|error| match error {
+            LockError::Held(holder) => MediumError::InUse { path: path.into(), holder },
+            LockError::Failed(source) => MediumError::Open { path: path.into(), source },
+        })?;
         let error = |source| MediumError::Open { path: path.into(), source };
         let ring = Rc::new(tokio_uring::fs::File::from_std(file.try_clone().map_err(error)?));
         Ok(Self { path: path.into(), file, ring })
     }
 
-    /// Creates a file of `size` bytes that must not exist, and opens it. A block device is only opened.
+    /// Creates a file of `size` bytes and opens it. What exists is only opened.
     pub fn create(path: &Path, size: u64, allocation: Allocation, options: MediaOptions) -> Result<Self, MediumError> {
         let error = |source| MediumError::Create { path: path.into(), size, source };
         if path.exists() {
-            return Self::open(path, options);
+            return Self::open(path, options, Patience::None);
         }
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(error)?;
         let made = match allocation {
@@ -111,11 +117,11 @@ impl Medium {
         };
         if let Err(source) = made {
             // A file that is too short must not be found later.
-            let _ = std::fs::remove_file(path);
+            let _ = fs::remove_file(path);
             return Err(error(source));
         }
         drop(file);
-        Self::open(path, options)
+        Self::open(path, options, Patience::None)
     }
 
     /// Where it is.
@@ -131,19 +137,6 @@ impl Medium {
     /// The file for operations in flight.
     pub fn ring(&self) -> Rc<tokio_uring::fs::File> {
         self.ring.clone()
-    }
-}
-
-/// Locks a medium. What a killed daemon had in flight keeps its lock for a moment after its death.
-fn lock(file: &File, path: &Path) -> Result<(), MediumError> {
-    let end = Instant::now() + LOCK_PATIENCE;
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::WouldBlock) if Instant::now() < end => thread::sleep(LOCK_STEP),
-            Err(TryLockError::WouldBlock) => return Err(MediumError::InUse { path: path.into() }),
-            Err(TryLockError::Error(source)) => return Err(MediumError::Open { path: path.into(), source }),
-        }
     }
 }
 
