@@ -70,7 +70,10 @@ impl RateModel {
         if !self.round_limited || rate > self.best() {
             self.round = (self.round + 1) % RATE_ROUNDS;
             self.rates[self.round] = rate;
-            self.check_plateau();
+            // Rounds without work are no plateau: the search for the path's rate goes on when there is work.
+            if !self.round_limited {
+                self.check_plateau();
+            }
         }
         (self.round_start, self.round_delivered, self.round_limited) = (now, 0, false);
     }

@@ -22,9 +22,10 @@ struct RateController {
 }
 
 impl Controller for RateController {
-    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, _: u64, limited: bool, _: &RttEstimator) {
+    fn on_ack(&mut self, now: Instant, _: Instant, bytes: u64, _: u64, limited: bool, rtt: &RttEstimator) {
         let at = now.duration_since(self.start).as_micros() as u64 + 1;
-        let rtt = now.saturating_duration_since(sent).as_micros() as u64;
+        // Not the age of this packet: a receiver may keep an acknowledgement back for 25 ms, which is no queue.
+        let rtt = rtt.get().as_micros() as u64;
         self.model.acknowledged(at, bytes, rtt, limited);
     }
 
