@@ -14,6 +14,7 @@ use crate::{
     session::{Full, Session, SessionEvent, SessionOptions},
 };
 use bytes::Bytes;
+use nix::sys::socket::{setsockopt, sockopt};
 use noq::{ClientConfig, Connection, Endpoint, EndpointConfig, ServerConfig, TransportConfig, VarInt};
 use std::{
     io,
@@ -29,8 +30,12 @@ use tokio::{
 
 /// Datagrams handed to a connection ahead of what it can send.
 const WRITE_QUEUE: usize = 64;
+/// Bytes that a socket holds for us while the task that reads it does something else: 50 ms at 1 Gbit/s.
+const SOCKET_BUFFER: usize = 8 << 20;
 /// How long to wait before dialling again.
 const REDIAL: Duration = Duration::from_millis(200);
+/// After how long the end that listens says that nobody calls.
+const CALL: Duration = Duration::from_secs(10);
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(3);
 
@@ -265,8 +270,20 @@ fn endpoint(
     let mut server = ServerConfig::with_crypto(Arc::new(server));
     server.transport_config(transport.clone());
     let socket = UdpSocket::bind(link.local).map_err(bind)?;
+    enlarge_buffers(&socket);
     let runtime = noq::default_runtime().ok_or_else(|| bind(io::Error::other("there is no tokio runtime")))?;
     Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime).map_err(bind)
+}
+
+/// The default holds some 90 datagrams, fewer than come at once. Only root gets all that is asked for; others get what
+/// `net.core.rmem_max` and `wmem_max` allow, and lose more when this machine is busy.
+fn enlarge_buffers(socket: &UdpSocket) {
+    if setsockopt(socket, sockopt::RcvBufForce, &SOCKET_BUFFER).is_err() {
+        let _ = setsockopt(socket, sockopt::RcvBuf, &SOCKET_BUFFER);
+    }
+    if setsockopt(socket, sockopt::SndBufForce, &SOCKET_BUFFER).is_err() {
+        let _ = setsockopt(socket, sockopt::SndBuf, &SOCKET_BUFFER);
+    }
 }
 
 /// Keeps a connection up over one link.
@@ -311,7 +328,15 @@ impl Keeper {
     }
 
     async fn listen(&self) -> Result<Connection, String> {
-        let Some(incoming) = self.endpoint.accept().await else {
+        let Ok(incoming) = timeout(CALL, self.endpoint.accept()).await else {
+            return Err(format!(
+                "{} has not called for {} s: is the node there running, are the addresses right, and has each node the \
+                 other's key?",
+                self.remote,
+                CALL.as_secs()
+            ));
+        };
+        let Some(incoming) = incoming else {
             std::future::pending::<()>().await;
             return Err("closed".into());
         };

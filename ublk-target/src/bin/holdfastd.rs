@@ -2,8 +2,13 @@
 
 use clap::Parser;
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 use ublk_target::{config::CONFIG_PATH, daemon};
+
+/// Page-aligned buffers come and go with every request: this allocator takes them from lists of used ones, where the C
+/// library searches, splits and joins.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Serves the volumes of a node and replicates them to its peers.
 ///
@@ -22,14 +27,14 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    // Colours are for people; a log file or the journal gets plain text.
-    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
-    // systemd's journal has its own time.
-    if std::env::var_os("JOURNAL_STREAM").is_some() {
-        log.without_time().init()
+    // Under systemd its journal gets group, epoch and link as fields that can be searched.
+    let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+    if let Some(journal) = journal {
+        tracing_subscriber::registry().with(filter).with(journal).init();
     } else {
-        log.init()
+        // Colours are for people; a file gets plain text.
+        let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
     }
     match daemon::run(&arguments.config) {
         Ok(()) => ExitCode::SUCCESS,
