@@ -180,13 +180,16 @@ impl Group {
         if let Some(oldest) = self.reads.oldest_entry() {
             limit = limit.min(Order(oldest.0 - 1));
         }
-        // What is not in the way is kept: a peer that comes back may ask for it.
+        // What is not in the way is kept: a peer that comes back may ask for it. The tail moves in strides, because each
+        // move costs a superblock.
         const ENTRY_COUNT_MAX: usize = 65_536;
-        let pool_is_short = self.volumes.values().any(|volume| volume.table.blocks.free_count() < 1024);
-        while self.journal.entry_count() > ENTRY_COUNT_MAX
-            || self.journal.live_size() > self.journal.ring_size() / 4
-            || pool_is_short
-        {
+        let stride = self.journal.ring_size() / 8;
+        let pool_is_short = self.volumes.values().any(|volume| volume.table.blocks.is_short());
+        let crowded = self.journal.entry_count() > ENTRY_COUNT_MAX / 8 * 9 || self.journal.live_size() > 3 * stride;
+        if !crowded && !pool_is_short {
+            return;
+        }
+        while self.journal.entry_count() > ENTRY_COUNT_MAX || self.journal.live_size() > 2 * stride || pool_is_short {
             let mut gone = Vec::new();
             if !self.journal.retire(limit, |order, entry| gone.push((order, entry.record.payload_size))) {
                 break;

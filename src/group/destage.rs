@@ -135,7 +135,8 @@ impl Group {
         if self.destage.full_since.is_some_and(|since| now < since.after(FULL_MICROS)) {
             return;
         }
-        let backlog = self.journal.live_size() > self.journal.ring_size() / 4 || self.destage.backlog >= BACKLOG_SIZE;
+        // In the ring an entry takes up to twice what it counts for here.
+        let backlog = self.destage.backlog >= BACKLOG_SIZE.min(self.journal.ring_size() / 16);
         let idle = now >= self.destage.touched.after(IDLE_MICROS);
         if !(backlog || idle || self.destage.hurry) {
             return;

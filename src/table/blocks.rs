@@ -132,6 +132,11 @@ impl Blocks {
         !self.freed.is_empty() || !self.committing.is_empty() || !self.quarantined.is_empty()
     }
 
+    /// Whether few blocks can be handed out now, but some would be if the journal's tail moved.
+    pub fn is_short(&self) -> bool {
+        self.is_waiting() && (self.free_count() as usize) < self.used.len() / 8
+    }
+
     /// Blocks that can be handed out now.
     pub fn free_count(&self) -> u32 {
         self.used.len() as u32 - self.used_count
