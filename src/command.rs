@@ -57,7 +57,12 @@ pub enum Command {
         label: Name,
     },
     /// Makes a secondary the primary.
-    Promote(PromoteTarget),
+    Promote {
+        /// To what.
+        target: PromoteTarget,
+        /// Although this node knows that it lacks records.
+        force: bool,
+    },
     /// Makes a primary (or a fenced former primary) a secondary.
     Demote {
         /// Give up what this node wrote that its peer never got.
@@ -131,12 +136,12 @@ pub enum CommandError {
         "The latest state is being copied and is not consistent; promote to the restart point, or wait for the copy"
     )]
     CopyInProgress,
-    /// The peer has what this node lacks.
+    /// The primary has what this node lacks.
     #[error(
-        "This node has records up to {have} but its peer was seen with {peer}; connect the peer first, or use --force"
+        "This node would go on from record {have}, but the primary was seen with {peer}; connect the primary first, or use --force to give up what is between"
     )]
     Behind {
-        /// Last record here.
+        /// Last record that would be served.
         have: Position,
         /// Last record seen there.
         peer: Position,

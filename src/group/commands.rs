@@ -116,7 +116,7 @@ impl Group {
                 self.answer_waiting();
             }
             Command::RestartPoint { label } => return self.restart_point(label).map(Some),
-            Command::Promote(target) => return self.promote(id, target).map(|()| None),
+            Command::Promote { target, force } => return self.promote(id, target, force).map(|()| None),
             Command::Demote { discard_fork } => self.demote(discard_fork)?,
             Command::Stop => {
                 self.commands.stopping = Some(id);
@@ -220,7 +220,7 @@ impl Group {
         Ok(())
     }
 
-    fn promote(&mut self, id: CommandId, target: PromoteTarget) -> Result<(), CommandError> {
+    fn promote(&mut self, id: CommandId, target: PromoteTarget, force: bool) -> Result<(), CommandError> {
         if self.commands.promotion.is_some() {
             return Err(CommandError::InProgress("promotion"));
         }
@@ -243,6 +243,12 @@ impl Group {
                 return Err(CommandError::NoRestartPoint);
             }
             _ => {}
+        }
+        let seen = self.peer.primary_head;
+        if !force && (self.stream.copying || seen > self.stream.last) {
+            let point = self.stream.restart_point.map(|(point, _)| point.at);
+            let have = point.filter(|_| target == PromoteTarget::RestartPoint).unwrap_or(self.stream.last);
+            return Err(CommandError::Behind { have, peer: seen.max(self.stream.last) });
         }
         // Nothing more is taken from the peer.
         self.peer.greeted = false;

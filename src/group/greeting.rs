@@ -133,7 +133,9 @@ impl Group {
         let ours = self.epoch();
         self.pair.peer_epoch = self.pair.peer_epoch.max(theirs);
         self.peer.greeted = true;
-        self.peer.head = greeting.head;
+        if greeting.role == Role::Primary {
+            self.peer.primary_head = greeting.head;
+        }
         self.peer.restart_point = greeting.restart_point.map(|(generation, _)| generation);
         self.event(Event::PeerGreeted { head: greeting.head });
         match (self.pair.role, greeting.role) {

@@ -27,6 +27,8 @@ mod sync;
 mod write;
 
 #[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
 mod pair_tests;
 #[cfg(test)]
 mod tests;

@@ -347,7 +347,7 @@ impl Pair {
         }
         self.cut();
         let latest = self.nodes[standby].group.stream.last;
-        let Ok(reply) = self.command(standby, Command::Promote(target)) else {
+        let Ok(reply) = self.command(standby, Command::Promote { target, force: true }) else {
             return false;
         };
         let CommandReply::Promoted { at, .. } = reply else { panic!("{reply:?}") };
@@ -473,4 +473,34 @@ fn nothing_acknowledged_at_remote_is_lost_by_promotion() {
     pair.cut();
     assert!(pair.nodes[1].group.stream.last >= acknowledged);
     assert!(pair.promote(PromoteTarget::Latest));
+}
+
+#[test]
+fn a_standby_that_knows_it_is_behind_is_promoted_only_by_force() {
+    let mut pair = Pair::new(TestRng::deterministic_rng(prop::test_runner::RngAlgorithm::ChaCha));
+    pair.command(0, Command::CreatePair { peer: NodeKey([2; 32]) }).unwrap();
+    pair.connect();
+    pair.settle();
+    pair.restart_point();
+    pair.settle();
+    let have = pair.nodes[1].group.stream.last;
+    pair.cut();
+    for _ in 0..20 {
+        pair.write();
+        pair.step();
+    }
+    pair.settle();
+    // The standby hears how far the primary is, and nothing more.
+    pair.connect();
+    while pair.nodes[1].group.peer.primary_head <= have {
+        pair.step();
+    }
+    pair.cut();
+    assert_eq!(pair.nodes[1].group.stream.last, have, "records came; the test needs another seed");
+    for target in [PromoteTarget::RestartPoint, PromoteTarget::Latest] {
+        let refused = pair.command(1, Command::Promote { target, force: false });
+        let peer = pair.nodes[0].group.stream.last;
+        assert_eq!(refused, Err(CommandError::Behind { have, peer }));
+    }
+    assert!(pair.promote(PromoteTarget::RestartPoint));
 }

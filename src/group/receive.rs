@@ -76,7 +76,6 @@ impl Group {
             }
         };
         self.peer.received(order);
-        self.peer.head = self.stream.last;
         Ok(())
     }
 

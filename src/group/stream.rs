@@ -56,8 +56,8 @@ pub(super) struct Peer {
     /// Journalled frames received in this session, and where the unacknowledged ones are.
     received: u64,
     received_marks: VecDeque<(Order, u64)>,
-    /// The last record that the peer was seen with.
-    pub(super) head: Position,
+    /// On the secondary: the last record that the primary had when it greeted.
+    pub(super) primary_head: Position,
     /// The last restart point that is durable at the peer.
     pub(super) restart_point: Option<crate::units::Generation>,
     /// The primary waits for the peer's list of what it has after this record, which is not part of the history.
@@ -195,11 +195,11 @@ impl Group {
             match sent {
                 Sent::Record(order) => {
                     self.peer.acknowledged = order;
-                    if let Some(entry) = self.journal.entry(order) {
-                        self.peer.head = entry.record.at;
-                        if entry.record.kind == Kind::RestartPoint && !self.copy.is_running() {
-                            self.peer.restart_point = Some(entry.record.generation);
-                        }
+                    if let Some(entry) = self.journal.entry(order)
+                        && entry.record.kind == Kind::RestartPoint
+                        && !self.copy.is_running()
+                    {
+                        self.peer.restart_point = Some(entry.record.generation);
                     }
                 }
                 Sent::Copy { volume, block, bits } => copied.push((volume, block, bits)),

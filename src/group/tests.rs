@@ -126,14 +126,23 @@ impl Storage for Disks {
     }
 }
 
-struct Bench {
-    disks: Disks,
-    group: Group,
-    now: Now,
+/// Which operations fail, and how.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fault {
+    pub(super) medium: MediumId,
+    pub(super) fails: fn(&DiskAction) -> bool,
+    pub(super) error: DiskError,
+}
+
+pub(super) struct Bench {
+    pub(super) disks: Disks,
+    pub(super) group: Group,
+    pub(super) now: Now,
+    pub(super) fault: Option<Fault>,
     /// Each with the number of writes that had ended when it was asked for.
-    operations: Vec<(DiskOperation, u64)>,
-    answers: HashMap<RequestId, Result<Reply, RequestError>>,
-    rng: TestRng,
+    pub(super) operations: Vec<(DiskOperation, u64)>,
+    pub(super) answers: HashMap<RequestId, Result<Reply, RequestError>>,
+    pub(super) rng: TestRng,
     /// What each sector holds.
     model: Vec<u64>,
     /// What each sector may hold after a loss of power: the value of the last flush, and all later ones.
@@ -150,7 +159,7 @@ fn name(text: &str) -> Name {
 }
 
 impl Bench {
-    fn new(mut rng: TestRng) -> Self {
+    pub(super) fn new(mut rng: TestRng) -> Self {
         let mut disks = Disks::default();
         let pool = MediumId::Pool(VolumeId(1));
         let block = [16 << 10, 64 << 10, 256 << 10][pick(&mut rng, 3) as usize];
@@ -174,13 +183,23 @@ impl Bench {
         group.handle_add_volume(now, CommandId(0), &mut disks, volume);
         let model = vec![0; SIZE as usize / SECTOR];
         let possible = vec![vec![0]; SIZE as usize / SECTOR];
-        let mut bench =
-            Self { disks, group, now, operations: vec![], answers: HashMap::new(), rng, model, possible, next: 1 };
+        let mut bench = Self {
+            disks,
+            group,
+            now,
+            fault: None,
+            operations: vec![],
+            answers: HashMap::new(),
+            rng,
+            model,
+            possible,
+            next: 1,
+        };
         bench.settle();
         bench
     }
 
-    fn drain(&mut self) {
+    pub(super) fn drain(&mut self) {
         while let Some(output) = self.group.poll_output() {
             match output {
                 Output::Disk(operation) => {
@@ -195,20 +214,24 @@ impl Bench {
     }
 
     /// Ends one operation in flight, any of them.
-    fn step(&mut self) -> bool {
+    pub(super) fn step(&mut self) -> bool {
         self.drain();
         if self.operations.is_empty() {
             return false;
         }
         let index = pick(&mut self.rng, self.operations.len() as u64) as usize;
         let (operation, asked) = self.operations.swap_remove(index);
-        let outcome = self.disks.carry_out(operation.medium, operation.action, asked);
+        let fails = |fault: &Fault| fault.medium == operation.medium && (fault.fails)(&operation.action);
+        let outcome = match self.fault.filter(fails) {
+            Some(fault) => Err(fault.error),
+            None => self.disks.carry_out(operation.medium, operation.action, asked),
+        };
         self.group.handle_disk(self.now, operation.id, outcome);
         true
     }
 
     /// Lets time pass until nothing happens any more.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         loop {
             while self.step() {}
             let Some(at) = self.group.poll_timeout() else {
@@ -219,7 +242,7 @@ impl Bench {
         }
     }
 
-    fn request(&mut self, operation: Operation) -> RequestId {
+    pub(super) fn request(&mut self, operation: Operation) -> RequestId {
         let id = RequestId(self.next);
         self.next += 1;
         let mut request = Request { id, volume: VolumeId(1), operation };
@@ -230,14 +253,14 @@ impl Bench {
         id
     }
 
-    fn wait(&mut self, id: RequestId) {
+    pub(super) fn wait(&mut self, id: RequestId) {
         self.drain();
         while !self.answers.contains_key(&id) {
             assert!(self.step() || self.answers.contains_key(&id), "{id:?} never answered");
         }
     }
 
-    fn range(&mut self) -> (u64, u64) {
+    pub(super) fn range(&mut self) -> (u64, u64) {
         let big = pick(&mut self.rng, 4) == 0;
         let unit = if big { 64 << 10 } else { [512, 4096][pick(&mut self.rng, 2) as usize] };
         // A small area, so that writes overlap.
@@ -345,7 +368,7 @@ impl Bench {
         }
     }
 
-    fn read_area(&mut self) -> Vec<u64> {
+    pub(super) fn read_area(&mut self) -> Vec<u64> {
         let id = self.request(Operation::Read { offset: 0, size: 4 << 20 });
         self.wait(id);
         let Some(Ok(Reply::Data(parts))) = self.answers.remove(&id) else { panic!("read failed") };
@@ -357,7 +380,7 @@ impl Bench {
         parts.concat().chunks(SECTOR).map(word).collect()
     }
 
-    fn reopen(&mut self) {
+    pub(super) fn reopen(&mut self) {
         self.now.monotonic = self.now.monotonic.after(1);
         let (group, _) = Group::open(&mut self.disks, self.now).unwrap();
         self.group = group;

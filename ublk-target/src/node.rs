@@ -204,7 +204,7 @@ impl Node {
                     )));
                 }
                 let target = if latest { PromoteTarget::Latest } else { PromoteTarget::RestartPoint };
-                command(&actor, Command::Promote(target)).await
+                command(&actor, Command::Promote { target, force }).await
             }
             Request::Demote { group, discard_fork } => {
                 self.simple(&group, Command::Demote { discard_fork }, "This node is a standby now").await

@@ -73,7 +73,7 @@ pub enum Command {
         /// To the received prefix.
         #[arg(long)]
         latest: bool,
-        /// Although the primary is alive and connected.
+        /// Although the primary is alive, or this node knows that it lacks some of its records.
         #[arg(long)]
         force: bool,
     },

@@ -1,0 +1,177 @@
+//! Media that fail: each fault has the effect that docs/faults.md names, and nothing that was answered is lost.
+
+use super::{
+    tests::{Bench, Fault, pick},
+    *,
+};
+use crate::{
+    buffer::AlignedBuffer,
+    disk::DiskError,
+    request::{Durability, Operation},
+};
+use proptest::{prelude::*, test_runner::TestRng};
+extern crate std;
+use std::collections::HashMap;
+
+const POOL: MediumId = MediumId::Pool(VolumeId(1));
+const SECTOR: u64 = 512;
+const EIO: DiskError = DiskError::Failed { errno: 5 };
+const SHORT: DiskError = DiskError::Short { moved: 512, expected: 4096 };
+
+fn is_write(action: &DiskAction) -> bool {
+    matches!(action, DiskAction::Write { .. })
+}
+
+fn is_read(action: &DiskAction) -> bool {
+    matches!(action, DiskAction::Read { .. })
+}
+
+fn is_sync(action: &DiskAction) -> bool {
+    matches!(action, DiskAction::Sync)
+}
+
+fn bench(seed: &[u8; 32]) -> Bench {
+    Bench::new(TestRng::from_seed(prop::test_runner::RngAlgorithm::ChaCha, seed))
+}
+
+/// What a client wrote to each sector, oldest first.
+#[derive(Default)]
+struct Client {
+    writes: HashMap<u64, Vec<(RequestId, u64)>>,
+    next: u64,
+}
+
+impl Client {
+    fn write(&mut self, bench: &mut Bench, offset: u64, size: u64) -> RequestId {
+        self.next += 1;
+        let value = self.next;
+        let mut buffer = AlignedBuffer::new(size as usize);
+        buffer.as_mut_slice().chunks_mut(8).for_each(|word| word.copy_from_slice(&value.to_le_bytes()));
+        let durability = if pick(&mut bench.rng, 4) == 0 { Durability::Durable } else { Durability::Completed };
+        let id = bench.request(Operation::Write { offset, data: buffer.freeze(), durability });
+        for sector in offset / SECTOR..(offset + size) / SECTOR {
+            self.writes.entry(sector).or_default().push((id, value));
+        }
+        id
+    }
+
+    /// Each sector holds the last write that was answered, or one that was asked for after it.
+    fn check(&self, bench: &mut Bench, answers: &HashMap<RequestId, Result<Reply, RequestError>>) {
+        let found = bench.read_area();
+        for (sector, writes) in &self.writes {
+            let answered = writes.iter().rposition(|(id, _)| matches!(answers.get(id), Some(Ok(_))));
+            let value = found[*sector as usize];
+            let allowed = writes[answered.unwrap_or(0)..].iter().any(|(_, write)| *write == value)
+                || (answered.is_none() && value == 0);
+            assert!(allowed, "sector {sector} holds {value}; written were {writes:?}, the last answered {answered:?}");
+        }
+    }
+}
+
+/// Random writes, then a fault, then more writes; the group stops, and opened again it has all that was answered.
+fn stops_and_keeps(seed: &[u8; 32], fault: Fault) {
+    let mut bench = bench(seed);
+    let mut client = Client::default();
+    let mut write = |bench: &mut Bench| {
+        let (offset, size) = bench.range();
+        client.write(bench, offset, size);
+        for _ in 0..pick(&mut bench.rng, 4) {
+            bench.step();
+        }
+    };
+    for _ in 0..50 {
+        write(&mut bench);
+    }
+    bench.fault = Some(fault);
+    for _ in 0..200 {
+        write(&mut bench);
+    }
+    let flush = bench.request(Operation::Flush);
+    bench.settle();
+    assert!(bench.group.status(bench.now).stopped.is_some(), "{fault:?} stops nothing");
+    let answer = bench.answers.get(&flush);
+    assert!(matches!(answer, Some(Err(RequestError::Io | RequestError::Stopped))), "{answer:?}");
+    let answers = core::mem::take(&mut bench.answers);
+    let asked = client.writes.values().flatten().map(|(id, _)| id);
+    assert!(asked.clone().all(|id| answers.contains_key(id)), "a request was never answered");
+    bench.operations.clear();
+    bench.fault = None;
+    bench.reopen();
+    client.check(&mut bench, &answers);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_journal_that_cannot_be_written_stops_the_group(seed in any::<[u8; 32]>(), short: bool, full: bool) {
+        let error = if full { DiskError::NoSpace } else if short { SHORT } else { EIO };
+        stops_and_keeps(&seed, Fault { medium: MediumId::Journal, fails: is_write, error });
+    }
+
+    #[test]
+    fn a_journal_that_cannot_be_synced_stops_the_group(seed in any::<[u8; 32]>()) {
+        stops_and_keeps(&seed, Fault { medium: MediumId::Journal, fails: is_sync, error: EIO });
+    }
+
+    #[test]
+    fn a_pool_that_cannot_be_written_stops_the_group(seed in any::<[u8; 32]>(), short: bool) {
+        stops_and_keeps(&seed, Fault { medium: POOL, fails: is_write, error: if short { SHORT } else { EIO } });
+    }
+
+    #[test]
+    fn a_pool_that_cannot_be_synced_stops_the_group(seed in any::<[u8; 32]>()) {
+        stops_and_keeps(&seed, Fault { medium: POOL, fails: is_sync, error: EIO });
+    }
+
+    #[test]
+    fn a_full_pool_delays_and_then_refuses_writes_and_loses_none(seed in any::<[u8; 32]>()) {
+        let mut bench = bench(&seed);
+        let mut client = Client::default();
+        bench.fault = Some(Fault { medium: POOL, fails: is_write, error: DiskError::NoSpace });
+        // Small writes go through the journal until it is full too.
+        let mut refused = None;
+        for _ in 0..20_000 {
+            let offset = pick(&mut bench.rng, 2 << 10) * 2048;
+            let id = client.write(&mut bench, offset, 2048);
+            for _ in 0..4 {
+                bench.step();
+            }
+            bench.now.monotonic = bench.now.monotonic.after(1_000);
+            bench.group.handle_timeout(bench.now);
+            if bench.answers.get(&id) == Some(&Err(RequestError::NoSpace)) {
+                refused = Some(id);
+                break;
+            }
+        }
+        prop_assert!(refused.is_some(), "the journal never filled");
+        prop_assert!(bench.group.status(bench.now).stopped.is_none());
+        bench.fault = None;
+        let answers = bench.answers.clone();
+        bench.settle();
+        client.check(&mut bench, &answers);
+        let offset = 4096;
+        let id = client.write(&mut bench, offset, 2048);
+        bench.wait(id);
+        prop_assert_eq!(bench.answers.get(&id), Some(&Ok(Reply::Done)));
+        prop_assert!(bench.group.status(bench.now).journal_used < 16 << 20);
+    }
+
+    #[test]
+    fn a_read_that_fails_is_answered_with_an_error_and_stops_nothing(seed in any::<[u8; 32]>()) {
+        let mut bench = bench(&seed);
+        let mut client = Client::default();
+        for offset in (0..4 << 20).step_by(1 << 20) {
+            client.write(&mut bench, offset, 1 << 20);
+        }
+        bench.settle();
+        bench.fault = Some(Fault { medium: POOL, fails: is_read, error: EIO });
+        let id = bench.request(Operation::Read { offset: 0, size: 4096 });
+        bench.wait(id);
+        prop_assert_eq!(bench.answers.get(&id), Some(&Err(RequestError::Io)));
+        prop_assert!(bench.group.status(bench.now).stopped.is_none());
+        bench.fault = None;
+        let answers = bench.answers.clone();
+        client.check(&mut bench, &answers);
+    }
+}
