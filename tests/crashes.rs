@@ -3,7 +3,7 @@
 use std::{thread, time::Duration};
 use system_tests::{
     client::Model,
-    sites::{GROUP, Sites},
+    sites::{self, GROUP},
 };
 use tools::emulator::LineSettings;
 
@@ -11,7 +11,7 @@ const AREA: u64 = 2048;
 
 /// Kills node `victim` at `rounds` random instants while the client writes to the primary.
 fn kill_again_and_again(victim: usize, rounds: u64, seed: u64) {
-    let sites = Sites::paired(LineSettings::default(), seed).unwrap();
+    let sites = sites::paired(LineSettings::default(), seed).unwrap();
     let mut model = Model::new(seed);
     let mut random = seed;
     for round in 0..rounds {

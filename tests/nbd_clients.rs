@@ -2,7 +2,7 @@
 //! tools/install-packages installs.
 
 use std::{path::Path, process::Command};
-use system_tests::sites::{EXPORT, Sites};
+use system_tests::sites::{self, EXPORT, Sites};
 use tools::emulator::LineSettings;
 
 fn run(program: &str, package: &str, arguments: &[&str]) -> String {
@@ -16,7 +16,7 @@ fn run(program: &str, package: &str, arguments: &[&str]) -> String {
 }
 
 fn alone() -> Sites {
-    let sites = Sites::new(LineSettings::default(), 1).unwrap();
+    let sites = sites::new(LineSettings::default(), 1).unwrap();
     sites.start(0).unwrap();
     sites.create_volume().unwrap();
     sites

@@ -3,14 +3,14 @@
 use std::fs;
 use system_tests::{
     client::Model,
-    sites::{EXPORT, GROUP, Sites},
+    sites::{self, EXPORT, GROUP, Sites},
 };
 use tools::{emulator::LineSettings, nbd_client::NbdClient};
 
 const AREA: u64 = 1024;
 
 fn alone() -> Sites {
-    let sites = Sites::new(LineSettings::default(), 1).unwrap();
+    let sites = sites::new(LineSettings::default(), 1).unwrap();
     sites.start(0).unwrap();
     sites.create_volume().unwrap();
     sites
@@ -28,7 +28,7 @@ fn data_outlives_the_daemon_without_a_peer() {
 
 #[test]
 fn roles_change_as_planned_without_force_and_nothing_is_lost() {
-    let sites = Sites::paired(LineSettings::default(), 2).unwrap();
+    let sites = sites::paired(LineSettings::default(), 2).unwrap();
     let mut model = Model::new(4);
     model.write(&mut sites.client(0).unwrap(), 300, AREA).unwrap();
     sites.wait_in_step(0).unwrap();
@@ -84,7 +84,7 @@ fn a_deleted_volume_gives_its_pool_back() {
 
 #[test]
 fn a_pair_made_anew_gets_the_volumes_that_came_in_between() {
-    let sites = Sites::paired(LineSettings::default(), 6).unwrap();
+    let sites = sites::paired(LineSettings::default(), 6).unwrap();
     let volume = ["volume", "create", GROUP, "w", "--size", "16MiB"];
     let refusal = sites.refusal(0, &volume);
     assert!(refusal.contains("delete the pair, add the volume, create the pair again"), "{refusal}");
@@ -101,7 +101,7 @@ fn a_pair_made_anew_gets_the_volumes_that_came_in_between() {
 
 #[test]
 fn another_group_of_the_same_name_is_not_overwritten() {
-    let sites = Sites::new(LineSettings::default(), 8).unwrap();
+    let sites = sites::new(LineSettings::default(), 8).unwrap();
     sites.start(0).unwrap();
     sites.start(1).unwrap();
     sites.create_volume().unwrap();

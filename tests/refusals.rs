@@ -4,15 +4,16 @@ use std::{
     fs::{self, OpenOptions},
     os::unix::fs::FileExt,
     process::Command,
+    time::{Duration, Instant},
 };
-use system_tests::sites::{GROUP, Sites, programs};
+use system_tests::sites::{self, GROUP, Sites, programs};
 use tools::{
     demo::node::{LinkEnd, free_port},
     emulator::LineSettings,
 };
 
 fn alone() -> Sites {
-    let sites = Sites::new(LineSettings::default(), 1).unwrap();
+    let sites = sites::new(LineSettings::default(), 1).unwrap();
     sites.start(0).unwrap();
     sites
 }
@@ -109,19 +110,47 @@ fn one_superblock_torn_is_no_harm() {
 
 #[test]
 fn a_link_whose_peer_has_another_key() {
-    let sites = Sites::new(LineSettings::default(), 5).unwrap();
+    let sites = sites::new(LineSettings::default(), 5).unwrap();
+    // The south is there and knows the north, but the north expects somebody else at that address.
     let stranger = format!("holdfast-ed25519:{}", "ab".repeat(32));
-    let end = LinkEnd { name: "one".into(), local: free_port().unwrap(), remote: free_port().unwrap() };
-    sites.nodes[0].configure("south", &stranger, &[end]).unwrap();
+    let path = sites.nodes[0].config_path();
+    let config = fs::read_to_string(&path).unwrap();
+    fs::write(&path, config.replace(&sites.nodes[1].key().unwrap(), &stranger)).unwrap();
+    sites.start(1).unwrap();
     sites.start(0).unwrap();
     sites.create_volume().unwrap();
     says(&sites.refusal(0, &["pair", "create", GROUP, "--peer", "south"]), "There is no session to south");
     says(&sites.refusal(0, &["pair", "create", GROUP, "--peer", "west"]), "There is no peer west in the configuration");
+    // Whichever of the two dials, one of them says why.
+    let logs = || ["north", "south"].map(|node| sites.workplace.log_tail(node)).concat();
+    let end = Instant::now() + Duration::from_secs(60);
+    while !logs().contains("Link not connected") {
+        assert!(Instant::now() < end, "nobody says why:\n{}", logs());
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+    for node in 0..2 {
+        let status = sites.ask(node, &["node", "status"]).unwrap();
+        assert_eq!(status["peers"][0]["session"]["up"], false, "{status}");
+    }
+}
+
+#[test]
+fn a_restart_point_that_the_standby_cannot_keep() {
+    let sites = sites::paired(LineSettings::default(), 9).unwrap();
+    sites.ask(0, &["pair", "suspend", GROUP]).unwrap();
+    let before = sites.ask(0, &["status", GROUP]).unwrap()["restart_point"].clone();
+    let refusal = sites.refusal(0, &["restart-point", GROUP, "--wait"]);
+    says(&refusal, "The pair of group g is suspended: its standby can keep no restart point until the copy has ended");
+    assert_eq!(sites.ask(0, &["status", GROUP]).unwrap()["restart_point"], before, "nothing was declared");
+    sites.ask(0, &["restart-point", GROUP]).unwrap();
+    sites.ask(0, &["pair", "resume", GROUP]).unwrap();
+    sites.wait_in_step(0).unwrap();
+    sites.ask(0, &["restart-point", GROUP, "--wait"]).unwrap();
 }
 
 #[test]
 fn a_port_in_use() {
-    let sites = Sites::new(LineSettings::default(), 6).unwrap();
+    let sites = sites::new(LineSettings::default(), 6).unwrap();
     let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let local = taken.local_addr().unwrap();
     let key = sites.nodes[1].key().unwrap();
@@ -148,7 +177,7 @@ fn a_second_daemon_on_the_same_media() {
 
 #[test]
 fn a_promotion_that_makes_no_sense() {
-    let sites = Sites::paired(LineSettings::default(), 7).unwrap();
+    let sites = sites::paired(LineSettings::default(), 7).unwrap();
     says(
         &sites.refusal(0, &["promote", GROUP, "--force"]),
         "Group g: The group is primary on this node; there is nothing to promote",
@@ -161,7 +190,7 @@ fn a_promotion_that_makes_no_sense() {
 
 #[test]
 fn a_configuration_with_an_unknown_key() {
-    let sites = Sites::new(LineSettings::default(), 8).unwrap();
+    let sites = sites::new(LineSettings::default(), 8).unwrap();
     let path = sites.nodes[0].config_path();
     fs::write(&path, "[node]\nname = \"a\"\n\n[media]\nbufered = true\n").unwrap();
     let words = last_words(&sites, 0);

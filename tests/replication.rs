@@ -4,7 +4,7 @@
 use std::time::Duration;
 use system_tests::{
     client::Model,
-    sites::{GROUP, Sites},
+    sites::{self, GROUP, Sites},
 };
 use tools::emulator::{LineSettings, Probability};
 
@@ -36,27 +36,27 @@ fn story(sites: &Sites, seed: u64, disturb: impl FnOnce(&Sites)) {
 
 #[test]
 fn the_standby_holds_the_restart_point_without_loss() {
-    story(&Sites::paired(line(0), 1).unwrap(), 1, |_| {});
+    story(&sites::paired(line(0), 1).unwrap(), 1, |_| {});
 }
 
 #[test]
 fn the_standby_holds_the_restart_point_at_1_percent_loss() {
-    story(&Sites::paired(line(1), 2).unwrap(), 2, |_| {});
+    story(&sites::paired(line(1), 2).unwrap(), 2, |_| {});
 }
 
 #[test]
 fn the_standby_holds_the_restart_point_at_5_percent_loss() {
-    story(&Sites::paired(line(5), 3).unwrap(), 3, |_| {});
+    story(&sites::paired(line(5), 3).unwrap(), 3, |_| {});
 }
 
 #[test]
 fn the_standby_holds_the_restart_point_at_10_percent_loss() {
-    story(&Sites::paired(line(10), 4).unwrap(), 4, |_| {});
+    story(&sites::paired(line(10), 4).unwrap(), 4, |_| {});
 }
 
 #[test]
 fn either_link_alone_suffices() {
-    let sites = Sites::paired(line(1), 5).unwrap();
+    let sites = sites::paired(line(1), 5).unwrap();
     sites.links[0].cut();
     story(&sites, 5, |sites| {
         sites.links[0].heal();
@@ -66,7 +66,7 @@ fn either_link_alone_suffices() {
 
 #[test]
 fn both_links_come_back() {
-    story(&Sites::paired(line(1), 6).unwrap(), 6, |sites| {
+    story(&sites::paired(line(1), 6).unwrap(), 6, |sites| {
         sites.links.iter().for_each(|link| link.cut());
         let silent = |status: &serde_json::Value| {
             status["session"]["links"].as_array().is_some_and(|links| links.iter().all(|link| link["state"] == "down"))
@@ -85,12 +85,12 @@ fn doubled_and_reordered_packets_change_nothing() {
         corrupt: Probability::from_percent(1 as _),
         ..line(1)
     };
-    story(&Sites::paired(settings, 7).unwrap(), 7, |_| {});
+    story(&sites::paired(settings, 7).unwrap(), 7, |_| {});
 }
 
 #[test]
 fn what_was_there_before_the_pair_is_copied_while_writes_go_on() {
-    let sites = Sites::new(line(1), 8).unwrap();
+    let sites = sites::new(line(1), 8).unwrap();
     sites.start(1).unwrap();
     sites.start(0).unwrap();
     sites.create_volume().unwrap();
@@ -109,7 +109,7 @@ fn what_was_there_before_the_pair_is_copied_while_writes_go_on() {
 
 #[test]
 fn nothing_answered_at_level_remote_is_lost_by_promotion() {
-    let sites = Sites::paired(line(1), 9).unwrap();
+    let sites = sites::paired(line(1), 9).unwrap();
     sites.ask(0, &["level", GROUP, "remote"]).unwrap();
     let mut model = Model::new(9);
     model.write(&mut sites.client(0).unwrap(), 400, AREA).unwrap();
@@ -120,7 +120,7 @@ fn nothing_answered_at_level_remote_is_lost_by_promotion() {
 
 #[test]
 fn a_former_primary_that_comes_back_serves_nothing_and_becomes_a_standby_on_command() {
-    let sites = Sites::paired(line(1), 10).unwrap();
+    let sites = sites::paired(line(1), 10).unwrap();
     let mut model = Model::new(10);
     model.write(&mut sites.client(0).unwrap(), 300, AREA).unwrap();
     sites.ask(0, &["restart-point", GROUP, "--wait"]).unwrap();
@@ -143,7 +143,7 @@ fn a_former_primary_that_comes_back_serves_nothing_and_becomes_a_standby_on_comm
 
 #[test]
 fn a_full_journal_suspends_the_pair_and_the_bitmap_brings_it_back() {
-    let sites = Sites::paired(line(1), 11).unwrap();
+    let sites = sites::paired(line(1), 11).unwrap();
     sites.kill(1).unwrap();
     let mut model = Model::new(11);
     let mut client = sites.client(0).unwrap();

@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod bench;
 pub mod demo;
 pub mod emulator;
 pub mod nbd_client;
+pub mod sites;

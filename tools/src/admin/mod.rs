@@ -50,15 +50,27 @@ pub fn run(arguments: &Arguments) -> Result<(), ClientError> {
         }
     }
     let request = request(&arguments.command)?;
+    if let Command::RestartPoint(options) = &arguments.command
+        && options.wait
+    {
+        // Before it is declared: what cannot be kept by the standby is not declared for it.
+        let status = client.ask(&Request::Status { group: Some(options.group.clone()) })?;
+        standby_keeps_points(&options.group, &status).map_err(ClientError::Refused)?;
+    }
     let mut value = client.ask(&request)?;
     match &arguments.command {
         Command::Pair(PairCommand::Create { group, wait: true, timeout, .. }) => {
-            wait(&client, group, *timeout, "the copy to end", |status| status["pair"]["state"] == "duplex")?;
+            let done = |status: &Value| Ok(status["pair"]["state"] == "duplex");
+            wait(&client, group, *timeout, "the copy to end", done)?;
         }
         Command::RestartPoint(options) if options.wait => {
             let generation = value["restart-point"]["generation"].as_u64().unwrap_or(u64::MAX);
             wait(&client, &options.group, options.timeout, "the standby to have the restart point", |status| {
-                status["restart_point_acknowledged"].as_u64().is_some_and(|have| have >= generation)
+                let has = status["restart_point_acknowledged"].as_u64().is_some_and(|have| have >= generation);
+                if !has {
+                    standby_keeps_points(&options.group, status)?;
+                }
+                Ok(has)
             })?;
         }
         _ => {}
@@ -86,17 +98,30 @@ fn own_key(config: &Path) -> Result<String, ClientError> {
     Ok(identity.public().to_string())
 }
 
+/// Whether the standby can get a restart point: in the midst of a copy it has no state of the primary's to keep.
+fn standby_keeps_points(group: &str, status: &Value) -> Result<(), String> {
+    match status["pair"]["state"].as_str() {
+        Some("duplex") => Ok(()),
+        Some("simplex") => Err(format!("Group {group} has no standby; leave out --wait, or create a pair")),
+        state => Err(format!(
+            "The pair of group {group} is {}: its standby can keep no restart point until the copy has ended. Leave out \
+             --wait, or wait for the state duplex (ublk-admin status {group})",
+            state.unwrap_or("unknown")
+        )),
+    }
+}
+
 fn wait(
     client: &Client,
     group: &str,
     timeout: u64,
     what: &str,
-    done: impl Fn(&Value) -> bool,
+    done: impl Fn(&Value) -> Result<bool, String>,
 ) -> Result<(), ClientError> {
     let end = Instant::now() + Duration::from_secs(timeout);
     loop {
         let status = client.ask(&Request::Status { group: Some(group.to_owned()) })?;
-        if done(&status) {
+        if done(&status).map_err(ClientError::Refused)? {
             return Ok(());
         }
         if Instant::now() >= end {

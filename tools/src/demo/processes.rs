@@ -11,7 +11,8 @@ use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -34,21 +35,15 @@ impl Workplace {
     /// # Errors
     /// When the folder cannot be made or signals cannot be listened for.
     pub fn new(prefix: &str) -> anyhow::Result<Self> {
-        let folder = std::env::temp_dir().join(format!("{prefix}-{}", std::process::id()));
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("{prefix}-{}-{number}", std::process::id()));
         fs::DirBuilder::new()
             .mode(0o700)
             .create(&folder)
             .with_context(|| format!("Cannot create {}", folder.display()))?;
         let shared = Arc::new(Shared { folder, children: Mutex::new(BTreeMap::new()) });
-        let on_signal = Arc::clone(&shared);
-        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
-        std::thread::spawn(move || {
-            if let Some(signal) = signals.forever().next() {
-                on_signal.clear();
-                // What a shell reports for a program that a signal ended.
-                std::process::exit(128 + signal);
-            }
-        });
+        clear_on_signal(&shared)?;
         Ok(Self { shared })
     }
 
@@ -69,20 +64,7 @@ impl Workplace {
             UnixDatagram::bind(&notify_path).with_context(|| format!("Cannot listen on {}", notify_path.display()))?;
         // Short, because the process's end must be noticed in between; the message itself wakes at once.
         notify.set_read_timeout(Some(Duration::from_millis(50)))?;
-        let log_path = self.folder().join(format!("{name}.log"));
-        let log = File::options().create(true).append(true).open(&log_path)?;
-        let child = command
-            .env("NOTIFY_SOCKET", &notify_path)
-            // The log is a file.
-            .env("NO_COLOR", "1")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            // Ctrl-C is for the demo, which ends its processes in order.
-            .process_group(0)
-            .spawn()
-            .with_context(|| format!("Cannot start {}", command.get_program().display()))?;
-        self.shared.lock().insert(name.to_owned(), child);
+        let log_path = self.launch(name, command.env("NOTIFY_SOCKET", &notify_path))?;
         let start = Instant::now();
         let mut message = [0; 4_096];
         loop {
@@ -99,6 +81,27 @@ impl Workplace {
                 bail!("{name} is not ready after {limit:?}:\n{}", tail(&log_path));
             }
         }
+    }
+
+    /// Starts a process that says nothing of itself. What it prints goes to `NAME.log` in the folder; the log's path.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn launch(&self, name: &str, command: &mut Command) -> anyhow::Result<PathBuf> {
+        let log_path = self.folder().join(format!("{name}.log"));
+        let log = File::options().create(true).append(true).open(&log_path)?;
+        let child = command
+            // The log is a file.
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            // Ctrl-C is for this program, which ends its processes in order.
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("Cannot start {}", command.get_program().display()))?;
+        self.shared.lock().insert(name.to_owned(), child);
+        Ok(log_path)
     }
 
     /// Kills a process as `kill -9` does and returns when it is gone.
@@ -146,6 +149,25 @@ impl Shared {
         children.clear();
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+/// Has a signal clear this workplace, and all others, before it ends the program.
+fn clear_on_signal(place: &Arc<Shared>) -> anyhow::Result<()> {
+    static PLACES: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
+    let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
+    if places.is_empty() {
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+        std::thread::spawn(move || {
+            if let Some(signal) = signals.forever().next() {
+                let places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
+                places.iter().filter_map(Weak::upgrade).for_each(|place| place.clear());
+                // What a shell reports for a program that a signal ended.
+                std::process::exit(128 + signal);
+            }
+        });
+    }
+    places.push(Arc::downgrade(place));
+    Ok(())
 }
 
 fn says_ready(message: &[u8]) -> bool {

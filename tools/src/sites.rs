@@ -1,0 +1,180 @@
+//! Two nodes and two emulated links between them: what the tests and the benchmark stand on.
+
+use crate::{
+    demo::{
+        node::{LinkEnd, Node, free_port},
+        processes::Workplace,
+    },
+    emulator::{Emulator, EmulatorSettings, LineSettings},
+    nbd_client::NbdClient,
+};
+use anyhow::{Context, bail};
+use serde_json::Value;
+use std::{
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+/// The group of both nodes.
+pub const GROUP: &str = "g";
+/// Its only volume's export.
+pub const EXPORT: &str = "g/v";
+
+/// How long anything may take; far more than it does.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What the sites are like.
+pub struct SiteOptions {
+    /// The folder's name begins with this.
+    pub prefix: &'static str,
+    /// Where `holdfastd` and `ublk-admin` are.
+    pub programs: PathBuf,
+    /// What each of the two links does, both ways.
+    pub line: LineSettings,
+    /// Decides what the links lose.
+    pub seed: u64,
+    /// The volume's size, as `ublk-admin` takes it.
+    pub size: &'static str,
+    /// The journal's size, as `ublk-admin` takes it.
+    pub journal_size: &'static str,
+}
+
+/// See the module.
+pub struct Sites {
+    /// The folder and the daemons.
+    pub workplace: Workplace,
+    /// The nodes; the first is the primary at the start.
+    pub nodes: [Node; 2],
+    /// The links.
+    pub links: [Emulator; 2],
+    size: &'static str,
+    journal_size: &'static str,
+}
+
+impl Sites {
+    /// Two nodes that are not running.
+    ///
+    /// # Errors
+    /// When the programs, the folder, ports or keys cannot be had.
+    pub fn new(options: &SiteOptions) -> anyhow::Result<Self> {
+        let workplace = Workplace::new(options.prefix)?;
+        let node = |name| Node::new(name, workplace.folder(), &options.programs);
+        let nodes = [node("north")?, node("south")?];
+        let mut ends = [Vec::new(), Vec::new()];
+        let mut link = |name: &str, seed| -> anyhow::Result<Emulator> {
+            let (a, b) = (free_port()?, free_port()?);
+            let mut settings = EmulatorSettings::local(options.line.clone(), seed);
+            (settings.a, settings.b) = (Some(a), Some(b));
+            let emulator = Emulator::start(settings)?;
+            ends[0].push(LinkEnd { name: name.into(), local: a, remote: emulator.a_side() });
+            ends[1].push(LinkEnd { name: name.into(), local: b, remote: emulator.b_side() });
+            Ok(emulator)
+        };
+        let links = [link("one", options.seed)?, link("two", options.seed + 1)?];
+        nodes.iter().try_for_each(Node::configure_alone)?;
+        let keys = [nodes[0].key()?, nodes[1].key()?];
+        nodes[0].configure("south", &keys[1], &ends[0])?;
+        nodes[1].configure("north", &keys[0], &ends[1])?;
+        Ok(Self { workplace, nodes, links, size: options.size, journal_size: options.journal_size })
+    }
+
+    /// The same, running, with a volume that is paired and in step.
+    ///
+    /// # Errors
+    /// As [`Sites::new`], and when the nodes refuse something.
+    pub fn paired(options: &SiteOptions) -> anyhow::Result<Self> {
+        let sites = Self::new(options)?;
+        sites.start(1)?;
+        sites.start(0)?;
+        sites.create_volume()?;
+        sites.pair()?;
+        Ok(sites)
+    }
+
+    /// Makes the group and its volume on the first node.
+    ///
+    /// # Errors
+    /// When the node refuses.
+    pub fn create_volume(&self) -> anyhow::Result<()> {
+        self.ask(0, &["group", "create", GROUP, "--journal-size", self.journal_size])?;
+        self.ask(0, &["volume", "create", GROUP, "v", "--size", self.size])?;
+        Ok(())
+    }
+
+    /// Pairs the group with the second node, and waits for the initial copy.
+    ///
+    /// # Errors
+    /// When a node refuses, or the copy does not end.
+    pub fn pair(&self) -> anyhow::Result<()> {
+        self.ask(0, &["pair", "create", GROUP, "--peer", "south", "--wait", "--timeout", "120"]).map(drop)
+    }
+
+    /// Starts a node and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub fn start(&self, node: usize) -> anyhow::Result<()> {
+        self.nodes[node].start(&self.workplace)
+    }
+
+    /// Kills a node without warning.
+    ///
+    /// # Errors
+    /// When it was not running.
+    pub fn kill(&self, node: usize) -> anyhow::Result<()> {
+        self.workplace.kill(&self.nodes[node].name)
+    }
+
+    /// An operator's command.
+    ///
+    /// # Errors
+    /// When it is refused; with what was said.
+    pub fn ask(&self, node: usize, arguments: &[&str]) -> anyhow::Result<Value> {
+        self.nodes[node].ask(arguments)
+    }
+
+    /// What a refused command says.
+    pub fn refusal(&self, node: usize, arguments: &[&str]) -> String {
+        self.ask(node, arguments).map_or_else(|error| format!("{error:#}"), |answer| format!("accepted: {answer}"))
+    }
+
+    /// A client of the volume on a node.
+    ///
+    /// # Errors
+    /// When the node does not serve it.
+    pub fn client(&self, node: usize) -> anyhow::Result<NbdClient> {
+        Ok(NbdClient::connect_unix(&self.nodes[node].nbd_path(), EXPORT)?)
+    }
+
+    /// Waits until the group's status on a node is as wanted.
+    ///
+    /// # Errors
+    /// When that does not come about; with the status and the end of the node's log.
+    pub fn wait(&self, node: usize, what: &str, wanted: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let status = self.ask(node, &["status", GROUP])?;
+            if wanted(&status) {
+                return Ok(status);
+            }
+            if Instant::now() > end {
+                let log = self.workplace.log_tail(&self.nodes[node].name);
+                bail!("{what} did not come about; the status is {status:#}\n{log}");
+            }
+            thread::park_timeout(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until the standby has everything.
+    ///
+    /// # Errors
+    /// When that does not come about.
+    pub fn wait_in_step(&self, primary: usize) -> anyhow::Result<()> {
+        self.wait(primary, "a pair in step", |status| {
+            status["pair"]["state"] == "duplex" && status["connected"] == true && status["lag"]["records"] == 0
+        })
+        .map(drop)
+        .context("waiting for the standby")
+    }
+}
