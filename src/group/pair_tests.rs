@@ -309,6 +309,20 @@ impl Pair {
         }
     }
 
+    /// Only a primary takes writes, and never two in one epoch.
+    fn check_fence(&mut self) {
+        let roles = [0, 1].map(|index| self.nodes[index].group.pair.role);
+        for index in (0..2).filter(|index| roles[*index] != Role::Primary) {
+            let data = AlignedBuffer::new(4096).freeze();
+            let write = Operation::Write { offset: 0, data, durability: Durability::Completed };
+            let id = self.request(index, write);
+            assert_eq!(self.nodes[index].answers.remove(&id), Some(Err(RequestError::NotPrimary)));
+        }
+        if roles == [Role::Primary, Role::Primary] {
+            assert_ne!(self.nodes[0].group.epoch(), self.nodes[1].group.epoch());
+        }
+    }
+
     fn kill(&mut self, index: usize) {
         self.cut();
         for _ in 0..pick(&mut self.rng, 10) {
@@ -415,7 +429,10 @@ fn history(seed: [u8; 32], steps: usize) {
             4 => pair.kill(1 - pair.primary),
             5 => pair.settle(),
             6 => pair.restart_point(),
-            7 => pair.check_standby(),
+            7 => {
+                pair.check_standby();
+                pair.check_fence();
+            }
             8 => {
                 let (primary, chance) = (pair.primary, pick(&mut pair.rng, 2));
                 let _ = pair.command(primary, [Command::SuspendPair, Command::ResumePair][chance as usize].clone());
@@ -473,6 +490,29 @@ fn nothing_acknowledged_at_remote_is_lost_by_promotion() {
     pair.cut();
     assert!(pair.nodes[1].group.stream.last >= acknowledged);
     assert!(pair.promote(PromoteTarget::Latest));
+}
+
+#[test]
+fn a_record_that_does_not_follow_is_refused() {
+    let mut pair = Pair::new(TestRng::deterministic_rng(prop::test_runner::RngAlgorithm::ChaCha));
+    pair.command(0, Command::CreatePair { peer: NodeKey([2; 32]) }).unwrap();
+    pair.connect();
+    pair.settle();
+    let have = pair.nodes[1].group.stream.last;
+    pair.write();
+    pair.write();
+    while pair.nodes[0].outbox.len() < 2 {
+        let rng = &mut pair.rng;
+        assert!(pair.nodes[0].step(pair.now, rng), "the writes are not sent");
+    }
+    pair.nodes[0].outbox.pop_front();
+    let frame = pair.nodes[0].outbox.pop_front().unwrap();
+    let body = [frame.header.clone(), frame.payload.clone()].concat();
+    pair.nodes[1].group.handle_frame(pair.now, Bytes::from(body));
+    pair.nodes[1].drain();
+    assert!(pair.nodes[1].wants_reconnect, "the gap went unnoticed");
+    assert_eq!(pair.nodes[1].group.stream.last, have);
+    pair.finish();
 }
 
 #[test]

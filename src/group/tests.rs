@@ -319,6 +319,44 @@ impl Bench {
         }
     }
 
+    /// A read whose disk operations take long, while blocks are freed and used again. It may show later writes, but never
+    /// another sector's.
+    fn check_slowly(&mut self) {
+        let (offset, size) = self.range();
+        let sectors = offset as usize / SECTOR..(offset + size) as usize / SECTOR;
+        self.flush();
+        self.drain();
+        let others = core::mem::take(&mut self.operations);
+        let id = self.request(Operation::Read { offset, size: size as u32 });
+        self.drain();
+        let reading = core::mem::replace(&mut self.operations, others);
+        let mut allowed: Vec<Vec<u64>> = self.model[sectors.clone()].iter().map(|value| vec![*value]).collect();
+        for _ in 0..20 {
+            self.mutate();
+            for (allowed, value) in allowed.iter_mut().zip(&self.model[sectors.clone()]) {
+                allowed.push(*value);
+            }
+            self.hasten();
+            while pick(&mut self.rng, 40) > 0 && self.step() {}
+        }
+        self.operations.extend(reading);
+        self.wait(id);
+        let Some(Ok(Reply::Data(parts))) = self.answers.remove(&id) else { panic!("read failed") };
+        for (allowed, sector) in allowed.iter().zip(parts.concat().chunks(SECTOR)) {
+            for word in sector.chunks(8) {
+                let found = u64::from_le_bytes(word.try_into().unwrap());
+                assert!(allowed.contains(&found), "{found} read at {offset}, not one of {allowed:?}");
+            }
+        }
+    }
+
+    /// Destaging and a checkpoint begin now, and blocks that are released are used again at once.
+    fn hasten(&mut self) {
+        self.group.destage.hurry = pick(&mut self.rng, 2) == 0;
+        self.group.checkpoint.wanted = true;
+        self.group.volumes.values_mut().for_each(|volume| volume.table.blocks.rewind());
+    }
+
     fn check_all(&mut self) {
         for offset in (0..4 << 20).step_by(1 << 20) {
             let id = self.request(Operation::Read { offset, size: 1 << 20 });
@@ -399,7 +437,7 @@ impl Bench {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
     #[test]
     fn reads_give_the_newest_write_through_destaging_and_death(seed in any::<[u8; 32]>()) {
         let rng = TestRng::from_seed(prop::test_runner::RngAlgorithm::ChaCha, &seed);
@@ -418,6 +456,8 @@ proptest! {
                 10..20 => {
                     bench.step();
                 }
+                20 => bench.check_slowly(),
+                21..23 => bench.hasten(),
                 _ => bench.mutate(),
             }
         }

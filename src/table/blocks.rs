@@ -132,6 +132,12 @@ impl Blocks {
         !self.freed.is_empty() || !self.committing.is_empty() || !self.quarantined.is_empty()
     }
 
+    /// The next search begins at the front, so that a block that was just released is soon used again.
+    #[cfg(test)]
+    pub fn rewind(&mut self) {
+        self.cursor = 0;
+    }
+
     /// Whether few blocks can be handed out now, but some would be if the journal's tail moved.
     pub fn is_short(&self) -> bool {
         self.is_waiting() && (self.free_count() as usize) < self.used.len() / 8
