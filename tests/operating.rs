@@ -48,9 +48,15 @@ fn a_group_in_use_is_not_deleted_and_a_deleted_one_stays_away() {
     let sites = alone();
     let client = sites.client(0).unwrap();
     let refusal = sites.refusal(0, &["group", "delete", GROUP, "--yes"]);
-    assert!(refusal.contains("Group g is in use by 1 NBD client(s); disconnect them first"), "{refusal}");
+    assert!(
+        refusal.contains("Group g is in use by 1 client(s); disconnect NBD clients and detach devices first"),
+        "{refusal}"
+    );
     let refusal = sites.refusal(0, &["volume", "delete", GROUP, "v", "--yes"]);
-    assert!(refusal.contains("Volume g/v is in use by 1 NBD client(s); disconnect them first"), "{refusal}");
+    assert!(
+        refusal.contains("Volume g/v is in use by 1 client(s); disconnect NBD clients and detach devices first"),
+        "{refusal}"
+    );
     drop(client);
     // The server hears of the end of the connection in its own time.
     let deleted = (0..1000).find_map(|_| sites.ask(0, &["group", "delete", GROUP, "--yes"]).ok()).unwrap();

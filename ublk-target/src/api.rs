@@ -56,6 +56,22 @@ pub enum Request {
         /// Serve them.
         read_only: bool,
     },
+    /// Makes a volume a kernel block device of this node.
+    VolumeAttach {
+        /// The group.
+        group: String,
+        /// Its name in the group.
+        volume: String,
+        /// Writes are refused; needed on a standby.
+        read_only: bool,
+    },
+    /// Takes the kernel block device away.
+    VolumeDetach {
+        /// The group.
+        group: String,
+        /// Its name in the group.
+        volume: String,
+    },
     /// Makes the group a pair with another node.
     PairCreate {
         /// The group.

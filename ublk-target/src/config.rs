@@ -29,6 +29,9 @@ pub struct Config {
     /// The NBD server.
     #[serde(default)]
     pub nbd: NbdConfig,
+    /// Kernel block devices.
+    #[serde(default)]
+    pub ublk: UblkConfig,
     /// Media.
     #[serde(default)]
     pub media: MediaConfig,
@@ -88,6 +91,22 @@ pub struct NbdConfig {
     /// The TCP address may be other than loopback. NBD is neither encrypted nor authenticated.
     #[serde(default)]
     pub public: bool,
+}
+
+/// `[ublk]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UblkConfig {
+    /// Queues of a device, each with a thread: 1 to 64.
+    pub queues: Spanned<u16>,
+    /// Requests in flight on a queue: 1 to 1024.
+    pub depth: Spanned<u16>,
+}
+
+impl Default for UblkConfig {
+    fn default() -> Self {
+        Self { queues: Spanned::new(0..0, 1), depth: Spanned::new(0..0, 128) }
+    }
 }
 
 /// `[media]`
@@ -175,6 +194,16 @@ impl Config {
             );
             return Err(value(tcp.span(), "nbd.tcp".into(), reason));
         }
+        for (key, number, most) in [("ublk.queues", &config.ublk.queues, 64), ("ublk.depth", &config.ublk.depth, 1024)]
+        {
+            if !(1..=most).contains(number.get_ref()) {
+                return Err(value(
+                    number.span(),
+                    key.into(),
+                    format!("{} is not between 1 and {most}", number.get_ref()),
+                ));
+            }
+        }
         Ok(config)
     }
 
@@ -255,6 +284,7 @@ mod tests {
         let good = PeerKey([7; 32]).to_string();
         let cases = [
             ("[node]\nname = \"\"\n".to_owned(), "holdfast.toml: line 2: node.name: a name has 1 to 63 bytes"),
+            (format!("{node}[ublk]\nqueues = 65\n"), "holdfast.toml: line 4: ublk.queues: 65 is not between 1 and 64"),
             (
                 format!("{node}[nbd]\ntcp = \"10.0.0.1:10809\"\n"),
                 "holdfast.toml: line 4: nbd.tcp: 10.0.0.1:10809 is not a loopback address; NBD is not encrypted: set \

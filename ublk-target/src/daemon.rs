@@ -1,6 +1,6 @@
 //! The daemon from start to stop.
 
-use crate::{config::Config, control, key, node::Node, peer::Peer};
+use crate::{config::Config, control, key, node::Node, peer::Peer, ublk};
 use anyhow::Context;
 use replicator::{
     io::{NodeOptions, connect},
@@ -16,6 +16,7 @@ use tracing::{error, info};
 /// Runs until it is told to stop.
 pub fn run(config_path: &Path) -> anyhow::Result<()> {
     let config = Config::read(config_path)?;
+    ublk::never_wait_for_memory();
     let identity = key::load_or_create(&config.key_path())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -58,6 +59,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
                     tokio_uring::spawn(node.clone().follow(peer, receiver));
                 }
                 tokio_uring::spawn(node.clone().answer(asked));
+                tokio_uring::spawn(node.clone().attach_again());
                 // Nobody waits for it only if the daemon is going down already.
                 let _ = ready_sender.send(());
                 let _ = stop.await;

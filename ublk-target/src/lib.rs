@@ -17,3 +17,4 @@ pub mod nbd;
 pub mod node;
 pub mod peer;
 pub mod provision;
+pub mod ublk;

@@ -1,5 +1,6 @@
 //! The node on the disk thread: its groups, its peers, and what operators ask of it.
 
+mod devices;
 mod groups;
 mod pairs;
 
@@ -43,6 +44,7 @@ pub struct Node {
     groups: RefCell<BTreeMap<String, Rc<GroupActor>>>,
     peers: Vec<Rc<Peer>>,
     questions: pairs::Questions,
+    devices: devices::Devices,
 }
 
 /// A request from the control socket, and where its answer goes.
@@ -53,8 +55,14 @@ impl Node {
     pub fn open(config: Config, key: PeerKey, peers: Vec<Rc<Peer>>) -> io::Result<Rc<Self>> {
         let groups = config.groups_path();
         fs::create_dir_all(&groups)?;
-        let node =
-            Rc::new(Self { config, key, groups: RefCell::default(), peers, questions: pairs::Questions::default() });
+        let node = Rc::new(Self {
+            config,
+            key,
+            groups: RefCell::default(),
+            peers,
+            questions: pairs::Questions::default(),
+            devices: devices::Devices::default(),
+        });
         let mut folders: Vec<PathBuf> = fs::read_dir(&groups)?.filter_map(|entry| Some(entry.ok()?.path())).collect();
         folders.sort();
         for journal in folders.iter().map(|folder| folder.join("journal")).filter(|path| path.exists()) {
@@ -159,6 +167,7 @@ impl Node {
 
     /// Stops all groups in good order.
     pub async fn stop(&self) {
+        self.leave_devices();
         for group in self.groups() {
             let name = group.label().name;
             match group.command(Command::Stop).await {
@@ -168,12 +177,16 @@ impl Node {
         }
     }
 
-    async fn carry_out(&self, request: Request) -> Answer {
+    async fn carry_out(self: &Rc<Self>, request: Request) -> Answer {
         match request {
             Request::NodeStatus => Ok(self.status()),
-            Request::GroupCreate { group, journal_size, journal } => self.create_group(&group, journal_size, journal),
+            Request::GroupCreate { group, journal_size, journal } => {
+                groups::not_on_own_device(journal.as_ref()).await?;
+                self.create_group(&group, journal_size, journal)
+            }
             Request::GroupDelete { group, erase } => self.delete_group(&group, erase).await,
             Request::VolumeCreate { group, volume, size, logical_block_size, table_block_size, pool, preallocate } => {
+                groups::not_on_own_device(pool.as_ref()).await?;
                 let asked = groups::NewVolume { volume, size, logical_block_size, table_block_size, pool, preallocate };
                 self.add_volume(&group, asked).await
             }
@@ -183,6 +196,8 @@ impl Node {
                 let what = if read_only { "can be read on this node" } else { "are served on the primary only" };
                 Ok(json!({ "done": format!("The volumes of {group} {what}") }))
             }
+            Request::VolumeAttach { group, volume, read_only } => self.attach_volume(&group, &volume, read_only).await,
+            Request::VolumeDetach { group, volume } => self.detach_volume(&group, &volume).await,
             Request::PairCreate { group, peer } => self.create_pair(&group, &peer).await,
             Request::PairDelete { group } => self.simple(&group, Command::DeletePair, "The pair is deleted").await,
             Request::PairSuspend { group } => {
@@ -207,6 +222,7 @@ impl Node {
                 command(&actor, Command::Promote { target, force }).await
             }
             Request::Demote { group, discard_fork } => {
+                self.nothing_writable_is_attached(&group)?;
                 self.simple(&group, Command::Demote { discard_fork }, "This node is a standby now").await
             }
             Request::SetLevel { group, level, without_peer } => {
@@ -262,6 +278,10 @@ impl Node {
             fields.insert("id".into(), label.group.to_string().into());
             fields.insert("peer_name".into(), peer.map(|peer| peer.name.clone()).into());
             let session = peer.map(|peer| serde_json::to_value(peer.status())).transpose();
+            for volume in fields.get_mut("volumes").and_then(Value::as_array_mut).into_iter().flatten() {
+                let device = volume["name"].as_str().and_then(|name| self.device_of(label.name.as_str(), name));
+                volume["attached"] = device.into();
+            }
             fields.insert("session".into(), session.map_err(ApiError::new)?.into());
         }
         Ok(value)

@@ -188,6 +188,26 @@ pub enum VolumeCommand {
         #[arg(long)]
         yes: bool,
     },
+    /// Makes a volume a block device of this machine: /dev/ublkbN, with the name /dev/holdfast/GROUP/VOLUME.
+    ///
+    /// It stays until it is detached: when the daemon is started again, it takes the device over. Without the kernel's
+    /// ublk driver use NBD, which serves every volume of a primary without being asked.
+    Attach {
+        /// The group.
+        group: String,
+        /// The volume.
+        volume: String,
+        /// Writes are refused; needed on a standby.
+        #[arg(long)]
+        read_only: bool,
+    },
+    /// Takes the block device away; refused while it is mounted or in use.
+    Detach {
+        /// The group.
+        group: String,
+        /// The volume.
+        volume: String,
+    },
     /// Lets a standby's volumes be read.
     Export {
         /// The group.

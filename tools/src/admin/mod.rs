@@ -173,6 +173,10 @@ fn request(command: &Command) -> Result<Request, ClientError> {
             }
             Request::VolumeDelete { group, volume }
         }
+        Command::Volume(VolumeCommand::Attach { group, volume, read_only }) => {
+            Request::VolumeAttach { group, volume, read_only }
+        }
+        Command::Volume(VolumeCommand::Detach { group, volume }) => Request::VolumeDetach { group, volume },
         Command::Volume(VolumeCommand::Export { group, read_only }) => {
             if !read_only {
                 return refuse("A primary's volumes are exported without being asked; on a standby say --read-only");

@@ -100,6 +100,9 @@ pub fn volumes(value: &Value) -> String {
             number(volume, "pool_block_count"),
             text(volume, "pool_path")
         );
+        if let Some(device) = volume["attached"]["device"].as_str() {
+            let _ = writeln!(out, "    attached as {device}, {}", text(&volume["attached"], "name"));
+        }
     }
     out
 }

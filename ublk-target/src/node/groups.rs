@@ -5,6 +5,7 @@ use crate::{
     actor::GroupActor,
     api::ApiError,
     media::{Allocation, GroupMedia, Medium},
+    ublk,
 };
 use holdfast::{
     command::{Command, VolumeSpec},
@@ -227,8 +228,24 @@ fn absolute(path: &Path) -> Result<(), ApiError> {
     if path.is_absolute() { Ok(()) } else { Err(at(path, "give the whole path, from / on")) }
 }
 
+/// A medium must not lie on a device that this daemon serves. Looked at on another thread: to look at a file on such a
+/// device may take a read that only this one can answer.
+pub(super) async fn not_on_own_device(path: Option<&String>) -> Result<(), ApiError> {
+    let Some(path) = path.map(PathBuf::from) else {
+        return Ok(());
+    };
+    let look = move || {
+        let number = ublk::device_below(&path)?;
+        let ours = ublk::attached().into_iter().any(|it| it.number == number && it.process == std::process::id());
+        ours.then(|| {
+            at(&path, "it lies on a device that this daemon serves, which would wait for itself; choose another place")
+        })
+    };
+    tokio::task::spawn_blocking(look).await.map_err(ApiError::new)?.map_or(Ok(()), Err)
+}
+
 fn in_use(what: &str, clients: usize) -> ApiError {
-    ApiError::new(format!("{what} is in use by {clients} NBD client(s); disconnect them first"))
+    ApiError::new(format!("{what} is in use by {clients} client(s); disconnect NBD clients and detach devices first"))
 }
 
 pub(super) fn random<const SIZE: usize>() -> Result<[u8; SIZE], ApiError> {

@@ -1,0 +1,296 @@
+//! Volumes as kernel block devices: attaching, detaching, and taking over what an earlier daemon left.
+//!
+//! What is attached is kept in the group's folder (`attached.json`), so that it is attached again at the next start.
+
+use super::{Answer, Node, missing};
+use crate::{
+    actor::GroupActor,
+    api::ApiError,
+    ublk::{self, DeviceInfo, QueueRequest, Shape, device_path},
+};
+use holdfast::{
+    command::VolumeSpec,
+    pair::Role,
+    request::RequestError,
+    units::{MediumUuid, VolumeId},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+/// Where devices have names: `/dev/holdfast/GROUP/VOLUME`.
+const NAMES: &str = "/dev/holdfast";
+/// The first 16 bits of every mark.
+const MARK: u64 = 0x4844 << 48;
+
+/// A volume that is to be attached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Wish {
+    volume: String,
+    read_only: bool,
+}
+
+#[derive(Clone)]
+struct Attached {
+    wish: Wish,
+    /// `None` while it is being made.
+    number: Option<u32>,
+}
+
+/// The devices of the node.
+#[derive(Default)]
+pub(super) struct Devices {
+    attached: RefCell<BTreeMap<(String, String), Attached>>,
+    memory_is_locked: Cell<bool>,
+    /// The daemon is going down: what it cannot answer any more waits in the kernel for the next one.
+    leaving: Rc<Cell<bool>>,
+}
+
+/// How the driver's records name a volume's device on this node: by its pool, which no other node has.
+fn mark(pool: MediumUuid) -> u64 {
+    pool.0.iter().take(6).fold(0, |mark, byte| mark << 8 | u64::from(*byte)) | MARK
+}
+
+impl Node {
+    pub(super) async fn attach_volume(self: &Rc<Self>, group: &str, volume: &str, read_only: bool) -> Answer {
+        let wish = Wish { volume: volume.to_owned(), read_only };
+        let (number, taken_over) = self.attach(group, &wish).await?;
+        self.keep_wishes(group)?;
+        let path = device_path(number).display().to_string();
+        let name = name_of(group, volume).display().to_string();
+        let how = if taken_over { "taken over" } else { "attached" };
+        Ok(json!({ "done": format!("Volume {group}/{volume} {how} as {path} ({name})"), "device": path, "name": name }))
+    }
+
+    async fn attach(self: &Rc<Self>, group: &str, wish: &Wish) -> Result<(u32, bool), ApiError> {
+        let (actor, spec) = self.volume(group, &wish.volume)?;
+        let title = format!("{group}/{}", wish.volume);
+        let (role, read_only) = (actor.label().role, wish.read_only);
+        let served = role == Role::Primary || (role == Role::Secondary && read_only);
+        // A device that is there already is better answered with errors than not at all: its file system can be unmounted.
+        if !served && !Self::is_there(&spec).await? {
+            return Err(ApiError::new(format!(
+                "Volume {title}: the group is {role} on this node; a standby's volumes can be attached with --read-only"
+            )));
+        }
+        let key = (group.to_owned(), wish.volume.clone());
+        if let Some(attached) = self.devices.attached.borrow().get(&key) {
+            return match attached.number {
+                Some(number) if attached.wish == *wish => Ok((number, false)),
+                Some(number) => Err(ApiError::new(format!(
+                    "Volume {title} is attached already as {}, {}; detach it first",
+                    device_path(number).display(),
+                    if read_only { "writable" } else { "read-only" }
+                ))),
+                None => Err(ApiError::new(format!("Volume {title} is being attached at this moment"))),
+            };
+        }
+        self.lock_memory();
+        let shape = Shape {
+            mark: mark(spec.pool),
+            size: spec.size,
+            logical_block_size: spec.logical_block_size,
+            read_only,
+            queues: *self.config.ublk.queues.get_ref(),
+            depth: *self.config.ublk.depth.get_ref(),
+        };
+        let (sender, requests) = mpsc::unbounded_channel();
+        self.devices.attached.borrow_mut().insert(key.clone(), Attached { wish: wish.clone(), number: None });
+        tokio_uring::spawn(serve(actor, spec, requests, self.devices.leaving.clone()));
+        let made = tokio::task::spawn_blocking(move || ublk::attach(shape, sender)).await;
+        match made
+            .map_err(ApiError::new)
+            .and_then(|made| made.map_err(|error| ApiError::new(format!("{title}: {error}"))))
+        {
+            Ok(device) => {
+                if let Some(attached) = self.devices.attached.borrow_mut().get_mut(&key) {
+                    attached.number = Some(device.number);
+                }
+                info!(group, volume = wish.volume, device = device.number, taken_over = device.taken_over, "Attached");
+                if let Err(error) = give_name(group, &wish.volume, device.number) {
+                    warn!(group, volume = wish.volume, %error, "The device has no name in {NAMES}");
+                }
+                Ok((device.number, device.taken_over))
+            }
+            Err(error) => {
+                self.devices.attached.borrow_mut().remove(&key);
+                Err(error)
+            }
+        }
+    }
+
+    async fn is_there(spec: &VolumeSpec) -> Result<bool, ApiError> {
+        let mark = mark(spec.pool);
+        let look = move || ublk::attached().iter().any(|device| device.mark == mark);
+        tokio::task::spawn_blocking(look).await.map_err(ApiError::new)
+    }
+
+    pub(super) async fn detach_volume(&self, group: &str, volume: &str) -> Answer {
+        let (_, spec) = self.volume(group, volume)?;
+        let title = format!("{group}/{volume}");
+        let key = (group.to_owned(), volume.to_owned());
+        // One that an earlier daemon left counts too.
+        let found = tokio::task::spawn_blocking(ublk::attached).await.map_err(ApiError::new)?;
+        let number = found.iter().find(|device| device.mark == mark(spec.pool)).map(|device| device.number);
+        let known = self.devices.attached.borrow().contains_key(&key);
+        let Some(number) = number else {
+            self.devices.attached.borrow_mut().remove(&key);
+            self.keep_wishes(group)?;
+            let done = if known { "is detached" } else { "was not attached" };
+            return Ok(json!({ "done": format!("Volume {title} {done}") }));
+        };
+        let ended = tokio::task::spawn_blocking(move || ublk::detach(number)).await.map_err(ApiError::new)?;
+        ended.map_err(|error| ApiError::new(format!("{title}: {error}")))?;
+        self.devices.attached.borrow_mut().remove(&key);
+        let _ = fs::remove_file(name_of(group, volume));
+        self.keep_wishes(group)?;
+        Ok(json!({ "done": format!("Volume {title} detached from {}", device_path(number).display()) }))
+    }
+
+    /// Attaches again what was attached when the daemon ended.
+    pub async fn attach_again(self: Rc<Self>) {
+        let mut marks = Vec::new();
+        for actor in self.groups() {
+            let label = actor.label();
+            let group = label.name.to_string();
+            marks.extend(label.volumes.iter().map(|spec| mark(spec.pool)));
+            for wish in self.read_wishes(&group) {
+                if let Err(error) = self.attach(&group, &wish).await {
+                    warn!(group, volume = wish.volume, error = error.error, "Not attached again");
+                }
+            }
+        }
+        let Ok(found) = tokio::task::spawn_blocking(ublk::attached).await else {
+            return;
+        };
+        for device in found.iter().filter(|device| is_left_over(device)) {
+            let path = device_path(device.number).display().to_string();
+            if marks.contains(&device.mark) {
+                warn!(device = path, "A device of this node is not served; `ublk-admin volume detach` removes it");
+            } else {
+                warn!(device = path, "A device of another node or of a volume that is gone is not served");
+            }
+        }
+    }
+
+    /// From now on devices are left to the next daemon.
+    pub(super) fn leave_devices(&self) {
+        self.devices.leaving.set(true);
+    }
+
+    /// Refuses to take the writes away from under a file system.
+    pub(super) fn nothing_writable_is_attached(&self, group: &str) -> Result<(), ApiError> {
+        let devices = self.devices.attached.borrow();
+        match devices.iter().find(|((of, _), attached)| of == group && !attached.wish.read_only) {
+            Some(((_, volume), _)) => Err(ApiError::new(format!(
+                "Volume {group}/{volume} is attached to this machine: ublk-admin volume detach {group} {volume}"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// The device of a volume, if it has one.
+    pub(super) fn device_of(&self, group: &str, volume: &str) -> Option<Value> {
+        let devices = self.devices.attached.borrow();
+        let attached = devices.get(&(group.to_owned(), volume.to_owned()))?;
+        let path = device_path(attached.number?).display().to_string();
+        Some(json!({ "device": path, "name": name_of(group, volume), "read_only": attached.wish.read_only }))
+    }
+
+    fn volume(&self, group: &str, volume: &str) -> Result<(Rc<GroupActor>, VolumeSpec), ApiError> {
+        let actor = self.group(group)?;
+        let spec = actor.label().volumes.into_iter().find(|spec| spec.name.as_str() == volume);
+        Ok((actor, spec.ok_or_else(|| missing("volume", &format!("{group}/{volume}")))?))
+    }
+
+    /// The kernel may write to a device in order to free memory: nothing on the way may then wait for memory.
+    fn lock_memory(&self) {
+        use nix::{libc::MCL_ONFAULT, sys::mman};
+        if self.devices.memory_is_locked.replace(true) {
+            return;
+        }
+        let how = mman::MlockAllFlags::MCL_CURRENT | mman::MlockAllFlags::MCL_FUTURE;
+        let how = how | mman::MlockAllFlags::from_bits_retain(MCL_ONFAULT);
+        if let Err(error) = mman::mlockall(how) {
+            warn!(%error, "Memory not locked; set LimitMEMLOCK=infinity");
+        }
+    }
+
+    fn wishes_path(&self, group: &str) -> PathBuf {
+        self.config.groups_path().join(group).join("attached.json")
+    }
+
+    fn read_wishes(&self, group: &str) -> Vec<Wish> {
+        let path = self.wishes_path(group);
+        let read = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
+            read => read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::other)),
+        };
+        read.unwrap_or_else(|error| {
+            warn!(path = %path.display(), %error, "Not read; attach the group's volumes by hand");
+            Vec::new()
+        })
+    }
+
+    fn keep_wishes(&self, group: &str) -> Result<(), ApiError> {
+        let devices = self.devices.attached.borrow();
+        let wishes: Vec<&Wish> =
+            devices.iter().filter(|((of, _), _)| of == group).map(|(_, attached)| &attached.wish).collect();
+        let path = self.wishes_path(group);
+        let new = path.with_extension("new");
+        let bytes = serde_json::to_vec_pretty(&wishes).map_err(ApiError::new)?;
+        let kept = fs::write(&new, bytes).and_then(|()| fs::rename(&new, &path));
+        kept.map_err(|error| ApiError::new(format!("{}: {error}", path.display())))
+    }
+}
+
+/// Hands a device's requests to its group until the device is gone.
+async fn serve(
+    actor: Rc<GroupActor>,
+    spec: VolumeSpec,
+    mut requests: mpsc::UnboundedReceiver<QueueRequest>,
+    leaving: Rc<Cell<bool>>,
+) {
+    let volume: VolumeId = spec.id;
+    actor.add_client(volume);
+    while let Some(request) = requests.recv().await {
+        let (operation, reply) = request.split();
+        let answer = actor.request(volume, operation);
+        let leaving = leaving.clone();
+        tokio_uring::spawn(async move {
+            let answer = answer.await.unwrap_or(Err(RequestError::Stopped));
+            if answer != Err(RequestError::Stopped) || !leaving.get() {
+                reply(answer);
+            }
+        });
+    }
+    actor.remove_client(volume);
+}
+
+/// Whether it is ours and the process that served it is gone.
+fn is_left_over(device: &DeviceInfo) -> bool {
+    device.mark >> 48 == MARK >> 48 && !Path::new(&format!("/proc/{}", device.process)).exists()
+}
+
+fn name_of(group: &str, volume: &str) -> PathBuf {
+    Path::new(NAMES).join(group).join(volume)
+}
+
+/// Makes the device's stable name. It is replaced whatever it was: numbers change when the machine starts.
+fn give_name(group: &str, volume: &str, number: u32) -> io::Result<()> {
+    let name = name_of(group, volume);
+    fs::create_dir_all(Path::new(NAMES).join(group))?;
+    let new = name.with_extension("new");
+    let _ = fs::remove_file(&new);
+    symlink(device_path(number), &new)?;
+    fs::rename(&new, &name)
+}

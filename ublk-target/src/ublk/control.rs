@@ -1,0 +1,277 @@
+//! A device's life: made, taken over from a daemon that is gone, stopped.
+
+use super::{
+    device_path,
+    queue::{QueueRequest, Replies, serve},
+};
+use libublk::{
+    UblkError, UblkFlags,
+    ctrl::{UblkCtrl, UblkCtrlBuilder},
+    io::UblkDev,
+    sys,
+};
+use nix::libc;
+use std::{fs::OpenOptions, io, os::unix::fs::OpenOptionsExt, path::Path, thread};
+use tokio::sync::{mpsc::UnboundedSender, oneshot};
+use tracing::{info, warn};
+
+/// Where the driver is asked.
+const CONTROL: &str = "/dev/ublk-control";
+/// Bytes of a request at most; larger ones are split by the kernel.
+const REQUEST_SIZE_MAX: u32 = 1 << 20;
+/// Bytes of a discard or write-zeroes at most.
+const ZEROES_SIZE_MAX: u32 = 1 << 30;
+
+/// Why a volume is not attached or detached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// There is no driver.
+    #[error(
+        "The kernel's ublk driver is not there (no {CONTROL}): try `modprobe ublk_drv`, or use NBD, which serves the \
+         volume as it is"
+    )]
+    NoDriver,
+    /// The driver is too old.
+    #[error("The kernel's ublk driver lacks {0}; use NBD, which serves the volume as it is")]
+    Lacks(&'static str),
+    /// Somebody uses it.
+    #[error("{path} is mounted or in use; unmount it first", path = device_path(*.0).display())]
+    InUse(u32),
+    /// The driver refuses.
+    #[error("The ublk driver refuses to {what}: {reason}")]
+    Refused {
+        /// What was asked.
+        what: &'static str,
+        /// Why.
+        reason: String,
+    },
+}
+
+fn refused(what: &'static str) -> impl Fn(UblkError) -> AttachError {
+    move |error| {
+        let reason = match error {
+            UblkError::OtherError(errno) | UblkError::UringIOError(errno) => {
+                io::Error::from_raw_os_error(errno.abs()).to_string()
+            }
+            other => other.to_string(),
+        };
+        AttachError::Refused { what, reason }
+    }
+}
+
+/// What a device is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Names the volume in the driver's records, so that a later daemon finds its devices.
+    pub mark: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes.
+    pub logical_block_size: u32,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// Hardware queues, each with a thread.
+    pub queues: u16,
+    /// Requests in flight on a queue.
+    pub depth: u16,
+}
+
+impl Shape {
+    fn parameters(&self) -> sys::ublk_params {
+        let block = self.logical_block_size.trailing_zeros() as u8;
+        let mut attributes = sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA;
+        if self.read_only {
+            attributes |= sys::UBLK_ATTR_READ_ONLY;
+        }
+        sys::ublk_params {
+            len: size_of::<sys::ublk_params>() as u32,
+            types: sys::UBLK_PARAM_TYPE_BASIC | sys::UBLK_PARAM_TYPE_DISCARD,
+            basic: sys::ublk_param_basic {
+                attrs: attributes,
+                logical_bs_shift: block,
+                physical_bs_shift: 12,
+                io_opt_shift: 16,
+                io_min_shift: 12,
+                max_sectors: REQUEST_SIZE_MAX >> 9,
+                dev_sectors: self.size >> 9,
+                ..Default::default()
+            },
+            discard: sys::ublk_param_discard {
+                discard_granularity: 4096,
+                max_discard_sectors: ZEROES_SIZE_MAX >> 9,
+                max_write_zeroes_sectors: ZEROES_SIZE_MAX >> 9,
+                max_discard_segments: 1,
+                ..Default::default()
+            },
+            ..Default::default()
+        }
+    }
+}
+
+/// A device that this process serves.
+#[derive(Clone, Copy, Debug)]
+pub struct Device {
+    /// N of `/dev/ublkbN`.
+    pub number: u32,
+    /// It was taken over from a daemon that is gone.
+    pub taken_over: bool,
+}
+
+/// A device as the driver knows it.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceInfo {
+    /// N of `/dev/ublkbN`.
+    pub number: u32,
+    /// See [`Shape::mark`].
+    pub mark: u64,
+    /// The process that serves it, or did.
+    pub process: u32,
+    queues: u16,
+    depth: u16,
+}
+
+/// What the driver can do: bits of `UBLK_F_*`.
+///
+/// # Errors
+/// When there is no driver, or it is older than Linux 6.5.
+pub fn driver_features() -> Result<u64, AttachError> {
+    if !Path::new(CONTROL).exists() {
+        return Err(AttachError::NoDriver);
+    }
+    UblkCtrl::get_features().ok_or(AttachError::Lacks("GET_FEATURES (Linux 6.5)"))
+}
+
+/// All ublk devices of this machine. Blocks for a moment.
+pub fn attached() -> Vec<DeviceInfo> {
+    let Ok(entries) = std::fs::read_dir("/sys/class/ublk-char") else {
+        return Vec::new();
+    };
+    let number =
+        |entry: io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.strip_prefix("ublkc")?.parse().ok();
+    let mut numbers: Vec<u32> = entries.filter_map(number).collect();
+    numbers.sort_unstable();
+    numbers.into_iter().filter_map(device_info).collect()
+}
+
+fn device_info(number: u32) -> Option<DeviceInfo> {
+    let info = UblkCtrl::new_simple(number as i32).ok()?.dev_info();
+    Some(DeviceInfo {
+        number,
+        mark: info.ublksrv_flags,
+        process: info.ublksrv_pid as u32,
+        queues: info.nr_hw_queues,
+        depth: info.queue_depth,
+    })
+}
+
+/// Makes a device, or takes over the one that has the mark already. Blocks until it can be used.
+///
+/// # Errors
+/// When the driver is not there, lacks something, or refuses.
+pub fn attach(shape: Shape, requests: UnboundedSender<QueueRequest>) -> Result<Device, AttachError> {
+    let features = driver_features()?;
+    for (bit, name) in [
+        (sys::UBLK_F_USER_COPY, "USER_COPY (Linux 6.5)"),
+        (sys::UBLK_F_USER_RECOVERY, "USER_RECOVERY (Linux 6.1)"),
+        (sys::UBLK_F_USER_RECOVERY_REISSUE, "USER_RECOVERY_REISSUE (Linux 6.1)"),
+    ] {
+        if features & u64::from(bit) == 0 {
+            return Err(AttachError::Lacks(name));
+        }
+    }
+    let old = attached().into_iter().find(|device| device.mark == shape.mark);
+    let (ready, started) = oneshot::channel();
+    let thread = thread::Builder::new().name("ublk".into()).spawn(move || run(shape, old, requests, ready));
+    thread.map_err(|error| AttachError::Refused { what: "start a thread", reason: error.to_string() })?;
+    let gone = || AttachError::Refused { what: "start the device", reason: "its thread ended".into() };
+    started.blocking_recv().unwrap_or_else(|_| Err(gone()))
+}
+
+/// The control thread: until the device is stopped.
+fn run(
+    mut shape: Shape,
+    old: Option<DeviceInfo>,
+    requests: UnboundedSender<QueueRequest>,
+    ready: oneshot::Sender<Result<Device, AttachError>>,
+) {
+    if let Some(old) = old {
+        // Queues are as they were made.
+        (shape.queues, shape.depth) = (old.queues, old.depth);
+    }
+    let control = match open(&shape, old) {
+        Ok(control) => control,
+        Err(error) => return drop(ready.send(Err(error))),
+    };
+    let number = control.dev_info().dev_id;
+    let ready = std::sync::Arc::new(std::sync::Mutex::new(Some(ready)));
+    let tell = {
+        let ready = ready.clone();
+        move |what: Result<Device, AttachError>| {
+            if let Some(ready) = ready.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
+                // Whoever asked may be gone.
+                let _ = ready.send(what);
+            }
+        }
+    };
+    let set_up = |device: &mut UblkDev| {
+        device.tgt.dev_size = shape.size;
+        device.tgt.params = shape.parameters();
+        Ok(())
+    };
+    let serve = move |index: u16, device: &UblkDev| match Replies::new() {
+        Ok(replies) => serve(index, device, &requests, &replies),
+        Err(error) => warn!(%error, "ublk queue not served"),
+    };
+    let started = tell.clone();
+    let is_up = move |_: &UblkCtrl| started(Ok(Device { number, taken_over: old.is_some() }));
+    if let Err(error) = control.run_target(set_up, serve, is_up) {
+        if old.is_none() {
+            let _ = control.del_dev();
+        }
+        tell(Err(refused("start the device")(error)));
+        return;
+    }
+    info!(device = %device_path(number).display(), "Device stopped");
+}
+
+fn open(shape: &Shape, old: Option<DeviceInfo>) -> Result<UblkCtrl, AttachError> {
+    let flags = sys::UBLK_F_USER_COPY | sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE;
+    let (number, how) = match old {
+        Some(old) => (old.number as i32, UblkFlags::UBLK_DEV_F_RECOVER_DEV),
+        None => (-1, UblkFlags::UBLK_DEV_F_ADD_DEV),
+    };
+    let control = UblkCtrlBuilder::default()
+        .name("holdfast")
+        .id(number)
+        .nr_queues(shape.queues)
+        .depth(shape.depth)
+        .io_buf_bytes(REQUEST_SIZE_MAX)
+        .ctrl_flags(u64::from(flags))
+        .ctrl_target_flags(shape.mark)
+        .dev_flags(how)
+        .build()
+        .map_err(refused("make a device"))?;
+    // Only an operator's word deletes a device, never the end of this object.
+    control.disown();
+    if old.is_some() {
+        control.start_user_recover().map_err(refused("hand over the device"))?;
+    }
+    Ok(control)
+}
+
+/// Stops and deletes a device. Blocks until what is in flight has been answered.
+///
+/// # Errors
+/// When it is mounted or otherwise in use, or the driver refuses.
+pub fn detach(number: u32) -> Result<(), AttachError> {
+    // Opens for nobody while a file system or another device claims it.
+    let claim = OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_NONBLOCK).open(device_path(number));
+    if claim.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY)) {
+        return Err(AttachError::InUse(number));
+    }
+    drop(claim);
+    let control = UblkCtrl::new_simple(number as i32).map_err(refused("open the device"))?;
+    control.stop_dev().map_err(refused("stop the device"))?;
+    control.del_dev().map_err(refused("delete the device"))?;
+    Ok(())
+}
