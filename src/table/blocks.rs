@@ -46,9 +46,9 @@ impl Blocks {
         }
     }
 
-    /// Blocks that are used or wait to be unused.
+    /// Blocks that are used; those that only wait to be unused do not count.
     pub fn used_count(&self) -> u32 {
-        self.used_count
+        self.used_count - (self.freed.len() + self.committing.len() + self.quarantined.len()) as u32
     }
 
     /// Notes that a block is used; `false` if it was already.
