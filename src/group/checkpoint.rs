@@ -169,8 +169,24 @@ impl Group {
     /// Gives blocks back that nothing needs any more.
     pub(super) fn release_blocks(&mut self) {
         let (oldest, tail) = (self.reads.oldest(), self.journal.durable_tail_order);
-        for volume in self.volumes.values_mut() {
+        let mut leaving = Vec::new();
+        for (id, volume) in &mut self.volumes {
             volume.table.blocks.release(oldest, tail);
+            let (blocks, geometry) = (volume.table.blocks.take_leaving(), *volume.table.geometry());
+            for run in blocks.chunk_by(|a, b| a + 1 == *b) {
+                leaving.push((*id, geometry.offset_of(run[0]), geometry.block_size, run[0], run.len() as u32));
+            }
+        }
+        for (volume, offset, block_size, first, count) in leaving {
+            let action = DiskAction::Release { offset, size: u64::from(block_size) * u64::from(count) };
+            self.disk(MediumId::Pool(volume), action, Purpose::Release { volume, first, count });
+        }
+    }
+
+    /// The space of blocks is given back.
+    pub(super) fn released(&mut self, volume: VolumeId, first: u32, count: u32) {
+        if let Some(volume) = self.volumes.get_mut(&volume) {
+            volume.table.blocks.gone(first, count);
         }
     }
 
@@ -186,10 +202,14 @@ impl Group {
         let stride = self.journal.ring_size() / 8;
         let pool_is_short = self.volumes.values().any(|volume| volume.table.blocks.is_short());
         let crowded = self.journal.entry_count() > ENTRY_COUNT_MAX / 8 * 9 || self.journal.live_size() > 3 * stride;
-        if !crowded && !pool_is_short {
+        // Without a peer nobody will ask; then nothing is kept that blocks wait for.
+        let kept_for_nobody =
+            self.pair.peer.is_none() && self.volumes.values().any(|volume| volume.table.blocks.is_waiting());
+        let all = pool_is_short || kept_for_nobody;
+        if !crowded && !all {
             return;
         }
-        while self.journal.entry_count() > ENTRY_COUNT_MAX || self.journal.live_size() > 2 * stride || pool_is_short {
+        while self.journal.entry_count() > ENTRY_COUNT_MAX || self.journal.live_size() > 2 * stride || all {
             let mut gone = Vec::new();
             if !self.journal.retire(limit, |order, entry| gone.push((order, entry.record.payload_size))) {
                 break;

@@ -555,7 +555,10 @@ impl Group {
             };
             let dirty = volume.table.entry(plan.block).dirty;
             volume.table.set_entry(plan.block, crate::table::Entry { dirty, ..plan.after });
-            volume.table.blocks.free(plan.freed);
+            match plan.news {
+                News::Zeroes => volume.table.blocks.give_back(plan.freed),
+                _ => volume.table.blocks.free(plan.freed),
+            }
             volume.table.blocks.free(plan.fold.map_or(0, |fold| fold.freed));
         }
         for (id, block) in &cycle.unnamed {

@@ -74,6 +74,7 @@ enum Purpose {
     Destage { slot: usize },
     Checkpoint,
     Superblock,
+    Release { volume: VolumeId, first: u32, count: u32 },
 }
 
 /// See the module.
@@ -129,6 +130,8 @@ impl Group {
             Purpose::Destage { slot } => self.destage_done(slot, outcome),
             Purpose::Checkpoint => self.checkpoint_done(outcome),
             Purpose::Superblock => self.superblock_done(outcome),
+            // Space that cannot be given back is kept; it is used again all the same.
+            Purpose::Release { volume, first, count } => self.released(volume, first, count),
         }
     }
 

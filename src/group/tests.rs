@@ -58,7 +58,10 @@ impl Disks {
                 self.sync_until(medium, asked);
                 Ok(Bytes::new())
             }
-            DiskAction::Release { .. } => Ok(Bytes::new()),
+            DiskAction::Release { offset, size } => {
+                self.write(medium, offset, AlignedBuffer::new(size as usize).freeze())?;
+                Ok(Bytes::new())
+            }
         }
     }
 

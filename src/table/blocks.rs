@@ -14,8 +14,16 @@ use bitvec::{order::Lsb0, vec::BitVec};
 /// Numbers the reads of a group, so that a freed block can wait for those that began earlier.
 pub type ReadCount = u64;
 
-struct Quarantined {
+/// A block that nothing new needs.
+#[derive(Clone, Copy)]
+struct Freed {
     block: u32,
+    /// The host has discarded what was in it: its space goes back to the medium.
+    give_back: bool,
+}
+
+struct Quarantined {
+    freed: Freed,
     reads: ReadCount,
     until: Order,
 }
@@ -25,9 +33,13 @@ pub struct Blocks {
     used: BitVec<usize, Lsb0>,
     used_count: u32,
     cursor: usize,
-    freed: Vec<u32>,
-    committing: Vec<u32>,
+    freed: Vec<Freed>,
+    committing: Vec<Freed>,
     quarantined: VecDeque<Quarantined>,
+    /// Not needed by anything any more; to be given back before they are used again.
+    leaving: Vec<u32>,
+    /// Being given back.
+    leaving_count: u32,
     /// Blocks that hold the data of a journalled record.
     redirected: BTreeMap<u32, Order>,
 }
@@ -42,13 +54,16 @@ impl Blocks {
             freed: Vec::new(),
             committing: Vec::new(),
             quarantined: VecDeque::new(),
+            leaving: Vec::new(),
+            leaving_count: 0,
             redirected: BTreeMap::new(),
         }
     }
 
     /// Blocks that are used; those that only wait to be unused do not count.
     pub fn used_count(&self) -> u32 {
-        self.used_count - (self.freed.len() + self.committing.len() + self.quarantined.len()) as u32
+        let waiting = self.freed.len() + self.committing.len() + self.quarantined.len() + self.leaving.len();
+        self.used_count - self.leaving_count - waiting as u32
     }
 
     /// Notes that a block is used; `false` if it was already.
@@ -78,8 +93,29 @@ impl Blocks {
     /// Notes that the table has no more need of a block. 0 is no block.
     pub fn free(&mut self, block: u32) {
         if block != 0 {
-            self.freed.push(block);
+            self.freed.push(Freed { block, give_back: false });
         }
+    }
+
+    /// The same for a block whose content the host has discarded.
+    pub fn give_back(&mut self, block: u32) {
+        if block != 0 {
+            self.freed.push(Freed { block, give_back: true });
+        }
+    }
+
+    /// Blocks whose space goes back to the medium, in order; each is unused once [`Blocks::gone`] says so.
+    pub fn take_leaving(&mut self) -> Vec<u32> {
+        let mut blocks = core::mem::take(&mut self.leaving);
+        self.leaving_count += blocks.len() as u32;
+        blocks.sort_unstable();
+        blocks
+    }
+
+    /// The space of `count` blocks from `first` on is given back.
+    pub fn gone(&mut self, first: u32, count: u32) {
+        self.leaving_count -= count;
+        (first..first + count).for_each(|block| self.unallocate(block));
     }
 
     /// Gives back a block that no table and no journalled record ever named.
@@ -105,9 +141,9 @@ impl Blocks {
 
     /// The checkpoint is durable. `reads` is the number of the next read.
     pub fn commit_checkpoint(&mut self, reads: ReadCount) {
-        for block in self.committing.drain(..) {
-            let until = self.redirected.get(&block).copied().unwrap_or_default();
-            self.quarantined.push_back(Quarantined { block, reads, until });
+        for freed in self.committing.drain(..) {
+            let until = self.redirected.get(&freed.block).copied().unwrap_or_default();
+            self.quarantined.push_back(Quarantined { freed, reads, until });
         }
     }
 
@@ -115,11 +151,13 @@ impl Blocks {
     /// in the journal.
     pub fn release(&mut self, oldest_read: ReadCount, tail: Order) {
         self.redirected.retain(|_, order| *order > tail);
-        let (used, mut released) = (&mut self.used, 0);
+        let (used, leaving, mut released) = (&mut self.used, &mut self.leaving, 0);
         self.quarantined.retain(|waiting| {
             let free = waiting.reads <= oldest_read && waiting.until <= tail;
-            if free {
-                used.set(waiting.block as usize - 1, false);
+            if free && waiting.freed.give_back {
+                leaving.push(waiting.freed.block);
+            } else if free {
+                used.set(waiting.freed.block as usize - 1, false);
                 released += 1;
             }
             !free

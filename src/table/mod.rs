@@ -110,7 +110,11 @@ impl Table {
         }
         // A whole block that did not change since the restart point needs no older one.
         if entry.stamp < self.stamp && entry.mask == self.geometry.full_mask() && entry.snapshot != 0 {
-            self.blocks.free(entry.snapshot);
+            if entry.latest == 0 {
+                self.blocks.give_back(entry.snapshot);
+            } else {
+                self.blocks.free(entry.snapshot);
+            }
             entry.snapshot = 0;
         }
         self.set_entry(block, entry);
