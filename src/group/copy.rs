@@ -36,6 +36,8 @@ struct Reading {
 pub(super) struct Copier {
     /// A copy is to begin; whether anew.
     prepared: Option<bool>,
+    /// It begins when this write of the superblock is durable.
+    after_superblock: u64,
     running: bool,
     /// The range that is being read.
     reading: Option<Reading>,
@@ -68,8 +70,8 @@ impl Copier {
 }
 
 impl Group {
-    /// Wants a copy. It begins when all that is noted now is durably noted, because from its first frame on the peer
-    /// cannot tell any more what it lacks. `anew`: the peer's content is worth nothing.
+    /// Wants a copy. It begins when all that is noted now, and the pair's state, is durable, because from its first frame
+    /// on the peer cannot tell any more what it lacks. `anew`: the peer's content is worth nothing.
     pub(super) fn prepare_copy(&mut self, anew: bool) {
         if anew {
             self.volumes.values_mut().for_each(|volume| volume.table.mark_stored_dirty());
@@ -83,12 +85,14 @@ impl Group {
         // A copy from nothing is begun again from nothing if it is interrupted by a crash.
         let state = if anew { PairState::InitialCopy } else { self.pair.state };
         self.set_pair_state(if state == PairState::InitialCopy { state } else { PairState::DuplexPending });
+        self.copy.after_superblock = self.superblock.request();
     }
 
     /// Begins the copy that was prepared: the stream goes on after the last entry, and the bitmap's blocks are sent
     /// beside it.
     pub(super) fn begin_copy(&mut self) {
         let ready = self.peer.greeted && self.peer.is_tracking_durable() && self.peer.credit > 0;
+        let ready = ready && self.superblock.is_durable(self.copy.after_superblock);
         let Some(anew) = self.copy.prepared.filter(|_| ready) else {
             return;
         };

@@ -128,6 +128,15 @@ impl Pair {
         pair
     }
 
+    /// A pair whose copy has ended.
+    fn in_step() -> Self {
+        let mut pair = Self::new(TestRng::deterministic_rng(prop::test_runner::RngAlgorithm::ChaCha));
+        pair.command(0, Command::CreatePair { peer: NodeKey([2; 32]) }).unwrap();
+        pair.connect();
+        pair.settle();
+        pair
+    }
+
     /// Ends one operation, or carries one frame.
     fn step(&mut self) -> bool {
         for node in &mut self.nodes {
@@ -324,6 +333,8 @@ impl Pair {
     }
 
     fn kill(&mut self, index: usize) {
+        let group = &self.nodes[index].group;
+        let voids = group.pair.state == PairState::InitialCopy && self.nodes[1 - index].group.stream.copying;
         self.cut();
         for _ in 0..pick(&mut self.rng, 10) {
             let rng = &mut self.rng;
@@ -335,6 +346,7 @@ impl Pair {
         self.nodes[index] = open(&mut disks, self.now);
         self.nodes[index].disks = disks;
         assert!(self.nodes[index].group.stream.last.seq >= before, "completed records are gone");
+        assert!(!voids || self.nodes[index].group.pair.state != PairState::Duplex, "an initial copy is forgotten");
         if index == self.primary {
             // What was not completed may be gone; the client goes on from what is there.
             self.forget_uncompleted();
@@ -494,10 +506,7 @@ fn nothing_acknowledged_at_remote_is_lost_by_promotion() {
 
 #[test]
 fn a_record_that_does_not_follow_is_refused() {
-    let mut pair = Pair::new(TestRng::deterministic_rng(prop::test_runner::RngAlgorithm::ChaCha));
-    pair.command(0, Command::CreatePair { peer: NodeKey([2; 32]) }).unwrap();
-    pair.connect();
-    pair.settle();
+    let mut pair = Pair::in_step();
     let have = pair.nodes[1].group.stream.last;
     pair.write();
     pair.write();
@@ -517,10 +526,7 @@ fn a_record_that_does_not_follow_is_refused() {
 
 #[test]
 fn a_standby_that_knows_it_is_behind_is_promoted_only_by_force() {
-    let mut pair = Pair::new(TestRng::deterministic_rng(prop::test_runner::RngAlgorithm::ChaCha));
-    pair.command(0, Command::CreatePair { peer: NodeKey([2; 32]) }).unwrap();
-    pair.connect();
-    pair.settle();
+    let mut pair = Pair::in_step();
     pair.restart_point();
     pair.settle();
     let have = pair.nodes[1].group.stream.last;

@@ -269,9 +269,10 @@ pub fn detach(number: u32) -> Result<(), AttachError> {
     if claim.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY)) {
         return Err(AttachError::InUse(number));
     }
-    drop(claim);
     let control = UblkCtrl::new_simple(number as i32).map_err(refused("open the device"))?;
+    // While it is claimed nobody can mount it; the driver waits for the claim's end before the device is gone.
     control.stop_dev().map_err(refused("stop the device"))?;
+    drop(claim);
     control.del_dev().map_err(refused("delete the device"))?;
     Ok(())
 }
