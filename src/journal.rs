@@ -33,8 +33,6 @@ pub struct LiveEntry {
     pub payload: Option<Bytes>,
     /// What of the payload the stream's state needs.
     pub note: Note,
-    /// For an epoch change: the last entry before it that is still valid; else 0.
-    pub fork: Order,
     /// An epoch change has made it void.
     pub is_void: bool,
 }

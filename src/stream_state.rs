@@ -23,6 +23,17 @@ pub struct EpochStart {
     pub first: Seq,
 }
 
+/// A restart point, and what taking the volumes back to it needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptPoint {
+    /// What is told of it.
+    pub info: RestartPointInfo,
+    /// Its entry.
+    pub order: Order,
+    /// The epochs that led to it: a copy that came later has replaced the stream's own.
+    pub epochs: Vec<EpochStart>,
+}
+
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamState {
@@ -32,8 +43,8 @@ pub struct StreamState {
     pub generation: Generation,
     /// Between [`Kind::CopyBegin`] and [`Kind::CopyEnd`]: what the volumes hold now is no state of the primary.
     pub copying: bool,
-    /// The last restart point to which the volumes can be taken back, and its entry.
-    pub restart_point: Option<(RestartPointInfo, Order)>,
+    /// The last restart point to which the volumes can be taken back.
+    pub restart_point: Option<KeptPoint>,
     /// The epochs, oldest first.
     pub epochs: Vec<EpochStart>,
 }
@@ -50,8 +61,7 @@ impl StreamState {
         }
     }
 
-    /// Takes the next entry into account. `label` is that of a restart point, `history` the epochs that a
-    /// [`Kind::CopyBegin`] brings.
+    /// Takes the next entry into account.
     pub fn apply(&mut self, order: Order, record: &Record, note: &Note) {
         match (record.kind, note) {
             (Kind::CopyBegin, Note::History(epochs)) => {
@@ -60,7 +70,12 @@ impl StreamState {
                 self.generation = record.generation;
             }
             (Kind::CopyEnd, _) => self.copying = false,
-            (Kind::EpochChange, _) => {
+            (Kind::EpochChange, note) => {
+                if let (Note::Fork(fork), Some(point)) = (note, &self.restart_point)
+                    && point.order == *fork
+                {
+                    self.epochs.clone_from(&point.epochs);
+                }
                 // What the new epoch's first record displaces is no part of the history.
                 self.epochs.retain(|start| start.epoch < record.at.epoch && start.first < record.at.seq);
                 self.epochs.push(EpochStart { epoch: record.at.epoch, first: record.at.seq });
@@ -76,7 +91,7 @@ impl StreamState {
                     let label = if let Note::Label(label) = note { *label } else { Name::default() };
                     let info =
                         RestartPointInfo { generation: record.generation, at: record.at, time: record.time, label };
-                    self.restart_point = Some((info, order));
+                    self.restart_point = Some(KeptPoint { info, order, epochs: self.epochs.clone() });
                 }
             }
             _ => {}
@@ -89,6 +104,12 @@ impl StreamState {
         let index = self.epochs.iter().position(|start| start.epoch == epoch)?;
         let next = self.epochs.get(index + 1).map(|start| Seq(start.first.0.saturating_sub(1)));
         Some(next.unwrap_or(self.last.seq))
+    }
+
+    /// The same, if the epoch began with the same record in the peer's history.
+    pub fn shared_end_of(&self, epoch: Epoch, theirs: &[EpochStart]) -> Option<Seq> {
+        let known = theirs.iter().find(|start| start.epoch == epoch);
+        self.end_of(epoch).filter(|_| known.is_none_or(|start| self.epochs.contains(start)))
     }
 }
 
@@ -108,4 +129,13 @@ pub enum Note {
     Label(Name),
     /// The epochs that a copy brings.
     History(Vec<EpochStart>),
+    /// For an epoch change of this node's own: the last entry before it that is still valid.
+    Fork(Order),
+}
+
+impl Note {
+    /// The last valid entry before an epoch change of this node's own; 0 for every other entry.
+    pub fn fork(&self) -> Order {
+        if let Self::Fork(order) = self { *order } else { Order(0) }
+    }
 }

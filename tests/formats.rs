@@ -14,7 +14,7 @@ use holdfast::{
         table_page::{self, Entry, TABLE_PAGE_ENTRY_COUNT},
     },
     pair::{Cause, Level, PairState, Role, WithoutPeer},
-    stream_state::{EpochStart, StreamState},
+    stream_state::{EpochStart, KeptPoint, StreamState},
     units::{Epoch, Generation, GroupId, MediumUuid, NodeKey, Order, Position, Seq, VolumeId, WallClock},
 };
 use proptest::prelude::*;
@@ -103,7 +103,11 @@ fn stream() -> StreamState {
         last: at(3, 77),
         generation: Generation(5),
         copying: true,
-        restart_point: Some((point, Order(60))),
+        restart_point: Some(KeptPoint {
+            info: point,
+            order: Order(60),
+            epochs: vec![EpochStart { epoch: Epoch(1 << 32), first: Seq(1) }],
+        }),
         epochs: vec![
             EpochStart { epoch: Epoch(1 << 32), first: Seq(1) },
             EpochStart { epoch: Epoch(3 << 32), first: Seq(50) },
@@ -237,16 +241,20 @@ fn messages_keep_their_bytes() {
 #[test]
 fn another_version_is_refused_with_its_number() {
     let newer = |mut bytes: Vec<u8>, at: usize| {
-        bytes[at] = 2;
+        bytes[at] = 3;
         bytes
     };
     let said = |error: FormatError| error.to_string();
     let journal = said(JournalSuperblock::parse(&newer(journal_superblock().encode().to_vec(), 12)).unwrap_err());
-    assert!(journal.contains("format version 2, but this program reads version 1 only"), "{journal}");
+    assert!(journal.contains("format version 3, but this program reads version 2 only"), "{journal}");
+    let mut older = journal_superblock().encode().to_vec();
+    older[12] = 1;
+    let older = said(JournalSuperblock::parse(&older).unwrap_err());
+    assert!(older.contains("format version 1"), "{older}");
     let pool = said(PoolSuperblock::parse(&newer(pool_superblock().encode().to_vec(), 12)).unwrap_err());
-    assert!(pool.contains("pool superblock has format version 2"), "{pool}");
+    assert!(pool.contains("pool superblock has format version 3"), "{pool}");
     let batch = said(batch::parse_header_size(&newer(batch_bytes().to_vec(), 4), GROUP).unwrap_err());
-    assert!(batch.contains("journal batch has format version 2"), "{batch}");
+    assert!(batch.contains("journal batch has format version 3"), "{batch}");
 }
 
 proptest! {

@@ -84,8 +84,8 @@ fn a_medium_that_belongs_to_another_group() {
 fn a_superblock_of_a_newer_version() {
     let sites = alone();
     sites.create_volume().unwrap();
-    let words = after(&sites, "journal", |file| file.write_all_at(&[2, 0], (64 << 10) + 12).unwrap());
-    says(&words, "The journal superblock has format version 2, but this program reads version 1 only");
+    let words = after(&sites, "journal", |file| file.write_all_at(&[3, 0], (64 << 10) + 12).unwrap());
+    says(&words, "The journal superblock has format version 3, but this program reads version 2 only");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! ```text
 //!  slot: 0 magic "HOLDFAST"  8 kind "JRNL"  12 version  14 0  16 checksum (of all 36,864 bytes)  20 volume count
 //!  24 write count  32 group  48 medium  64 name  128 ring size  136 tail position  144 tail order
-//!  152 tail previous checksum  156 clean  160 stream state at the tail (1,168)  1328 pair (80)  1408 clean order  1416 0 … 4096
+//!  152 tail previous checksum  156 clean  160 stream state at the tail (2,192)  2352 pair (80)  2432 clean order  2440 0 … 4096
 //!  4096: 64 volumes of 512 bytes
 //! ```
 
@@ -16,7 +16,7 @@ use crate::{
     buffer::{ALIGNMENT, AlignedBuffer},
     command::{RestartPointInfo, VolumeSpec},
     pair::{Cause, Level, PairState, Role, WithoutPeer},
-    stream_state::{EPOCH_HISTORY_MAX, EpochStart, StreamState},
+    stream_state::{EPOCH_HISTORY_MAX, EpochStart, KeptPoint, StreamState},
     units::{
         Epoch, Generation, GroupId, MediumUuid, NAME_SIZE_MAX, NodeKey, Order, Position, Seq, TABLE_BLOCK_SIZE_MAX,
         TABLE_BLOCK_SIZE_MIN, VOLUME_COUNT_MAX, VOLUME_SIZE_MAX, VOLUME_SIZE_MIN, VolumeId, WallClock,
@@ -55,7 +55,9 @@ struct RawStream {
     restart_label: Name,
     restart_order: U64,
     epochs: [RawPosition; EPOCH_HISTORY_MAX],
-    reserved2: [u8; 16],
+    restart_epochs: [RawPosition; EPOCH_HISTORY_MAX],
+    restart_epoch_count: U32,
+    reserved2: [u8; 12],
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -96,7 +98,7 @@ struct RawHead {
     stream: RawStream,
     pair: RawPair,
     clean_order: U64,
-    reserved2: [u8; 2680],
+    reserved2: [u8; 1656],
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -115,7 +117,7 @@ struct RawVolume {
     reserved2: [u8; 153],
 }
 
-const _: () = assert!(size_of::<RawStream>() == 1168 && size_of::<RawPair>() == 80 && NAME_SIZE_MAX == 63);
+const _: () = assert!(size_of::<RawStream>() == 2192 && size_of::<RawPair>() == 80 && NAME_SIZE_MAX == 63);
 const _: () = assert!(size_of::<RawHead>() == 4096 && size_of::<RawVolume>() == 512);
 
 /// What the node remembers of the pair.
@@ -209,7 +211,7 @@ impl JournalSuperblock {
                 fork: self.pair.fork.into(),
             },
             clean_order: self.clean.unwrap_or_default().0.into(),
-            reserved2: [0; 2680],
+            reserved2: [0; 1656],
         };
         let mut buffer = AlignedBuffer::new(JOURNAL_SUPERBLOCK_SIZE);
         let bytes = buffer.as_mut_slice();
@@ -321,49 +323,60 @@ fn parse_pair(raw: &RawPair) -> Result<PairRecord, FormatError> {
 }
 
 fn encode_stream(state: &StreamState) -> RawStream {
-    let mut epochs = [RawPosition::default(); EPOCH_HISTORY_MAX];
-    for (raw, start) in epochs.iter_mut().zip(&state.epochs) {
-        *raw = Position { epoch: start.epoch, seq: start.first }.into();
-    }
-    let point = state.restart_point;
+    let point = state.restart_point.as_ref();
+    let (info, restart_epochs) = point.map_or((None, [].as_slice()), |point| (Some(point.info), &point.epochs));
     RawStream {
         last: state.last.into(),
         generation: state.generation.0.into(),
         copying: state.copying.into(),
         has_restart_point: point.is_some().into(),
         reserved: [0; 2],
-        restart_at: point.map(|(point, _)| point.at).unwrap_or_default().into(),
-        restart_time: point.map(|(point, _)| point.time.0).unwrap_or_default().into(),
-        restart_generation: point.map(|(point, _)| point.generation.0).unwrap_or_default().into(),
+        restart_at: info.map(|info| info.at).unwrap_or_default().into(),
+        restart_time: info.map(|info| info.time.0).unwrap_or_default().into(),
+        restart_generation: info.map(|info| info.generation.0).unwrap_or_default().into(),
         epoch_count: (state.epochs.len() as u32).into(),
-        restart_label: point.map(|(point, _)| point.label).unwrap_or_default(),
-        restart_order: point.map(|(_, order)| order.0).unwrap_or_default().into(),
-        epochs,
-        reserved2: [0; 16],
+        restart_label: info.map(|info| info.label).unwrap_or_default(),
+        restart_order: point.map(|point| point.order.0).unwrap_or_default().into(),
+        epochs: encode_epochs(&state.epochs),
+        restart_epochs: encode_epochs(restart_epochs),
+        restart_epoch_count: (restart_epochs.len() as u32).into(),
+        reserved2: [0; 12],
     }
+}
+
+fn encode_epochs(epochs: &[EpochStart]) -> [RawPosition; EPOCH_HISTORY_MAX] {
+    let mut encoded = [RawPosition::default(); EPOCH_HISTORY_MAX];
+    for (raw, start) in encoded.iter_mut().zip(epochs) {
+        *raw = Position { epoch: start.epoch, seq: start.first }.into();
+    }
+    encoded
+}
+
+fn parse_epochs(raw: &[RawPosition; EPOCH_HISTORY_MAX], count: U32) -> Result<Vec<EpochStart>, FormatError> {
+    let used = raw.get(..count.get() as usize).ok_or(FormatError::Field { what: WHAT, field: "epoch count" })?;
+    let start = |raw: &RawPosition| EpochStart { epoch: Epoch(raw.epoch.get()), first: Seq(raw.seq.get()) };
+    let epochs: Vec<_> = used.iter().map(start).collect();
+    require(epochs.is_sorted_by(|a, b| a.epoch < b.epoch && a.first <= b.first), WHAT, "epoch history")?;
+    Ok(epochs)
 }
 
 fn parse_stream(raw: &RawStream) -> Result<StreamState, FormatError> {
     require(raw.copying <= 1 && raw.has_restart_point <= 1, WHAT, "flag")?;
-    require(raw.reserved == [0; 2] && raw.reserved2 == [0; 16], WHAT, "reserved field")?;
+    require(raw.reserved == [0; 2] && raw.reserved2 == [0; 12], WHAT, "reserved field")?;
     require(raw.restart_label.check().is_ok(), WHAT, "label")?;
-    let count = raw.epoch_count.get() as usize;
-    let epochs = raw.epochs.get(..count).ok_or(FormatError::Field { what: WHAT, field: "epoch count" })?;
-    let epochs: Vec<_> =
-        epochs.iter().map(|raw| EpochStart { epoch: Epoch(raw.epoch.get()), first: Seq(raw.seq.get()) }).collect();
-    require(epochs.is_sorted_by(|a, b| a.epoch < b.epoch && a.first <= b.first), WHAT, "epoch history")?;
-    let point = RestartPointInfo {
+    let info = RestartPointInfo {
         generation: Generation(raw.restart_generation.get()),
         at: raw.restart_at.into(),
         time: WallClock(raw.restart_time.get()),
         label: raw.restart_label,
     };
+    let (order, epochs) = (Order(raw.restart_order.get()), parse_epochs(&raw.restart_epochs, raw.restart_epoch_count)?);
     Ok(StreamState {
         last: raw.last.into(),
         generation: Generation(raw.generation.get()),
         copying: raw.copying == 1,
-        restart_point: (raw.has_restart_point == 1).then_some((point, Order(raw.restart_order.get()))),
-        epochs,
+        restart_point: (raw.has_restart_point == 1).then_some(KeptPoint { info, order, epochs }),
+        epochs: parse_epochs(&raw.epochs, raw.epoch_count)?,
     })
 }
 

@@ -4,7 +4,7 @@ pub use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Version of every format in this crate. A reader refuses every other one.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Why bytes were not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -75,7 +75,7 @@ impl Group {
                 break;
             }
             size += padded;
-            entries.push(BatchEntry { record: live.record, placement, fork: live.fork, stored });
+            entries.push(BatchEntry { record: live.record, placement, fork: live.note.fork(), stored });
         }
         let size = batch::batch_size(entries.iter().map(|entry| entry.stored.len())) as u64;
         let Some(position) = self.journal.room(size, RESERVE) else {

@@ -185,7 +185,7 @@ impl Group {
             return Err(CommandError::WrongRole { role: self.pair.role, hint });
         }
         let record = self.new_record(Kind::RestartPoint);
-        let order = self.stage(record, encode_label(label), Note::Label(label), Order(0));
+        let order = self.stage(record, encode_label(label), Note::Label(label));
         self.sync.wanted = true;
         let reply = CommandReply::RestartPoint { generation: record.generation, at: record.at };
         Ok((WaitsFor::Durable(order), reply))
@@ -246,7 +246,7 @@ impl Group {
         }
         let seen = self.peer.primary_head;
         if !force && (self.stream.copying || seen > self.stream.last) {
-            let point = self.stream.restart_point.map(|(point, _)| point.at);
+            let point = self.stream.restart_point.as_ref().map(|point| point.info.at);
             let have = point.filter(|_| target == PromoteTarget::RestartPoint).unwrap_or(self.stream.last);
             return Err(CommandError::Behind { have, peer: seen.max(self.stream.last) });
         }
@@ -307,8 +307,8 @@ impl Group {
     fn switch(&mut self, id: CommandId, target: PromoteTarget) {
         let last = self.journal.last();
         let before = self.stream.last;
-        let (fork, at, generation) = match (target, self.stream.restart_point) {
-            (PromoteTarget::RestartPoint, Some((point, order))) => (order, point.at, Some(point.generation)),
+        let (fork, at, generation) = match (target, &self.stream.restart_point) {
+            (PromoteTarget::RestartPoint, Some(point)) => (point.order, point.info.at, Some(point.info.generation)),
             _ => (last, before, None),
         };
         if fork < last {
@@ -318,7 +318,7 @@ impl Group {
         self.stream.generation = self.stream.generation.next();
         let mut record = self.new_record(Kind::EpochChange);
         record.at = Position { epoch, seq: at.seq.next() };
-        let order = self.stage(record, Bytes::new(), Note::None, fork);
+        let order = self.stage(record, Bytes::new(), Note::Fork(fork));
         self.sync.wanted = true;
         let dropped_record_count = before.seq.0.saturating_sub(at.seq.0);
         let reply = CommandReply::Promoted { epoch, generation, at, dropped_record_count };

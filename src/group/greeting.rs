@@ -93,7 +93,7 @@ impl Group {
             copying: self.stream.copying,
             generation: self.stream.generation,
             head: self.stream.last,
-            restart_point: self.stream.restart_point.map(|(point, _)| (point.generation, point.at)),
+            restart_point: self.stream.restart_point.as_ref().map(|point| (point.info.generation, point.info.at)),
             volumes: self.volume_digest(),
             epochs: self.stream.epochs.clone(),
         };
@@ -136,7 +136,10 @@ impl Group {
         if greeting.role == Role::Primary {
             self.peer.primary_head = greeting.head;
         }
-        self.peer.restart_point = greeting.restart_point.map(|(generation, _)| generation);
+        let kept = greeting
+            .restart_point
+            .filter(|(_, at)| self.stream.shared_end_of(at.epoch, &greeting.epochs).is_some_and(|end| at.seq <= end));
+        self.peer.restart_point = kept.map(|(generation, _)| generation);
         self.event(Event::PeerGreeted { head: greeting.head });
         match (self.pair.role, greeting.role) {
             (Role::Primary, _) if theirs > ours => self.fence(&greeting),
@@ -221,9 +224,7 @@ impl Group {
 
     fn place(&self, greeting: &Greeting) -> Place {
         let head = greeting.head;
-        let known = greeting.epochs.iter().rev().find(|start| start.epoch == head.epoch);
-        let shared = known.is_none_or(|start| self.stream.epochs.contains(start));
-        match self.stream.end_of(head.epoch).filter(|_| shared) {
+        match self.stream.shared_end_of(head.epoch, &greeting.epochs) {
             Some(end) if head.seq <= end => Place::Prefix(head.seq),
             Some(end) => Place::Fork(end),
             None => Place::Stranger,

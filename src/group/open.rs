@@ -215,8 +215,8 @@ impl Group {
         let changes: Vec<(Order, Order)> = self
             .journal
             .after(self.journal.tail_order)
-            .filter(|(order, entry)| entry.fork.0 != 0 && entry.fork.0 + 1 < order.0)
-            .map(|(order, entry)| (order, entry.fork))
+            .map(|(order, entry)| (order, entry.note.fork()))
+            .filter(|(order, fork)| fork.0 != 0 && fork.0 + 1 < order.0)
             .collect();
         for (at, fork) in changes {
             self.void_between(fork, at);
@@ -267,7 +267,7 @@ impl Group {
         let fork = self.journal.last();
         let place = Place::Inline(position + u64::from(encoded.stored_at[0]));
         let payload = Some(Bytes::new());
-        self.stage_entry(LiveEntry { record, place, payload, note: Note::None, fork, is_void: false });
+        self.stage_entry(LiveEntry { record, place, payload, note: Note::Fork(fork), is_void: false });
         let last = self.journal.last();
         self.journal.push_batch(LiveBatch { position, size, last, checksum: encoded.checksum });
         (self.sealed, self.completed, self.durable) = (last, last, last);
@@ -387,9 +387,10 @@ fn live_entry(entry: &ParsedEntry, position: u64, bytes: &Bytes) -> Option<LiveE
     let note = match entry.record.kind {
         Kind::RestartPoint => Note::Label(message::parse_label(&stored).ok()?),
         Kind::CopyBegin => Note::History(message::parse_history(&stored).ok()?),
+        Kind::EpochChange if entry.fork.0 != 0 => Note::Fork(entry.fork),
         _ => Note::None,
     };
-    Some(LiveEntry { record: entry.record, place, payload: None, note, fork: entry.fork, is_void: false })
+    Some(LiveEntry { record: entry.record, place, payload: None, note, is_void: false })
 }
 
 /// Checks the data of redirected entries that were not known to be durable, and cuts the journal at the first that is

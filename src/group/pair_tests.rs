@@ -426,7 +426,8 @@ impl Pair {
     }
 }
 
-fn history(seed: [u8; 32], steps: usize) {
+/// `calm`: how seldom a standby is promoted.
+fn history(seed: [u8; 32], steps: usize, calm: u64) {
     let mut pair = Pair::new(TestRng::from_seed(prop::test_runner::RngAlgorithm::ChaCha, &seed));
     for _ in 0..pick(&mut pair.rng, 20) {
         pair.write();
@@ -449,7 +450,7 @@ fn history(seed: [u8; 32], steps: usize) {
                 let (primary, chance) = (pair.primary, pick(&mut pair.rng, 2));
                 let _ = pair.command(primary, [Command::SuspendPair, Command::ResumePair][chance as usize].clone());
             }
-            9 if pick(&mut pair.rng, 4) == 0 => {
+            9 if pick(&mut pair.rng, calm) == 0 => {
                 let target = [PromoteTarget::Latest, PromoteTarget::RestartPoint][pick(&mut pair.rng, 2) as usize];
                 if pair.promote(target) && pick(&mut pair.rng, 2) == 0 {
                     pair.rejoin();
@@ -475,7 +476,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
     #[test]
     fn the_standby_follows_whatever_happens(seed in any::<[u8; 32]>()) {
-        history(seed, 400);
+        history(seed, 400, 4);
+    }
+
+    #[test]
+    fn the_standby_follows_through_many_promotions(seed in any::<[u8; 32]>()) {
+        history(seed, 600, 1);
     }
 }
 

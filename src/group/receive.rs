@@ -72,7 +72,7 @@ impl Group {
             _ => {
                 self.memory.stage(payload.len());
                 let (place, payload) = (Place::Memory, Some(payload));
-                self.stage_entry(LiveEntry { record, place, payload, note, fork: Order(0), is_void: false })
+                self.stage_entry(LiveEntry { record, place, payload, note, is_void: false })
             }
         };
         self.peer.received(order);

@@ -24,7 +24,7 @@ impl Group {
             applied: self.position_of(self.applied).seq,
             acknowledged: self.position_of(acknowledged).seq,
             lag: self.lag(now),
-            restart_point: self.stream.restart_point.map(|(point, _)| point),
+            restart_point: self.stream.restart_point.as_ref().map(|point| point.info),
             restart_point_acknowledged: self.peer.restart_point,
             dirty_bytes: self.volumes.values().map(|volume| volume.table.dirty_bytes()).sum(),
             journal_size: self.journal.ring_size(),

@@ -5,6 +5,7 @@ use crate::{
     disk::{DiskAction, DiskOutcome, MediumId},
     output::{Event, Output},
     pair::Role,
+    stream_state::KeptPoint,
     units::Order,
 };
 
@@ -77,8 +78,8 @@ impl Group {
         if let Some(count) = self.peer.frames_durable(self.durable) {
             self.outputs.push_back(Output::Durable(count));
         }
-        if let Some((point, order)) = self.stream.restart_point
-            && (before.next()..=self.durable).contains(&order)
+        if let Some(KeptPoint { info: point, order, .. }) = &self.stream.restart_point
+            && (before.next()..=self.durable).contains(order)
         {
             self.event(Event::RestartPoint { generation: point.generation, at: point.at });
         }

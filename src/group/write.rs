@@ -207,7 +207,7 @@ impl Group {
             let step = (size - at).min(ZEROES_SIZE_MAX);
             let mut record = self.new_record(kind);
             (record.volume, record.offset, record.size, record.keep_allocated) = (volume, offset + at, step, keep);
-            self.stage(record, Bytes::new(), Note::None, Order(0));
+            self.stage(record, Bytes::new(), Note::None);
             at += step;
         }
     }
@@ -231,7 +231,7 @@ impl Group {
     /// Stages a record with data, redirected if asked for and possible.
     pub(super) fn stage_data(&mut self, record: Record, payload: Bytes, redirect: bool) -> Order {
         let blocks = if redirect { self.allocate_blocks(record.volume, record.size) } else { None };
-        let order = self.stage(record, payload.clone(), Note::None, Order(0));
+        let order = self.stage(record, payload.clone(), Note::None);
         let Some(blocks) = blocks else { return order };
         let Some(volume) = self.volumes.get_mut(&record.volume) else {
             return order;
@@ -266,11 +266,11 @@ impl Group {
     }
 
     /// Gives a record its entry.
-    pub(super) fn stage(&mut self, mut record: Record, payload: Bytes, note: Note, fork: Order) -> Order {
+    pub(super) fn stage(&mut self, mut record: Record, payload: Bytes, note: Note) -> Order {
         record.payload_size = payload.len() as u32;
         record.payload_checksum = crc32c::crc32c(&payload);
         self.memory.stage(payload.len());
-        let entry = LiveEntry { record, place: Place::Memory, payload: Some(payload), note, fork, is_void: false };
+        let entry = LiveEntry { record, place: Place::Memory, payload: Some(payload), note, is_void: false };
         self.stage_entry(entry)
     }
 
