@@ -205,7 +205,7 @@ pub fn parse_header_size(first: &[u8], group: GroupId) -> Result<usize, FormatEr
         return Err(FormatError::Absent(WHAT));
     }
     if raw.version.get() != VERSION {
-        return Err(FormatError::Version { what: WHAT, found: raw.version.get() });
+        return Err(FormatError::Version { what: WHAT, found: raw.version.get(), newest: VERSION });
     }
     let count = raw.entry_count.get() as usize;
     require((1..=BATCH_ENTRY_COUNT_MAX).contains(&count), WHAT, "entry count")?;

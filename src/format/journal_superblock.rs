@@ -4,12 +4,14 @@
 //! ```text
 //!  slot: 0 magic "HOLDFAST"  8 kind "JRNL"  12 version  14 0  16 checksum (of all 36,864 bytes)  20 volume count
 //!  24 write count  32 group  48 medium  64 name  128 ring size  136 tail position  144 tail order
-//!  152 tail previous checksum  156 clean  160 stream state at the tail (2,192)  2352 pair (80)  2432 clean order  2440 0 … 4096
+//!  152 tail previous checksum  156 clean  160 stream state at the tail (1,168)  1328 pair (80)  1408 clean order
+//!  1416 the epochs that led to the restart point (16 + 64 × 16)  2456 0 … 4096
 //!  4096: 64 volumes of 512 bytes
 //! ```
+//! Version 1 lacks the epochs that led to the restart point; they are then taken for unknown.
 
 use super::{
-    parts::{FormatError, RawPosition, U16, U32, U64, VERSION, checksum_without, prefix, require},
+    parts::{FormatError, RawPosition, U16, U32, U64, checksum_without, prefix, require},
     text::Name,
 };
 use crate::{
@@ -35,6 +37,7 @@ pub const RING_OFFSET: u64 = 128 << 10;
 /// Longest path of a pool in bytes.
 pub const POOL_PATH_SIZE_MAX: usize = 255;
 
+const VERSION: u16 = 2;
 const MAGIC: [u8; 8] = *b"HOLDFAST";
 const KIND: [u8; 4] = *b"JRNL";
 const WHAT: &str = "journal superblock";
@@ -55,9 +58,7 @@ struct RawStream {
     restart_label: Name,
     restart_order: U64,
     epochs: [RawPosition; EPOCH_HISTORY_MAX],
-    restart_epochs: [RawPosition; EPOCH_HISTORY_MAX],
-    restart_epoch_count: U32,
-    reserved2: [u8; 12],
+    reserved2: [u8; 16],
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -98,7 +99,10 @@ struct RawHead {
     stream: RawStream,
     pair: RawPair,
     clean_order: U64,
-    reserved2: [u8; 1656],
+    restart_epoch_count: U32,
+    reserved2: [u8; 12],
+    restart_epochs: [RawPosition; EPOCH_HISTORY_MAX],
+    reserved3: [u8; 1640],
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -117,7 +121,7 @@ struct RawVolume {
     reserved2: [u8; 153],
 }
 
-const _: () = assert!(size_of::<RawStream>() == 2192 && size_of::<RawPair>() == 80 && NAME_SIZE_MAX == 63);
+const _: () = assert!(size_of::<RawStream>() == 1168 && size_of::<RawPair>() == 80 && NAME_SIZE_MAX == 63);
 const _: () = assert!(size_of::<RawHead>() == 4096 && size_of::<RawVolume>() == 512);
 
 /// What the node remembers of the pair.
@@ -179,6 +183,7 @@ impl JournalSuperblock {
     /// Its bytes.
     pub fn encode(&self) -> Bytes {
         let (state, cause) = encode_state(self.pair.state);
+        let restart_epochs = self.stream.restart_point.as_ref().map_or([].as_slice(), |point| &point.epochs);
         let head = RawHead {
             magic: MAGIC,
             kind: KIND,
@@ -211,7 +216,10 @@ impl JournalSuperblock {
                 fork: self.pair.fork.into(),
             },
             clean_order: self.clean.unwrap_or_default().0.into(),
-            reserved2: [0; 1656],
+            restart_epoch_count: (restart_epochs.len() as u32).into(),
+            reserved2: [0; 12],
+            restart_epochs: encode_epochs(restart_epochs),
+            reserved3: [0; 1640],
         };
         let mut buffer = AlignedBuffer::new(JOURNAL_SUPERBLOCK_SIZE);
         let bytes = buffer.as_mut_slice();
@@ -232,8 +240,8 @@ impl JournalSuperblock {
             return Err(FormatError::Absent(WHAT));
         }
         // The version comes before the checksum: a newer one may be computed differently.
-        if raw.version.get() != VERSION {
-            return Err(FormatError::Version { what: WHAT, found: raw.version.get() });
+        if !(1..=VERSION).contains(&raw.version.get()) {
+            return Err(FormatError::Version { what: WHAT, found: raw.version.get(), newest: VERSION });
         }
         let (found, expected) = (checksum_without(bytes, CHECKSUM_AT), raw.checksum.get());
         if found != expected {
@@ -245,7 +253,7 @@ impl JournalSuperblock {
         require(raw.ring_size.get().is_multiple_of(ALIGNMENT as u64) && raw.ring_size.get() > 0, WHAT, "ring size")?;
         require(raw.tail_position.get().is_multiple_of(ALIGNMENT as u64), WHAT, "tail position")?;
         require(raw.clean <= 1 && raw.reserved1 == [0; 3] && raw.reserved0.get() == 0, WHAT, "reserved field")?;
-        require(raw.reserved2.iter().all(|byte| *byte == 0), WHAT, "reserved field")?;
+        require(raw.reserved2 == [0; 12] && raw.reserved3.iter().all(|byte| *byte == 0), WHAT, "reserved field")?;
         let mut volumes = Vec::with_capacity(count);
         let mut rest = rest;
         for _ in 0..count {
@@ -263,7 +271,7 @@ impl JournalSuperblock {
             tail_order: Order(raw.tail_order.get()),
             tail_previous_checksum: raw.tail_previous_checksum.get(),
             clean: (raw.clean == 1).then_some(Order(raw.clean_order.get())),
-            stream: parse_stream(&raw.stream)?,
+            stream: parse_stream(&raw.stream, parse_epochs(&raw.restart_epochs, raw.restart_epoch_count)?)?,
             pair: parse_pair(&raw.pair)?,
             volumes,
         })
@@ -324,7 +332,7 @@ fn parse_pair(raw: &RawPair) -> Result<PairRecord, FormatError> {
 
 fn encode_stream(state: &StreamState) -> RawStream {
     let point = state.restart_point.as_ref();
-    let (info, restart_epochs) = point.map_or((None, [].as_slice()), |point| (Some(point.info), &point.epochs));
+    let info = point.map(|point| point.info);
     RawStream {
         last: state.last.into(),
         generation: state.generation.0.into(),
@@ -338,9 +346,7 @@ fn encode_stream(state: &StreamState) -> RawStream {
         restart_label: info.map(|info| info.label).unwrap_or_default(),
         restart_order: point.map(|point| point.order.0).unwrap_or_default().into(),
         epochs: encode_epochs(&state.epochs),
-        restart_epochs: encode_epochs(restart_epochs),
-        restart_epoch_count: (restart_epochs.len() as u32).into(),
-        reserved2: [0; 12],
+        reserved2: [0; 16],
     }
 }
 
@@ -360,9 +366,9 @@ fn parse_epochs(raw: &[RawPosition; EPOCH_HISTORY_MAX], count: U32) -> Result<Ve
     Ok(epochs)
 }
 
-fn parse_stream(raw: &RawStream) -> Result<StreamState, FormatError> {
+fn parse_stream(raw: &RawStream, restart_epochs: Vec<EpochStart>) -> Result<StreamState, FormatError> {
     require(raw.copying <= 1 && raw.has_restart_point <= 1, WHAT, "flag")?;
-    require(raw.reserved == [0; 2] && raw.reserved2 == [0; 12], WHAT, "reserved field")?;
+    require(raw.reserved == [0; 2] && raw.reserved2 == [0; 16], WHAT, "reserved field")?;
     require(raw.restart_label.check().is_ok(), WHAT, "label")?;
     let info = RestartPointInfo {
         generation: Generation(raw.restart_generation.get()),
@@ -370,12 +376,12 @@ fn parse_stream(raw: &RawStream) -> Result<StreamState, FormatError> {
         time: WallClock(raw.restart_time.get()),
         label: raw.restart_label,
     };
-    let (order, epochs) = (Order(raw.restart_order.get()), parse_epochs(&raw.restart_epochs, raw.restart_epoch_count)?);
+    let point = KeptPoint { info, order: Order(raw.restart_order.get()), epochs: restart_epochs };
     Ok(StreamState {
         last: raw.last.into(),
         generation: Generation(raw.generation.get()),
         copying: raw.copying == 1,
-        restart_point: (raw.has_restart_point == 1).then_some(KeptPoint { info, order, epochs }),
+        restart_point: (raw.has_restart_point == 1).then_some(point),
         epochs: parse_epochs(&raw.epochs, raw.epoch_count)?,
     })
 }

@@ -3,8 +3,8 @@
 pub use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// Version of every format in this crate. A reader refuses every other one.
-pub const VERSION: u16 = 2;
+/// Version of every format in this crate that does not name one of its own. A reader refuses newer ones.
+pub const VERSION: u16 = 1;
 
 /// Why bytes were not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -14,13 +14,15 @@ pub enum FormatError {
     Absent(&'static str),
     /// Made by another version of Holdfast.
     #[error(
-        "The {what} has format version {found}, but this program reads version {VERSION} only; use the version of Holdfast that wrote it"
+        "The {what} has format version {found}, but this program reads versions up to {newest}; use the version of Holdfast that wrote it"
     )]
     Version {
         /// Which structure.
         what: &'static str,
         /// Its version.
         found: u16,
+        /// The newest that this program knows.
+        newest: u16,
     },
     /// Damaged.
     #[error("The {what} has checksum {found:#010x}, not {expected:#010x}")]

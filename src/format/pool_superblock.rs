@@ -143,7 +143,7 @@ impl PoolSuperblock {
             return Err(FormatError::Absent(WHAT));
         }
         if raw.version.get() != VERSION {
-            return Err(FormatError::Version { what: WHAT, found: raw.version.get() });
+            return Err(FormatError::Version { what: WHAT, found: raw.version.get(), newest: VERSION });
         }
         let (found, expected) = (checksum_without(bytes, CHECKSUM_AT), raw.checksum.get());
         if found != expected {

@@ -158,7 +158,7 @@ impl Record {
             return Err(FormatError::Checksum { what: WHAT, found, expected: raw.checksum.get() });
         }
         if u16::from(raw.version) != VERSION {
-            return Err(FormatError::Version { what: WHAT, found: raw.version.into() });
+            return Err(FormatError::Version { what: WHAT, found: raw.version.into(), newest: VERSION });
         }
         let kind = Kind::parse(raw.kind).ok_or(FormatError::Field { what: WHAT, field: "kind" })?;
         require(raw.flags.get() & !KEEP_ALLOCATED == 0, WHAT, "flag")?;

@@ -118,7 +118,7 @@ pub fn parse(bytes: &[u8], pool: MediumUuid, index: u32, block_count: u32) -> Re
         return Err(FormatError::Absent(WHAT));
     }
     if raw.version.get() != VERSION {
-        return Err(FormatError::Version { what: WHAT, found: raw.version.get() });
+        return Err(FormatError::Version { what: WHAT, found: raw.version.get(), newest: VERSION });
     }
     let (found, expected) = (checksum_without(bytes, CHECKSUM_AT), raw.checksum.get());
     if found != expected {
