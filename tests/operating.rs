@@ -1,6 +1,6 @@
 //! What an operator does in the life of a node, on real daemons: changing roles, deleting, asking twice.
 
-use std::fs;
+use std::{fs, os::unix::net::UnixListener, process::Command};
 use system_tests::{
     client::Model,
     sites::{self, EXPORT, GROUP, Sites},
@@ -116,4 +116,58 @@ fn another_group_of_the_same_name_is_not_overwritten() {
     assert!(refusal.contains("south refuses: this node has another group g, with id "), "{refusal}");
     let refusal = sites.refusal(0, &["group", "create", ".."]);
     assert!(refusal.contains("a name has at least one character, no slash and no dot in front"), "{refusal}");
+}
+
+#[test]
+fn an_application_is_held_while_a_restart_point_is_declared() {
+    let sites = alone();
+    let said = sites.workplace.folder().join("said");
+    let say = |word: &str| format!("echo {word} >> '{}'", said.display());
+    let heard = || fs::read_to_string(&said).unwrap_or_default();
+    let point = || sites.ask(0, &["status", GROUP]).unwrap()["restart_point"]["generation"].clone();
+    let (before, after) = (say("before"), say("after"));
+    let hold = ["restart-point", GROUP, "--exec-before", &before, "--exec-after", &after];
+    sites.ask(0, &hold).unwrap();
+    assert_eq!(heard(), "before\nafter\n");
+    let declared = point();
+
+    let part = format!("{before}; exit 3");
+    let refusal = sites.refusal(0, &["restart-point", GROUP, "--exec-before", &part, "--exec-after", &after]);
+    assert!(refusal.contains("exit status 3; no restart point was declared"), "{refusal}");
+    assert_eq!(heard(), "before\nafter\n".repeat(2), "what failed half-way is ended too");
+
+    let endless = format!("{before}; tail -f /dev/null");
+    let hold = ["restart-point", GROUP, "--hold-for", "1", "--exec-before", &endless, "--exec-after", &after];
+    let refusal = sites.refusal(0, &hold);
+    assert!(refusal.contains("not done after 1 s (--hold-for); no restart point was declared"), "{refusal}");
+    assert_eq!(heard(), "before\nafter\n".repeat(3));
+
+    let refusal = sites.refusal(0, &["restart-point", GROUP, "--freeze", "/there/is no 'such' place"]);
+    assert!(refusal.contains("no restart point was declared"), "{refusal}");
+    assert_eq!(point(), declared);
+}
+
+#[test]
+fn a_hold_ends_when_its_program_is_killed() {
+    let folder = tools::demo::processes::Workplace::new("holdfast-test").unwrap();
+    let (socket, said) = (folder.folder().join("socket"), folder.folder().join("said"));
+    // A daemon that never answers.
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let say = |word: &str| format!("echo {word} >> '{}'", said.display());
+    let heard = |text: &str| {
+        while fs::read_to_string(&said).unwrap_or_default() != text {
+            std::thread::yield_now();
+        }
+    };
+    let mut admin = Command::new(sites::programs().join("ublk-admin"))
+        .arg("--socket")
+        .arg(&socket)
+        .args(["restart-point", GROUP, "--hold-for", "3600"])
+        .args(["--exec-before", &say("before"), "--exec-after", &say("after")])
+        .spawn()
+        .unwrap();
+    heard("before\n");
+    admin.kill().unwrap();
+    admin.wait().unwrap();
+    heard("before\nafter\n");
 }

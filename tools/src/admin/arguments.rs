@@ -65,6 +65,7 @@ pub enum Command {
     #[command(subcommand)]
     Pair(PairCommand),
     /// Declares that the application can restart from the present state.
+    #[command(verbatim_doc_comment)]
     RestartPoint(RestartPointOptions),
     /// Makes this node the primary: at the last restart point, or with --latest at all that was received.
     Promote {
@@ -258,6 +259,11 @@ pub enum PairCommand {
 }
 
 /// `restart-point`
+///
+/// Examples:
+///   ublk-admin restart-point db --label nightly --wait
+///   ublk-admin restart-point db --freeze /srv/db
+///   ublk-admin restart-point vm --exec-before 'virsh domfsfreeze vm1' --exec-after 'virsh domfsthaw vm1'
 #[derive(Clone, Debug, Args)]
 pub struct RestartPointOptions {
     /// The group.
@@ -271,6 +277,18 @@ pub struct RestartPointOptions {
     /// How long to wait, in seconds.
     #[arg(long, default_value_t = 60)]
     pub timeout: u64,
+    /// Freezes the file system that is mounted there while the point is declared; may be given again.
+    #[arg(long, value_name = "MOUNTPOINT")]
+    pub freeze: Vec<PathBuf>,
+    /// A shell command that makes the application quiet; if it fails, no point is declared.
+    #[arg(long, value_name = "COMMAND")]
+    pub exec_before: Option<String>,
+    /// A shell command that lets it go on; run whatever happens, even if this program is killed.
+    #[arg(long, value_name = "COMMAND")]
+    pub exec_after: Option<String>,
+    /// After so many seconds the holds end, whether the point is declared or not.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub hold_for: u64,
 }
 
 /// `status`

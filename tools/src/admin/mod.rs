@@ -2,6 +2,7 @@
 
 mod arguments;
 mod client;
+mod hold;
 mod show;
 
 pub use arguments::Arguments;
@@ -9,6 +10,7 @@ pub use client::ClientError;
 
 use arguments::{Command, GroupCommand, NodeCommand, PairCommand, VolumeCommand};
 use client::Client;
+use hold::Holds;
 use serde_json::{Value, json};
 use std::{
     path::Path,
@@ -57,7 +59,17 @@ pub fn run(arguments: &Arguments) -> Result<(), ClientError> {
         let status = client.ask(&Request::Status { group: Some(options.group.clone()) })?;
         standby_keeps_points(&options.group, &status).map_err(ClientError::Refused)?;
     }
+    let mut holds = Holds::default();
+    if let Command::RestartPoint(options) = &arguments.command {
+        if options.exec_before.is_some() || options.exec_after.is_some() {
+            let [before, after] =
+                [&options.exec_before, &options.exec_after].map(|it| it.as_deref().unwrap_or_default());
+            holds.execute(before, after, options.hold_for)?;
+        }
+        options.freeze.iter().try_for_each(|place| holds.freeze(place, options.hold_for))?;
+    }
     let mut value = client.ask(&request)?;
+    holds.end()?;
     match &arguments.command {
         Command::Pair(PairCommand::Create { group, wait: true, timeout, .. }) => {
             let done = |status: &Value| Ok(status["pair"]["state"] == "duplex");
