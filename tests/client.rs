@@ -12,6 +12,8 @@ pub const BLOCK: u64 = 4096;
 pub struct Model {
     /// The value of the newest answered write, then those that were sent and not answered.
     blocks: BTreeMap<u64, Vec<u64>>,
+    /// Every write by its value: its block, and the first value that was sent after it was answered.
+    history: BTreeMap<u64, (u64, Option<u64>)>,
     next: u64,
     state: u64,
 }
@@ -24,7 +26,7 @@ fn content(value: u64) -> Vec<u8> {
 impl Model {
     /// Nothing written. `seed` decides what is written where.
     pub fn new(seed: u64) -> Self {
-        Self { blocks: BTreeMap::new(), next: 1, state: seed | 1 }
+        Self { blocks: BTreeMap::new(), history: BTreeMap::new(), next: 1, state: seed | 1 }
     }
 
     fn random(&mut self, limit: u64) -> u64 {
@@ -44,6 +46,7 @@ impl Model {
                 self.complete(client, &mut pending)?;
             }
             self.blocks.entry(block).or_insert_with(|| vec![0]).push(value);
+            self.history.insert(value, (block, None));
             let data = content(value);
             let durable = value % 7 == 0;
             let cookie = client.submit(NbdRequest::Write { offset: block * BLOCK, data: &data, durable })?;
@@ -60,6 +63,7 @@ impl Model {
         let (block, value) = pending.remove(&done.cookie).context("an answer to something never asked")?;
         done.result?;
         self.blocks.insert(block, vec![value]);
+        self.history.insert(value, (block, Some(self.next)));
         Ok(())
     }
 
@@ -73,6 +77,30 @@ impl Model {
             *possible = vec![found];
         }
         Ok(())
+    }
+
+    /// Reads a standby: it holds a state that the primary may have been in. A write that is there was sent when others had
+    /// been answered; all those are there too, or newer ones in their places. Returns the newest write's value.
+    pub fn check_prefix(&self, client: &mut NbdClient, area: u64) -> anyhow::Result<u64> {
+        let mut shown = BTreeMap::new();
+        for block in 0..area {
+            let data = client.read(block * BLOCK, BLOCK as u32)?;
+            let value = data.first_chunk().map_or(0, |word| u64::from_le_bytes(*word));
+            ensure!(data == content(value), "block {block} is torn");
+            let written = value == 0 || self.history.get(&value).is_some_and(|(place, _)| *place == block);
+            ensure!(written, "block {block} holds {value}, which was never written there");
+            shown.insert(block, value);
+        }
+        let newest = shown.values().copied().max().unwrap_or_default();
+        for (value, (block, answered)) in &self.history {
+            let needed = answered.is_some_and(|next| next <= newest);
+            let found = shown.get(block).copied().unwrap_or_default();
+            ensure!(
+                !needed || found >= *value,
+                "block {block} holds {found}: write {value} is missing, though write {newest}, which was sent later, is there"
+            );
+        }
+        Ok(newest)
     }
 
     /// Reads the first `area` blocks: they are exactly as they were.

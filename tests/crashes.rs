@@ -1,4 +1,5 @@
-//! Daemons killed at random instants under load, again and again: what the client was told holds.
+//! Daemons killed at random instants under load, again and again: what the client was told holds, and a standby whose primary
+//! is dead shows a state that this one was in.
 
 use std::{thread, time::Duration};
 use system_tests::{
@@ -13,7 +14,8 @@ const AREA: u64 = 2048;
 fn kill_again_and_again(victim: usize, rounds: u64, seed: u64) {
     let sites = sites::paired(LineSettings::default(), seed).unwrap();
     let mut model = Model::new(seed);
-    let mut random = seed;
+    sites.ask(1, &["volume", "export", GROUP, "--read-only"]).unwrap();
+    let (mut random, mut seen) = (seed, 0);
     for round in 0..rounds {
         random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         let delay = Duration::from_micros((random >> 33) % 30_000);
@@ -28,6 +30,13 @@ fn kill_again_and_again(victim: usize, rounds: u64, seed: u64) {
                 assert!(victim == 0 || written.is_ok(), "round {round}: {written:?}");
             }
         });
+        if victim == 0 && round % 20 == 0 {
+            sites.wait(1, "a standby alone", |status| status["connected"] == false).unwrap();
+            let checked = sites.client(1).and_then(|mut client| model.check_prefix(&mut client, AREA));
+            let newest = checked.unwrap_or_else(|error| panic!("round {round}, standby: {error:#}"));
+            assert!(newest >= seen, "round {round}: the standby went back from write {seen} to {newest}");
+            seen = newest;
+        }
         sites.start(victim).unwrap();
         let checked = sites.client(0).and_then(|mut client| model.check(&mut client));
         checked.unwrap_or_else(|error| {
