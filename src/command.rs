@@ -36,6 +36,15 @@ pub struct VolumeSpec {
 pub enum Command {
     /// Forgets a volume.
     RemoveVolume(VolumeId),
+    /// Makes a volume larger.
+    GrowVolume {
+        /// Which.
+        volume: VolumeId,
+        /// Its new size in bytes.
+        size: u64,
+        /// The size of its pool's medium in bytes; see [`grown_pool_size`](crate::group::grown_pool_size).
+        pool_size: u64,
+    },
     /// Makes the group a pair with the node that has this key; what is stored is copied to it.
     CreatePair {
         /// The peer.
@@ -154,8 +163,11 @@ pub enum CommandError {
         /// How many were written after it.
         record_count: u64,
     },
-    /// There is no room for another volume, or the name is taken.
-    #[error("Volume {name} cannot be added: {reason}")]
+    /// The group has no volume of this number.
+    #[error("The group has no volume {0}")]
+    NoVolume(VolumeId),
+    /// A volume cannot be made, or not be made larger.
+    #[error("Volume {name}: {reason}")]
     Volume {
         /// Its name.
         name: Name,

@@ -160,6 +160,8 @@ fn pool_superblock() -> PoolSuperblock {
         block_size: 65_536,
         block_count: 1000,
         blocks_offset: 1 << 20,
+        pages_offset: 9 << 20,
+        pages_since: 4,
         checkpoint: 6,
         digest: 0x0506_0708_090a_0b0c,
         applied: Order(33),
@@ -230,6 +232,12 @@ fn a_journal_superblock_of_version_1_is_read() {
     let point = expected.stream.restart_point.as_mut().unwrap();
     point.epochs.clear();
     assert_eq!(JournalSuperblock::parse(&kept("journal_superblock_1")), Ok(expected));
+}
+
+#[test]
+fn a_pool_superblock_of_version_1_is_read() {
+    let expected = PoolSuperblock { pages_offset: 128 << 10, pages_since: 0, ..pool_superblock() };
+    assert_eq!(PoolSuperblock::parse(&kept("pool_superblock_1")), Ok(expected));
 }
 
 #[test]

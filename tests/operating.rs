@@ -148,6 +148,55 @@ fn an_application_is_held_while_a_restart_point_is_declared() {
 }
 
 #[test]
+fn a_volume_is_found_by_nbd_where_there_is_no_block_device() {
+    let sites = sites::paired(LineSettings::default(), 7).unwrap();
+    let attach = ["volume", "attach", GROUP, "v", "--nbd"];
+    let uri = |answer: serde_json::Value| answer["uri"].as_str().unwrap().to_owned();
+    let found = uri(sites.ask(0, &attach).unwrap());
+    assert_eq!(found, format!("nbd+unix:///{EXPORT}?socket={}", sites.nodes[0].nbd_path().display()));
+    let info = |uri: &str| Command::new("nbdinfo").args(["--size", uri]).output().unwrap();
+    assert_eq!(info(&found).stdout, format!("{}\n", sites::SIZE).as_bytes());
+    let refusal = sites.refusal(1, &attach);
+    assert!(refusal.contains("a standby's volumes can be read with --read-only"), "{refusal}");
+    let found = uri(sites.ask(1, &["volume", "attach", GROUP, "v", "--nbd", "--read-only"]).unwrap());
+    assert!(info(&found).status.success());
+}
+
+#[test]
+fn a_volume_grows_on_both_nodes_while_it_is_used() {
+    const LARGER: u64 = 96 << 20;
+    let sites = sites::paired(LineSettings::default(), 6).unwrap();
+    let (mut model, mut client) = (Model::new(9), sites.client(0).unwrap());
+    model.write(&mut client, 300, AREA).unwrap();
+    let resize = |size: &'static str| ["volume", "resize", GROUP, "v", "--size", size];
+    let refusal = sites.refusal(1, &resize("96MiB"));
+    assert!(refusal.contains("the group is secondary on this node; resize it on the primary"), "{refusal}");
+    let refusal = sites.refusal(0, &resize("32MiB"));
+    assert!(refusal.contains("a volume can be made larger, not smaller"), "{refusal}");
+    let done = sites.ask(0, &resize("96MiB")).unwrap();
+    assert_eq!(done["size"], LARGER);
+    sites.ask(0, &resize("96MiB")).unwrap();
+    // Who was connected goes on with the size that it knows.
+    model.write(&mut client, 300, AREA).unwrap();
+    let mut other = sites.client(0).unwrap();
+    assert_eq!(other.size(), LARGER);
+    other.write(LARGER - 4096, &[7; 4096]).unwrap();
+    // The pair meets again, and agrees.
+    sites.wait_in_step(0).unwrap();
+    sites.kill(1).unwrap();
+    let refusal = sites.refusal(0, &resize("128MiB"));
+    assert!(refusal.contains("the standby south cannot be reached, and must grow too; nothing was changed here"));
+    sites.start(1).unwrap();
+    sites.wait_in_step(0).unwrap();
+    sites.kill(0).unwrap();
+    sites.ask(1, &["promote", GROUP, "--latest", "--force"]).unwrap();
+    let mut other = sites.client(1).unwrap();
+    assert_eq!(other.size(), LARGER);
+    assert_eq!(other.read(LARGER - 4096, 4096).unwrap(), [7; 4096]);
+    model.check_exactly(&mut other, AREA).unwrap();
+}
+
+#[test]
 fn a_hold_ends_when_its_program_is_killed() {
     let folder = tools::demo::processes::Workplace::new("holdfast-test").unwrap();
     let (socket, said) = (folder.folder().join("socket"), folder.folder().join("said"));

@@ -5,10 +5,11 @@
 //!  slot: 0 magic "HOLDFAST"  8 kind "POOL"  12 version  14 0  16 checksum (of all 4,096 bytes)  20 block size
 //!  24 write count  32 group  48 medium  64 volume size  72 logical block  76 block count  80 blocks' offset
 //!  88 checkpoint  96 digest  104 applied order  112 stamp  116 void count  120 volume  122 0
-//!  128: 16 void ranges (first stamp, last stamp)  256: 0 … 4096
+//!  128: 16 void ranges (first stamp, last stamp)  256 pages' offset  264 pages' first checkpoint  272: 0 … 4096
 //! ```
+//! Version 1 lacks the pages' place: they are where they were when the pool was made.
 
-use super::parts::{FormatError, U16, U32, U64, VERSION, checksum_without, prefix, require};
+use super::parts::{FormatError, U16, U32, U64, checksum_without, prefix, require};
 use crate::{
     buffer::AlignedBuffer,
     units::{GroupId, MediumUuid, Order, TABLE_BLOCK_SIZE_MAX, TABLE_BLOCK_SIZE_MIN, VolumeId},
@@ -24,6 +25,7 @@ pub const TABLE_OFFSET: u64 = 128 << 10;
 /// Most ranges of void stamps.
 pub const VOID_COUNT_MAX: usize = 16;
 
+const VERSION: u16 = 2;
 const MAGIC: [u8; 8] = *b"HOLDFAST";
 const KIND: [u8; 4] = *b"POOL";
 const WHAT: &str = "pool superblock";
@@ -53,7 +55,9 @@ struct Raw {
     volume: U16,
     reserved1: [u8; 6],
     void: [[U32; 2]; VOID_COUNT_MAX],
-    reserved2: [u8; 3840],
+    pages_offset: U64,
+    pages_since: U64,
+    reserved2: [u8; 3824],
 }
 
 const _: () = assert!(size_of::<Raw>() == POOL_SUPERBLOCK_SIZE);
@@ -79,6 +83,10 @@ pub struct PoolSuperblock {
     pub block_count: u32,
     /// Where physical block 1 begins on the medium.
     pub blocks_offset: u64,
+    /// Where the table's pages begin on the medium.
+    pub pages_offset: u64,
+    /// Table pages with a lower checkpoint number do not count: they lay there before the table did.
+    pub pages_since: u64,
     /// Table pages with a higher checkpoint number do not count.
     pub checkpoint: u64,
     /// Sum over the pages that count, so that none can be missing unnoticed.
@@ -125,7 +133,9 @@ impl PoolSuperblock {
             volume: self.volume.0.into(),
             reserved1: [0; 6],
             void,
-            reserved2: [0; 3840],
+            pages_offset: self.pages_offset.into(),
+            pages_since: self.pages_since.into(),
+            reserved2: [0; 3824],
         };
         let mut buffer = AlignedBuffer::new(POOL_SUPERBLOCK_SIZE);
         let bytes = buffer.as_mut_slice();
@@ -142,7 +152,7 @@ impl PoolSuperblock {
         if raw.magic != MAGIC || raw.kind != KIND {
             return Err(FormatError::Absent(WHAT));
         }
-        if raw.version.get() != VERSION {
+        if !(1..=VERSION).contains(&raw.version.get()) {
             return Err(FormatError::Version { what: WHAT, found: raw.version.get(), newest: VERSION });
         }
         let (found, expected) = (checksum_without(bytes, CHECKSUM_AT), raw.checksum.get());
@@ -156,6 +166,8 @@ impl PoolSuperblock {
         require(raw.blocks_offset.get().is_multiple_of(4096), WHAT, "blocks' offset")?;
         require(raw.reserved0.get() == 0 && raw.reserved1 == [0; 6], WHAT, "reserved field")?;
         require(raw.reserved2.iter().all(|byte| *byte == 0), WHAT, "reserved field")?;
+        let pages_offset = if raw.version.get() == 1 { TABLE_OFFSET } else { raw.pages_offset.get() };
+        require(pages_offset >= TABLE_OFFSET && pages_offset.is_multiple_of(4096), WHAT, "pages' offset")?;
         let void = raw.void.get(..raw.void_count.get() as usize);
         let void = void.ok_or(FormatError::Field { what: WHAT, field: "void count" })?;
         Ok(Self {
@@ -168,6 +180,8 @@ impl PoolSuperblock {
             block_size,
             block_count: raw.block_count.get(),
             blocks_offset: raw.blocks_offset.get(),
+            pages_offset,
+            pages_since: raw.pages_since.get(),
             checkpoint: raw.checkpoint.get(),
             digest: raw.digest.get(),
             applied: Order(raw.applied.get()),

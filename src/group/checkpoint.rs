@@ -39,12 +39,24 @@ pub(super) struct Checkpoint {
     pub(super) wanted: bool,
     /// The table changed without an entry (a mark in the bitmap).
     pub(super) marked: bool,
+    begun: u64,
+    ended: u64,
 }
 
 impl Checkpoint {
     /// Whether one is being made.
     pub(super) fn is_running(&self) -> bool {
         self.running.is_some()
+    }
+
+    /// How many were begun since the group was opened.
+    pub(super) fn begun(&self) -> u64 {
+        self.begun
+    }
+
+    /// How many are durable.
+    pub(super) fn ended(&self) -> u64 {
+        self.ended
     }
 }
 
@@ -61,7 +73,7 @@ impl Group {
 
     /// Starts a checkpoint if it is time.
     pub(super) fn start_checkpoint(&mut self) {
-        if self.checkpoint.is_running() || self.destage.is_running() {
+        if self.checkpoint.is_running() || self.destage.is_running() || self.is_about_to_grow() {
             return;
         }
         // Half of what makes destaging hurry: the tail must move before the ring is full.
@@ -85,7 +97,9 @@ impl Group {
         self.journal.size_between(self.applied_durable(), self.applied)
     }
 
-    fn begin_checkpoint(&mut self) {
+    /// Makes the tables durable as they are now; nothing is being written to the pools.
+    pub(super) fn begin_checkpoint(&mut self) {
+        self.checkpoint.begun += 1;
         self.checkpoint.wanted = false;
         self.checkpoint.marked = false;
         let applied = self.applied;
@@ -154,6 +168,8 @@ impl Group {
         let Some(running) = self.checkpoint.running.take() else {
             return;
         };
+        self.checkpoint.ended += 1;
+        self.again = true;
         let reads = self.reads.next();
         for volume in self.volumes.values_mut() {
             volume.table.commit_checkpoint(running.applied, reads);

@@ -61,7 +61,7 @@ impl Group {
         match result {
             Ok(()) => {
                 let count = self.superblock.request();
-                self.commands.waiting.push((id, WaitsFor::Superblock(count), CommandReply::Done));
+                self.answer_when_stored(id, count, CommandReply::Done);
             }
             Err(error) => self.outputs.push_back(Output::CommandAnswer { id, result: Err(error) }),
         }
@@ -94,6 +94,11 @@ impl Group {
     fn begin(&mut self, id: CommandId, command: Command) -> Result<Option<(WaitsFor, CommandReply)>, CommandError> {
         match command {
             Command::RemoveVolume(volume) => self.remove_volume(volume)?,
+            Command::GrowVolume { volume, size, pool_size } => {
+                if !self.grow(id, volume, size, pool_size)? {
+                    return Ok(None);
+                }
+            }
             Command::CreatePair { peer } => self.create_pair(peer)?,
             Command::DeletePair => self.delete_pair(),
             Command::SuspendPair => {
@@ -141,7 +146,7 @@ impl Group {
         if self.pair.peer.is_some() {
             return Err(CommandError::WrongPairState { state: self.pair.state, hint: "delete the pair first" });
         }
-        if self.destage.is_running() || self.checkpoint.is_running() {
+        if self.destage.is_running() || self.checkpoint.is_running() || self.growth.is_some() {
             return Err(CommandError::InProgress("write to the pool"));
         }
         self.volumes.remove(&id);
@@ -257,6 +262,11 @@ impl Group {
         Ok(())
     }
 
+    /// Answers a command when this superblock is durable.
+    pub(super) fn answer_when_stored(&mut self, id: CommandId, count: u64, reply: CommandReply) {
+        self.commands.waiting.push((id, WaitsFor::Superblock(count), reply));
+    }
+
     /// Goes on with whatever a command waits for.
     pub(super) fn continue_commands(&mut self) {
         let (durable, mut done) = (self.durable, Vec::new());
@@ -275,11 +285,15 @@ impl Group {
             self.outputs.push_back(Output::CommandAnswer { id, result: Ok(reply) });
         }
         self.continue_promotion();
+        self.continue_growth();
         self.continue_stop();
     }
 
     fn is_settled(&self) -> bool {
-        self.durable == self.journal.last() && !self.destage.is_running() && !self.checkpoint.is_running()
+        self.durable == self.journal.last()
+            && !self.destage.is_running()
+            && !self.checkpoint.is_running()
+            && self.growth.is_none()
     }
 
     fn continue_promotion(&mut self) {
@@ -294,7 +308,7 @@ impl Group {
                 self.peer.stop_streaming();
                 let count = self.superblock.request();
                 self.again = true;
-                self.commands.waiting.push((id, WaitsFor::Superblock(count), reply));
+                self.answer_when_stored(id, count, reply);
                 self.event(Event::RoleChanged { role: Role::Primary, epoch: self.epoch() });
                 self.greet_again();
             }
@@ -374,7 +388,7 @@ impl Group {
             if idle {
                 self.superblock.clean = Some(self.journal.last());
                 let count = self.superblock.request();
-                self.commands.waiting.push((id, WaitsFor::Superblock(count), CommandReply::Done));
+                self.answer_when_stored(id, count, CommandReply::Done);
                 self.commands.stopping = None;
                 self.halt_after_stop();
             } else {
@@ -394,10 +408,18 @@ impl Group {
     /// All commands under way; they will not be answered otherwise.
     pub(super) fn take_commands(&mut self) -> Vec<CommandId> {
         let commands = core::mem::take(&mut self.commands);
+        let growth = self.growth.take().map(|growth| growth.command());
         let promotion = commands.promotion.map(|promotion| match promotion {
             Promotion::Settling { id, .. } | Promotion::Opening { id, .. } => id,
         });
-        commands.waiting.into_iter().map(|(id, ..)| id).chain(promotion).chain(commands.stopping).collect()
+        commands
+            .waiting
+            .into_iter()
+            .map(|(id, ..)| id)
+            .chain(promotion)
+            .chain(growth)
+            .chain(commands.stopping)
+            .collect()
     }
 
     /// Whether the group is being stopped.

@@ -124,7 +124,7 @@ impl Group {
 
     /// Starts a cycle if it is time.
     pub(super) fn start_destage(&mut self) {
-        if self.destage.cycle.is_some() || self.checkpoint.is_running() {
+        if self.destage.cycle.is_some() || self.checkpoint.is_running() || self.is_about_to_grow() {
             return;
         }
         if self.applied == self.completed {

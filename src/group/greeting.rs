@@ -125,9 +125,12 @@ impl Group {
     /// The peer's greeting.
     pub(super) fn greeted(&mut self, greeting: Greeting) -> Result<(), String> {
         if greeting.volumes != self.volume_digest() {
-            return Err("The peer's volumes are not the same (number, size or logical block); delete the pair and \
-                        create it anew"
-                .into());
+            // The session stays, because through it a volume is made as large as the peer's.
+            self.peer.connected = false;
+            let reason = "The peer's volumes are not the same (number, size or logical block); if a resize was \
+                          interrupted, repeat it, else delete the pair and create it anew";
+            self.event(Event::PeerRefused { reason: reason.into() });
+            return Ok(());
         }
         let theirs = greeting.epochs.last().map_or(greeting.head.epoch, |start| start.epoch);
         let ours = self.epoch();

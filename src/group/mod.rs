@@ -16,6 +16,7 @@ mod create;
 mod destage;
 mod fault;
 mod greeting;
+mod grow;
 mod open;
 mod plan;
 mod read;
@@ -29,11 +30,13 @@ mod write;
 #[cfg(test)]
 mod fault_tests;
 #[cfg(test)]
+mod grow_tests;
+#[cfg(test)]
 mod pair_tests;
 #[cfg(test)]
 mod tests;
 
-pub use crate::table::{LoadError, pool_size_for};
+pub use crate::table::{LoadError, grown_pool_size, pool_size_for, smallest_pool_size};
 pub use create::{FormatError, GroupSpec, JournalLabel, format_journal, format_pool, read_label};
 pub use open::{OpenError, RecoveryReport};
 
@@ -106,6 +109,7 @@ pub struct Group {
     confirmation: greeting::Confirmation,
     copy: copy::Copier,
     commands: commands::Commands,
+    growth: Option<grow::Growth>,
 
     operations: BTreeMap<OperationId, Purpose>,
     next_operation: u64,

@@ -162,6 +162,7 @@ impl Group {
             confirmation: if serves { Confirmation::waiting(now.monotonic) } else { Confirmation::default() },
             copy: Default::default(),
             commands: Default::default(),
+            growth: None,
             operations: BTreeMap::new(),
             next_operation: 0,
             outputs: VecDeque::new(),

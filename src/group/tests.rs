@@ -4,7 +4,7 @@
 use super::*;
 use crate::{
     buffer::AlignedBuffer,
-    command::{Command, CommandId},
+    command::{Command, CommandError, CommandId, CommandReply},
     disk::{DiskError, Storage},
     pair::Role,
     request::{Busy, Durability, Operation, Space},
@@ -145,6 +145,7 @@ pub(super) struct Bench {
     /// Each with the number of writes that had ended when it was asked for.
     pub(super) operations: Vec<(DiskOperation, u64)>,
     pub(super) answers: HashMap<RequestId, Result<Reply, RequestError>>,
+    pub(super) replies: BTreeMap<CommandId, Result<CommandReply, CommandError>>,
     pub(super) rng: TestRng,
     /// What each sector holds.
     model: Vec<u64>,
@@ -193,6 +194,7 @@ impl Bench {
             fault: None,
             operations: vec![],
             answers: HashMap::new(),
+            replies: BTreeMap::new(),
             rng,
             model,
             possible,
@@ -205,6 +207,7 @@ impl Bench {
     pub(super) fn drain(&mut self) {
         while let Some(output) = self.group.poll_output() {
             match output {
+                Output::CommandAnswer { id, result } => drop(self.replies.insert(id, result)),
                 Output::Disk(operation) => {
                     self.operations.push((operation, self.disks.writes()));
                 }
@@ -273,7 +276,7 @@ impl Bench {
         (offset, size)
     }
 
-    fn mutate(&mut self) {
+    pub(super) fn mutate(&mut self) {
         let (offset, size) = self.range();
         let value = self.next;
         let sectors = offset as usize / SECTOR..(offset + size) as usize / SECTOR;
@@ -301,7 +304,7 @@ impl Bench {
         self.possible[sectors].iter_mut().for_each(|possible| possible.push(value));
     }
 
-    fn check(&mut self) {
+    pub(super) fn check(&mut self) {
         let (offset, size) = self.range();
         let id = self.request(Operation::Read { offset, size: size as u32 });
         let expected = self.model[offset as usize / SECTOR..(offset + size) as usize / SECTOR].to_vec();
@@ -354,13 +357,13 @@ impl Bench {
     }
 
     /// Destaging and a checkpoint begin now, and blocks that are released are used again at once.
-    fn hasten(&mut self) {
+    pub(super) fn hasten(&mut self) {
         self.group.destage.hurry = pick(&mut self.rng, 2) == 0;
         self.group.checkpoint.wanted = true;
         self.group.volumes.values_mut().for_each(|volume| volume.table.blocks.rewind());
     }
 
-    fn check_all(&mut self) {
+    pub(super) fn check_all(&mut self) {
         for offset in (0..4 << 20).step_by(1 << 20) {
             let id = self.request(Operation::Read { offset, size: 1 << 20 });
             self.wait(id);
@@ -370,7 +373,7 @@ impl Bench {
         }
     }
 
-    fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         let id = self.request(Operation::Flush);
         self.wait(id);
         for (possible, value) in self.possible.iter_mut().zip(&self.model) {
@@ -379,7 +382,7 @@ impl Bench {
     }
 
     /// The machine loses power at any instant.
-    fn lose_power(&mut self) {
+    pub(super) fn lose_power(&mut self) {
         for _ in 0..pick(&mut self.rng, 20) {
             self.step();
         }
@@ -428,7 +431,7 @@ impl Bench {
     }
 
     /// The daemon dies after everything was completed, and is started again.
-    fn kill(&mut self) {
+    pub(super) fn kill(&mut self) {
         self.flush();
         // Some of what is in flight happens, some does not.
         for _ in 0..pick(&mut self.rng, 20) {

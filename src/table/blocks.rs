@@ -90,6 +90,27 @@ impl Blocks {
         Some(index as u32 + 1)
     }
 
+    /// There are `count` blocks now, no fewer than before.
+    pub fn extend(&mut self, count: u32) {
+        self.used.resize((count as usize).max(self.used.len()), false);
+    }
+
+    /// The first of `count` unused blocks in a row, as far to the end as possible; all are used now.
+    pub fn allocate_run(&mut self, count: u32) -> Option<u32> {
+        let (count, mut end) = (count as usize, self.used.len());
+        let first = loop {
+            let start = end.checked_sub(count)?;
+            match self.used[start..end].last_one() {
+                None => break start,
+                // The run must end before a block that is used.
+                Some(index) => end = start + index,
+            }
+        };
+        self.used[first..first + count].fill(true);
+        self.used_count += count as u32;
+        Some(first as u32 + 1)
+    }
+
     /// Notes that the table has no more need of a block. 0 is no block.
     pub fn free(&mut self, block: u32) {
         if block != 0 {

@@ -1,4 +1,7 @@
 //! How a volume is cut into table blocks, granules and pages, and where they lie in the pool.
+//!
+//! The table's pages lie before the blocks when a pool is made. A volume that grows may need more pages than fit there: then
+//! they move among the blocks, which keep their places and numbers.
 
 use crate::format::{
     pool_superblock::TABLE_OFFSET,
@@ -19,6 +22,8 @@ pub struct Geometry {
     pub block_count: u32,
     /// Where physical block 1 begins.
     pub blocks_offset: u64,
+    /// Where the table's pages begin.
+    pub pages_offset: u64,
 }
 
 impl Geometry {
@@ -32,7 +37,52 @@ impl Geometry {
             block_size,
             block_count,
             blocks_offset,
+            pages_offset: TABLE_OFFSET,
         })
+    }
+
+    /// Whether a superblock's layout is possible on a medium of `medium_size` bytes: everything in its place, nothing
+    /// overlapping.
+    pub fn is_sound(&self, medium_size: u64) -> bool {
+        let block_size = u64::from(self.block_size);
+        let end =
+            u64::from(self.block_count).checked_mul(block_size).and_then(|size| size.checked_add(self.blocks_offset));
+        let fits = end.is_some_and(|end| end <= medium_size) && self.block_count < u32::MAX;
+        let pages_end = self.pages_offset.checked_add(self.pages_size());
+        let before = pages_end.is_some_and(|end| end <= self.blocks_offset) && self.pages_offset == TABLE_OFFSET;
+        let among = self.pages_offset.checked_sub(self.blocks_offset).is_some_and(|at| at.is_multiple_of(block_size))
+            && pages_end.is_some_and(|pages_end| end.is_some_and(|end| pages_end <= end));
+        fits && (before || among)
+    }
+
+    /// The blocks that the table's pages lie in: the first, and how many.
+    pub fn page_blocks(&self) -> (u32, u32) {
+        match self.pages_offset.checked_sub(self.blocks_offset) {
+            Some(at) => {
+                let block_size = u64::from(self.block_size);
+                ((at / block_size) as u32 + 1, self.pages_size().div_ceil(block_size) as u32)
+            }
+            None => (1, 0),
+        }
+    }
+
+    /// The same pool with a larger volume on a medium of `medium_size` bytes, the pages where they are. The second: the pages
+    /// do not fit there any more.
+    pub fn grown(&self, volume_size: u64, medium_size: u64) -> (Self, bool) {
+        let room = medium_size.saturating_sub(self.blocks_offset) / u64::from(self.block_size);
+        let block_count = (room.min(u64::from(u32::MAX - 1)) as u32).max(self.block_count);
+        let grown = Self { volume_size, block_count, ..*self };
+        let crowded = if self.pages_offset < self.blocks_offset {
+            self.pages_offset + grown.pages_size() > self.blocks_offset
+        } else {
+            grown.page_blocks() != self.page_blocks()
+        };
+        (grown, crowded)
+    }
+
+    /// Bytes of the table's pages, both slots.
+    pub fn pages_size(&self) -> u64 {
+        u64::from(self.page_count()) * 2 * TABLE_PAGE_SIZE as u64
     }
 
     /// Bytes in a granule.
@@ -65,6 +115,11 @@ impl Geometry {
         page_count(self.volume_size, self.block_size)
     }
 
+    /// Where a slot of a page begins on the medium.
+    pub fn page_offset(&self, index: u32, slot: u8) -> u64 {
+        self.pages_offset + (u64::from(index) * 2 + u64::from(slot)) * TABLE_PAGE_SIZE as u64
+    }
+
     /// Where a physical block begins on the medium.
     pub fn offset_of(&self, block: u32) -> u64 {
         self.blocks_offset + u64::from(block - 1) * u64::from(self.block_size)
@@ -84,4 +139,15 @@ fn blocks_offset(volume_size: u64, block_size: u32) -> u64 {
 pub fn pool_size_for(volume_size: u64, block_size: u32) -> u64 {
     let blocks = volume_size.div_ceil(u64::from(block_size)) * u64::from(block_size);
     blocks_offset(volume_size, block_size) + 2 * blocks
+}
+
+/// Size in bytes of a pool that holds a volume once, and a table that had to move.
+pub fn smallest_pool_size(volume_size: u64, block_size: u32) -> u64 {
+    grown_pool_size(volume_size, block_size) - volume_size.div_ceil(u64::from(block_size)) * u64::from(block_size)
+}
+
+/// Size in bytes of a pool with room for a volume that grew, a whole snapshot of it, and a table that had to move.
+pub fn grown_pool_size(volume_size: u64, block_size: u32) -> u64 {
+    let table = u64::from(page_count(volume_size, block_size)) * 2 * TABLE_PAGE_SIZE as u64;
+    pool_size_for(volume_size, block_size) + table.next_multiple_of(1 << 20)
 }

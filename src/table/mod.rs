@@ -14,7 +14,7 @@ mod store;
 
 pub use crate::format::table_page::Entry;
 pub use blocks::{Blocks, ReadCount};
-pub use geometry::{Geometry, pool_size_for};
+pub use geometry::{Geometry, grown_pool_size, pool_size_for, smallest_pool_size};
 pub use store::{LoadError, PageMeta, format_pool, load};
 
 use crate::{
@@ -33,6 +33,8 @@ pub struct Table {
     pages: Vec<Option<Entries>>,
     metas: Vec<Option<PageMeta>>,
     changed_pages: BTreeSet<u32>,
+    /// The first checkpoint of pages in their present place; what lies there from before does not count.
+    pages_since: u64,
     stamp: u32,
     void: Vec<[u32; 2]>,
     /// The next page that the sweep looks at; `None`: nothing to sweep.

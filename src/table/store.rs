@@ -10,10 +10,10 @@ use crate::{
     format::{
         FormatError,
         journal_superblock::{SLOTS, check_geometry},
-        pool_superblock::{POOL_SUPERBLOCK_SIZE, PoolSuperblock, TABLE_OFFSET},
+        pool_superblock::{POOL_SUPERBLOCK_SIZE, PoolSuperblock},
         table_page::{self, TABLE_PAGE_ENTRY_COUNT, TABLE_PAGE_SIZE, TablePage},
     },
-    units::{GroupId, MediumUuid, Order},
+    units::{GroupId, MediumUuid, Order, VOLUME_SIZE_MAX},
 };
 use alloc::{boxed::Box, collections::BTreeSet, vec, vec::Vec};
 use bytes::Bytes;
@@ -104,6 +104,8 @@ pub fn format_pool(storage: &mut dyn Storage, group: GroupId, spec: &VolumeSpec)
         block_size: spec.table_block_size,
         block_count: geometry.block_count,
         blocks_offset: geometry.blocks_offset,
+        pages_offset: geometry.pages_offset,
+        pages_since: 0,
         checkpoint: 0,
         digest: 0,
         applied: Order(0),
@@ -150,11 +152,13 @@ pub fn load(storage: &mut dyn Storage, group: GroupId, spec: &VolumeSpec) -> Res
         block_size: superblock.block_size,
         block_count: superblock.block_count,
         blocks_offset: superblock.blocks_offset,
+        pages_offset: superblock.pages_offset,
     };
-    let fits = Geometry::fit(spec.size, spec.table_block_size, storage.size(medium)?);
-    if fits.is_none_or(|fits| {
-        fits.block_count < geometry.block_count || Geometry { block_count: geometry.block_count, ..fits } != geometry
-    }) {
+    // A volume whose growth was interrupted is still the smaller one.
+    let of_volume = (spec.size..=VOLUME_SIZE_MAX).contains(&geometry.volume_size)
+        && spec.table_block_size == geometry.block_size
+        && spec.logical_block_size == superblock.logical_block_size;
+    if !of_volume || !geometry.is_sound(storage.size(medium)?) {
         return Err(LoadError::Geometry("the pool's layout is not that of the volume, or the medium has shrunk"));
     }
     let page_count = geometry.page_count() as usize;
@@ -167,6 +171,7 @@ pub fn load(storage: &mut dyn Storage, group: GroupId, spec: &VolumeSpec) -> Res
         pages: vec![None; page_count],
         metas: vec![None; page_count],
         changed_pages: BTreeSet::new(),
+        pages_since: superblock.pages_since,
         stamp: superblock.stamp,
         void: superblock.void,
         sweep: Some(0),
@@ -177,6 +182,10 @@ pub fn load(storage: &mut dyn Storage, group: GroupId, spec: &VolumeSpec) -> Res
         applied_durable: superblock.applied,
         dirty_count: 0,
     };
+    let (first, count) = geometry.page_blocks();
+    for block in first..first + count {
+        table.blocks.claim(block);
+    }
     load_pages(storage, medium, &mut table)?;
     if table.digest != superblock.digest {
         return Err(LoadError::Damaged { found: table.digest, expected: superblock.digest });
@@ -190,7 +199,7 @@ fn load_pages(storage: &mut dyn Storage, medium: MediumId, table: &mut Table) ->
     for first in (0..page_count).step_by(PAGES_AT_ONCE) {
         let count = PAGES_AT_ONCE.min(page_count - first);
         let size = count * 2 * TABLE_PAGE_SIZE;
-        let bytes = storage.read(medium, page_offset(first as u32, 0), size as u32)?;
+        let bytes = storage.read(medium, table.geometry.page_offset(first as u32, 0), size as u32)?;
         for (index, slots) in (first..).zip(bytes.chunks_exact(2 * TABLE_PAGE_SIZE)) {
             let mut best: Option<(TablePage, u8)> = None;
             let mut unfinished = false;
@@ -199,6 +208,9 @@ fn load_pages(storage: &mut dyn Storage, medium: MediumId, table: &mut Table) ->
                 // A page that is torn or from an unfinished checkpoint does not count; the digest tells if one is
                 // missing that should.
                 let Ok(page) = page else { continue };
+                if page.checkpoint < table.pages_since {
+                    continue;
+                }
                 unfinished |= page.checkpoint > table.checkpoint;
                 if page.checkpoint <= table.checkpoint
                     && best.as_ref().is_none_or(|(best, _)| best.checkpoint < page.checkpoint)
@@ -229,10 +241,6 @@ fn load_pages(storage: &mut dyn Storage, medium: MediumId, table: &mut Table) ->
     Ok(())
 }
 
-fn page_offset(index: u32, slot: u8) -> u64 {
-    TABLE_OFFSET + (u64::from(index) * 2 + u64::from(slot)) * TABLE_PAGE_SIZE as u64
-}
-
 /// A page's part in the digest: depends on where it is, when it was written and what it holds.
 fn weight(index: u32, meta: &PageMeta) -> u64 {
     let crc = crc32c::crc32c_append(meta.checksum, &meta.checkpoint.to_le_bytes());
@@ -248,6 +256,38 @@ pub struct CheckpointWrites {
 }
 
 impl Table {
+    /// Makes the volume larger, on a medium of `medium_size` bytes: `false` if that has not enough room. It counts from the
+    /// next checkpoint on. If the pages move, that must not be the first checkpoint since the table was loaded: an attempt
+    /// that failed before may have left pages with that number.
+    pub fn grow(&mut self, volume_size: u64, medium_size: u64) -> bool {
+        let (mut grown, is_crowded) = self.geometry.grown(volume_size, medium_size);
+        let page_blocks = if is_crowded { grown.pages_size().div_ceil(u64::from(grown.block_size)) } else { 0 };
+        let table_blocks = if is_crowded { page_blocks } else { u64::from(self.geometry.page_blocks().1) };
+        let needed = volume_size.div_ceil(u64::from(grown.block_size)) + table_blocks;
+        // What the medium has gained can be used whatever comes of the rest.
+        self.geometry.block_count = grown.block_count;
+        self.blocks.extend(grown.block_count);
+        if u64::from(grown.block_count) < needed {
+            return false;
+        }
+        if is_crowded {
+            let Some(first) = self.blocks.allocate_run(page_blocks as u32) else {
+                return false;
+            };
+            let (old, count) = self.geometry.page_blocks();
+            (old..old + count).for_each(|block| self.blocks.free(block));
+            grown.pages_offset = grown.offset_of(first);
+            self.metas.fill(None);
+            (self.digest, self.pages_since) = (0, self.checkpoint + 1);
+            let stored = (0..).zip(&self.pages).filter(|(_, page)| page.is_some()).map(|(index, _)| index);
+            self.changed_pages.extend(stored);
+        }
+        self.pages.resize(grown.page_count() as usize, None);
+        self.metas.resize(grown.page_count() as usize, None);
+        self.geometry = grown;
+        true
+    }
+
     /// Whether a checkpoint would change anything but the applied order.
     pub fn is_changed(&self) -> bool {
         !self.changed_pages.is_empty() || self.blocks.is_waiting()
@@ -269,7 +309,7 @@ impl Table {
             let gone = old.map_or(0, |old| weight(index, &old));
             self.digest = self.digest.wrapping_sub(gone).wrapping_add(weight(index, &meta));
             self.metas[index as usize] = Some(meta);
-            pages.push((page_offset(index, slot), bytes));
+            pages.push((self.geometry.page_offset(index, slot), bytes));
         }
         self.write_count += 1;
         let superblock = PoolSuperblock {
@@ -282,6 +322,8 @@ impl Table {
             block_size: self.geometry.block_size,
             block_count: self.geometry.block_count,
             blocks_offset: self.geometry.blocks_offset,
+            pages_offset: self.geometry.pages_offset,
+            pages_since: self.pages_since,
             checkpoint: self.checkpoint,
             digest: self.digest,
             applied,

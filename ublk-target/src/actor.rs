@@ -171,6 +171,13 @@ impl GroupActor {
         result
     }
 
+    /// The file or device of a volume's pool.
+    pub fn pool_file(&self, volume: VolumeId) -> std::io::Result<std::fs::File> {
+        let state = self.state.borrow();
+        let pool = state.media.0.get(&MediumId::Pool(volume));
+        pool.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))?.file()
+    }
+
     /// Adds a volume whose pool is formatted.
     pub async fn add_volume(&self, spec: VolumeSpec, pool: Medium) -> CommandResult {
         let receiver = {

@@ -42,6 +42,15 @@ pub enum Request {
         /// The pool's file gets all its space at once.
         preallocate: bool,
     },
+    /// Makes a volume larger.
+    VolumeResize {
+        /// The group.
+        group: String,
+        /// Its name in the group.
+        volume: String,
+        /// Bytes.
+        size: u64,
+    },
     /// Forgets a volume; its pool stays.
     VolumeDelete {
         /// The group.
@@ -64,6 +73,9 @@ pub enum Request {
         volume: String,
         /// Writes are refused; needed on a standby.
         read_only: bool,
+        /// No block device: say where NBD serves it.
+        #[serde(default)]
+        nbd: bool,
     },
     /// Takes the kernel block device away.
     VolumeDetach {

@@ -129,6 +129,11 @@ impl Medium {
         &self.path
     }
 
+    /// The file itself, once more.
+    pub fn file(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
     /// Its size in bytes.
     pub fn size(&self) -> io::Result<u64> {
         (&self.file).seek(SeekFrom::End(0))

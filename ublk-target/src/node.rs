@@ -3,6 +3,7 @@
 mod devices;
 mod groups;
 mod pairs;
+mod resize;
 
 use crate::{
     actor::{GroupActor, open_media},
@@ -190,13 +191,19 @@ impl Node {
                 let asked = groups::NewVolume { volume, size, logical_block_size, table_block_size, pool, preallocate };
                 self.add_volume(&group, asked).await
             }
+            Request::VolumeResize { group, volume, size } => self.resize_volume(&group, &volume, size).await,
             Request::VolumeDelete { group, volume } => self.delete_volume(&group, &volume).await,
             Request::VolumeExport { group, read_only } => {
                 self.group(&group)?.exported.set(read_only);
                 let what = if read_only { "can be read on this node" } else { "are served on the primary only" };
                 Ok(json!({ "done": format!("The volumes of {group} {what}") }))
             }
-            Request::VolumeAttach { group, volume, read_only } => self.attach_volume(&group, &volume, read_only).await,
+            Request::VolumeAttach { group, volume, read_only, nbd: false } => {
+                self.attach_volume(&group, &volume, read_only).await
+            }
+            Request::VolumeAttach { group, volume, read_only, nbd: true } => {
+                self.serve_by_nbd(&group, &volume, read_only)
+            }
             Request::VolumeDetach { group, volume } => self.detach_volume(&group, &volume).await,
             Request::PairCreate { group, peer } => self.create_pair(&group, &peer).await,
             Request::PairDelete { group } => self.simple(&group, Command::DeletePair, "The pair is deleted").await,

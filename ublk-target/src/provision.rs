@@ -76,6 +76,17 @@ pub enum Message {
         /// Why not.
         error: Option<String>,
     },
+    /// "Make this volume of your standby larger."
+    Grow {
+        /// Comes back with the answer, which is [`Message::Provisioned`].
+        number: u64,
+        /// The group's id, 32 hexadecimal digits.
+        group: String,
+        /// Its number in the group.
+        volume: u16,
+        /// Bytes.
+        size: u64,
+    },
     /// "What are you for this group?"
     WhichRole {
         /// Comes back with the answer.

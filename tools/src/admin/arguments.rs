@@ -174,6 +174,16 @@ pub enum VolumeCommand {
         #[arg(long)]
         preallocate: bool,
     },
+    /// Makes a volume larger, on the standby too. Its file system is grown afterwards, with resize2fs or xfs_growfs.
+    Resize {
+        /// The group.
+        group: String,
+        /// The volume.
+        volume: String,
+        /// The new size, such as 20GiB; not less than it has.
+        #[arg(long, value_parser = bytes)]
+        size: u64,
+    },
     /// Lists the volumes of a group.
     List {
         /// The group.
@@ -201,6 +211,12 @@ pub enum VolumeCommand {
         /// Writes are refused; needed on a standby.
         #[arg(long)]
         read_only: bool,
+        /// As a block device of the kernel's ublk driver (the default).
+        #[arg(long, conflicts_with = "nbd")]
+        ublk: bool,
+        /// No block device here: shows where NBD serves the volume.
+        #[arg(long)]
+        nbd: bool,
     },
     /// Takes the block device away; refused while it is mounted or in use.
     Detach {

@@ -178,6 +178,7 @@ fn request(command: &Command) -> Result<Request, ClientError> {
             pool,
             preallocate,
         },
+        Command::Volume(VolumeCommand::Resize { group, volume, size }) => Request::VolumeResize { group, volume, size },
         Command::Volume(VolumeCommand::List { group }) => Request::Status { group: Some(group) },
         Command::Volume(VolumeCommand::Delete { group, volume, yes }) => {
             if !yes {
@@ -185,8 +186,8 @@ fn request(command: &Command) -> Result<Request, ClientError> {
             }
             Request::VolumeDelete { group, volume }
         }
-        Command::Volume(VolumeCommand::Attach { group, volume, read_only }) => {
-            Request::VolumeAttach { group, volume, read_only }
+        Command::Volume(VolumeCommand::Attach { group, volume, read_only, nbd, ublk: _ }) => {
+            Request::VolumeAttach { group, volume, read_only, nbd }
         }
         Command::Volume(VolumeCommand::Detach { group, volume }) => Request::VolumeDetach { group, volume },
         Command::Volume(VolumeCommand::Export { group, read_only }) => {

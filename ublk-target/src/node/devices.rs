@@ -6,6 +6,7 @@ use super::{Answer, Node, missing};
 use crate::{
     actor::GroupActor,
     api::ApiError,
+    nbd::ListenAddress,
     ublk::{self, DeviceInfo, QueueRequest, Shape, device_path},
 };
 use holdfast::{
@@ -69,6 +70,44 @@ impl Node {
         let name = name_of(group, volume).display().to_string();
         let how = if taken_over { "taken over" } else { "attached" };
         Ok(json!({ "done": format!("Volume {group}/{volume} {how} as {path} ({name})"), "device": path, "name": name }))
+    }
+
+    /// The other way to a volume: where the NBD server has it.
+    pub(super) fn serve_by_nbd(&self, group: &str, volume: &str, read_only: bool) -> Answer {
+        let (actor, _) = self.volume(group, volume)?;
+        let role = actor.label().role;
+        match (role, read_only) {
+            (Role::Primary, false) => {}
+            (Role::Secondary, true) => actor.exported.set(true),
+            (Role::Primary, true) => {
+                return Err(ApiError::new("NBD serves a primary's volumes writable; leave out --read-only"));
+            }
+            _ => {
+                return Err(ApiError::new(format!(
+                    "Volume {group}/{volume}: the group is {role} on this node; a standby's volumes can be read with \
+                     --read-only"
+                )));
+            }
+        }
+        let addresses = self.config.nbd_addresses();
+        let Some(address) = addresses.first() else {
+            return Err(ApiError::new(
+                "NBD has no address on this node: add [nbd] unix = \"/run/holdfast.nbd\" to the configuration and restart",
+            ));
+        };
+        let (uri, reach) = match address {
+            ListenAddress::Unix(path) => {
+                let path = path.display();
+                (format!("nbd+unix:///{group}/{volume}?socket={path}"), format!("-unix {path}"))
+            }
+            ListenAddress::Tcp(address) => {
+                (format!("nbd://{address}/{group}/{volume}"), format!("{} {}", address.ip(), address.port()))
+            }
+        };
+        let device = format!("nbd-client {reach} /dev/nbd0 -name {group}/{volume}");
+        Ok(
+            json!({ "done": format!("Volume {group}/{volume} is served at {uri}; as a block device: {device}"), "uri": uri }),
+        )
     }
 
     async fn attach(self: &Rc<Self>, group: &str, wish: &Wish) -> Result<(u32, bool), ApiError> {
@@ -206,7 +245,12 @@ impl Node {
         Some(json!({ "device": path, "name": name_of(group, volume), "read_only": attached.wish.read_only }))
     }
 
-    fn volume(&self, group: &str, volume: &str) -> Result<(Rc<GroupActor>, VolumeSpec), ApiError> {
+    /// The number of a volume's device, if it has one.
+    pub(super) fn device_number(&self, group: &str, volume: &str) -> Option<u32> {
+        self.devices.attached.borrow().get(&(group.to_owned(), volume.to_owned()))?.number
+    }
+
+    pub(super) fn volume(&self, group: &str, volume: &str) -> Result<(Rc<GroupActor>, VolumeSpec), ApiError> {
         let actor = self.group(group)?;
         let spec = actor.label().volumes.into_iter().find(|spec| spec.name.as_str() == volume);
         Ok((actor, spec.ok_or_else(|| missing("volume", &format!("{group}/{volume}")))?))

@@ -51,7 +51,7 @@ pub(super) struct Questions {
 
 impl Questions {
     /// Asks `peer` what `message` makes of the question's number.
-    async fn ask(&self, peer: &Peer, message: impl FnOnce(u64) -> Message) -> Option<Message> {
+    pub(super) async fn ask(&self, peer: &Peer, message: impl FnOnce(u64) -> Message) -> Option<Message> {
         let number = self.next.get() + 1;
         self.next.set(number);
         let (sender, receiver) = oneshot::channel();
@@ -164,6 +164,14 @@ impl Node {
                     peer.send_message(Message::Provisioned { number, error }.encode());
                 });
             }
+            Some(Message::Grow { number, group, volume, size }) => {
+                let peer = peer.clone();
+                tokio_uring::spawn(async move {
+                    let grown = self.grow_as_told(&peer, &group, volume, size).await;
+                    let error = grown.err().map(|error| error.error);
+                    peer.send_message(Message::Provisioned { number, error }.encode());
+                });
+            }
             Some(Message::WhichRole { number, group }) => {
                 let mut of_peer = self.of_peer(peer);
                 let group = of_peer.find(|actor| actor.id().to_string() == group);
@@ -243,7 +251,7 @@ fn check_standby(actor: &GroupActor, id: GroupId, peer: &Peer) -> Result<(), Api
 }
 
 /// Returns when nothing is heard of a peer. A link that has just died takes a moment to be noticed.
-async fn silence(peer: &Peer) {
+pub(super) async fn silence(peer: &Peer) {
     while peer.status().links.iter().any(|link| link.state == LinkState::Up) {
         sleep(SILENCE_STEP).await;
     }

@@ -26,10 +26,7 @@ const ZEROES_SIZE_MAX: u32 = 1 << 30;
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
     /// There is no driver.
-    #[error(
-        "The kernel's ublk driver is not there (no {CONTROL}): try `modprobe ublk_drv`, or use NBD, which serves the \
-         volume as it is"
-    )]
+    #[error("The kernel's ublk driver is not there (no {CONTROL}): try `modprobe ublk_drv`, or attach with --nbd")]
     NoDriver,
     /// The driver is too old.
     #[error("The kernel's ublk driver lacks {0}; use NBD, which serves the volume as it is")]
@@ -257,6 +254,19 @@ fn open(shape: &Shape, old: Option<DeviceInfo>) -> Result<UblkCtrl, AttachError>
         control.start_user_recover().map_err(refused("hand over the device"))?;
     }
     Ok(control)
+}
+
+/// Tells the kernel that a device has another size; `false` if the driver cannot change it (before Linux 6.16).
+///
+/// # Errors
+/// When the driver refuses.
+pub fn resize(number: u32, size: u64) -> Result<bool, AttachError> {
+    if driver_features()? & u64::from(sys::UBLK_F_UPDATE_SIZE) == 0 {
+        return Ok(false);
+    }
+    let control = UblkCtrl::new_simple(number as i32).map_err(refused("open the device"))?;
+    control.update_size(size).map_err(refused("change the device's size"))?;
+    Ok(true)
 }
 
 /// Stops and deletes a device. Blocks until what is in flight has been answered.
