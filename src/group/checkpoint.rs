@@ -182,12 +182,17 @@ impl Group {
         self.superblock.wanted = true;
     }
 
+    /// Whether the pool had no room when last asked, and no blocks wait for a checkpoint or for the journal's tail only.
+    pub(super) fn is_pool_full(&self) -> bool {
+        self.destage.full_since.is_some() && !self.volumes.values().any(|volume| volume.table.blocks.is_waiting())
+    }
+
     /// Gives blocks back that nothing needs any more.
     pub(super) fn release_blocks(&mut self) {
         let (oldest, tail) = (self.reads.oldest(), self.journal.durable_tail_order);
         let mut leaving = Vec::new();
         for (id, volume) in &mut self.volumes {
-            volume.table.blocks.release(oldest, tail);
+            self.destage.has_new_room |= volume.table.blocks.release(oldest, tail);
             let (blocks, geometry) = (volume.table.blocks.take_leaving(), *volume.table.geometry());
             for run in blocks.chunk_by(|a, b| a + 1 == *b) {
                 leaving.push((*id, geometry.offset_of(run[0]), geometry.block_size, run[0], run.len() as u32));
@@ -203,6 +208,8 @@ impl Group {
     pub(super) fn released(&mut self, volume: VolumeId, first: u32, count: u32) {
         if let Some(volume) = self.volumes.get_mut(&volume) {
             volume.table.blocks.gone(first, count);
+            self.destage.has_new_room = true;
+            self.again = true;
         }
     }
 

@@ -80,7 +80,9 @@ pub(super) struct Destage {
     backlog: u64,
     /// What was applied last was between two states.
     pub(super) copying: bool,
-    full_since: Option<Monotonic>,
+    pub(super) full_since: Option<Monotonic>,
+    /// Blocks have become unused since.
+    pub(super) has_new_room: bool,
     /// Go on until everything is applied.
     pub(super) hurry: bool,
 }
@@ -99,11 +101,6 @@ impl Destage {
 }
 
 impl Group {
-    /// Whether the pool had no room when last asked.
-    pub(super) fn is_pool_full(&self) -> bool {
-        self.destage.full_since.is_some()
-    }
-
     /// When destaging wants to be called again.
     pub(super) fn destage_timeout(&self) -> Option<Monotonic> {
         // What is still being written or synced tells by itself when it is there.
@@ -132,7 +129,8 @@ impl Group {
             return;
         }
         let now = self.now.monotonic;
-        if self.destage.full_since.is_some_and(|since| now < since.after(FULL_MICROS)) {
+        let has_new_room = core::mem::take(&mut self.destage.has_new_room);
+        if self.destage.full_since.is_some_and(|since| !has_new_room && now < since.after(FULL_MICROS)) {
             return;
         }
         // In the ring an entry takes up to twice what it counts for here.

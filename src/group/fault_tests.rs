@@ -158,6 +158,27 @@ proptest! {
     }
 
     #[test]
+    fn a_pool_with_room_for_a_snapshot_refuses_nothing(seed in any::<[u8; 32]>()) {
+        let mut bench = bench(&seed);
+        let mut client = Client::default();
+        for _ in 0..400 {
+            let offset = pick(&mut bench.rng, 15) << 20;
+            let size = [4096, 1 << 20][pick(&mut bench.rng, 8).min(1) as usize];
+            let id = client.write(&mut bench, offset, size);
+            for _ in 0..pick(&mut bench.rng, 12) {
+                bench.step();
+            }
+            bench.now.monotonic = bench.now.monotonic.after(100);
+            bench.group.handle_timeout(bench.now);
+            prop_assert_ne!(bench.answers.get(&id), Some(&Err(RequestError::NoSpace)));
+            if pick(&mut bench.rng, 50) == 0 {
+                bench.settle();
+            }
+        }
+        prop_assert!(bench.answers.values().all(|answer| *answer != Err(RequestError::NoSpace)));
+    }
+
+    #[test]
     fn a_read_that_fails_is_answered_with_an_error_and_stops_nothing(seed in any::<[u8; 32]>()) {
         let mut bench = bench(&seed);
         let mut client = Client::default();

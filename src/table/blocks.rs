@@ -169,8 +169,8 @@ impl Blocks {
     }
 
     /// Releases what nothing needs any more: reads before `oldest_read` have ended, entries up to `tail` are no longer
-    /// in the journal.
-    pub fn release(&mut self, oldest_read: ReadCount, tail: Order) {
+    /// in the journal. `true` if there was something.
+    pub fn release(&mut self, oldest_read: ReadCount, tail: Order) -> bool {
         self.redirected.retain(|_, order| *order > tail);
         let (used, leaving, mut released) = (&mut self.used, &mut self.leaving, 0);
         self.quarantined.retain(|waiting| {
@@ -184,6 +184,7 @@ impl Blocks {
             !free
         });
         self.used_count -= released;
+        released > 0
     }
 
     /// Whether freed blocks wait for a checkpoint or for the journal's tail.

@@ -12,7 +12,7 @@ mod control;
 mod queue;
 
 pub use control::{AttachError, Device, DeviceInfo, Shape, attach, attached, detach, driver_features, resize};
-pub use queue::{Answer, QueueRequest};
+pub use queue::{Answer, Asker, QueueRequest, Sleeper};
 
 use std::{
     os::unix::fs::MetadataExt,

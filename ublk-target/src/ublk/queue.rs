@@ -40,10 +40,34 @@ pub struct QueueRequest {
 }
 
 impl QueueRequest {
-    /// Who waits for the answer, without the data.
-    pub fn split(self) -> (Operation, impl FnOnce(Answer) + 'static) {
-        let (tag, replies) = (self.tag, self.replies);
-        (self.operation, move |answer| replies.put(tag, answer))
+    /// What to do, and who waits for the answer.
+    pub fn split(self) -> (Operation, Asker) {
+        (self.operation, Asker { tag: self.tag, replies: self.replies })
+    }
+}
+
+/// Who waits for an answer.
+pub struct Asker {
+    tag: u16,
+    replies: Arc<Replies>,
+}
+
+impl Asker {
+    /// Puts the answer down. If it is the first one there, the queue's thread must be woken with what is returned; one call will
+    /// do for all answers until then.
+    pub fn answer(self, answer: Answer) -> Option<Sleeper> {
+        self.replies.put(self.tag, answer).then_some(Sleeper(self.replies))
+    }
+}
+
+/// A queue's thread that has answers to take.
+pub struct Sleeper(Arc<Replies>);
+
+impl Sleeper {
+    /// Wakes it.
+    pub fn wake(self) {
+        // A counter that is full is readable already.
+        let _ = self.0.event.write(1);
     }
 }
 
@@ -59,14 +83,11 @@ impl Replies {
         Ok(Arc::new(Self { waiting: Mutex::default(), event }))
     }
 
-    fn put(&self, tag: u16, answer: Answer) {
+    /// `true` if it is the only one.
+    fn put(&self, tag: u16, answer: Answer) -> bool {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.push((tag, answer));
-        // Whoever made the list non-empty wakes the queue; the others ride along.
-        if waiting.len() == 1 {
-            // A counter that is full is readable already.
-            let _ = self.event.write(1);
-        }
+        waiting.len() == 1
     }
 
     fn take(&self) -> Vec<(u16, Answer)> {
