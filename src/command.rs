@@ -77,6 +77,8 @@ pub enum Command {
         /// Give up what this node wrote that its peer never got.
         discard_fork: bool,
     },
+    /// The primary of a pair in step lets its peer have everything, and becomes a secondary. Writes wait meanwhile.
+    HandOver,
     /// Stop cleanly: everything durable, marked clean; nothing is served afterwards.
     Stop,
 }
@@ -155,6 +157,9 @@ pub enum CommandError {
         /// Last record seen there.
         peer: Position,
     },
+    /// The session ended while everything was handed over.
+    #[error("The peer was lost during the hand-over; this node goes on as the primary")]
+    PeerLost,
     /// There are records that only this node has.
     #[error("{record_count} records since {fork} exist only on this node; give them up with --discard-fork")]
     ForkWouldBeLost {
@@ -217,6 +222,8 @@ pub struct Status {
     pub epoch: Epoch,
     /// Last record made or received.
     pub head: Position,
+    /// On a secondary: a copy is under way, and what the volumes hold is no state of the primary.
+    pub copying: bool,
     /// Last record durable here.
     pub durable: Seq,
     /// Last record applied to the tables.

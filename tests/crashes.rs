@@ -30,12 +30,16 @@ fn kill_again_and_again(victim: usize, rounds: u64, seed: u64) {
                 assert!(victim == 0 || written.is_ok(), "round {round}: {written:?}");
             }
         });
-        if victim == 0 && round % 20 == 0 {
-            sites.wait(1, "a standby alone", |status| status["connected"] == false).unwrap();
-            let checked = sites.client(1).and_then(|mut client| model.check_prefix(&mut client, AREA));
-            let newest = checked.unwrap_or_else(|error| panic!("round {round}, standby: {error:#}"));
-            assert!(newest >= seen, "round {round}: the standby went back from write {seen} to {newest}");
-            seen = newest;
+        if victim == 0 && round % 10 == 0 {
+            let status = sites.wait(1, "a standby alone", |status| status["connected"] == false).unwrap();
+            // A record that the dead primary never completed may be at the standby: it is then undone by a copy, in the midst of
+            // which the standby says that what it shows is no state of the primary's.
+            if status["copying"] == false {
+                let checked = sites.client(1).and_then(|mut client| model.check_prefix(&mut client, AREA));
+                let newest = checked.unwrap_or_else(|error| panic!("round {round}, standby: {error:#}\n{status:#}"));
+                assert!(newest >= seen, "round {round}: the standby went back from write {seen} to {newest}");
+                seen = newest;
+            }
         }
         sites.start(victim).unwrap();
         let checked = sites.client(0).and_then(|mut client| model.check(&mut client));

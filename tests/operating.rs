@@ -44,6 +44,31 @@ fn roles_change_as_planned_without_force_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_pair_is_switched_again_and_again_and_nothing_is_lost() {
+    let sites = sites::paired(LineSettings::default(), 8).unwrap();
+    let mut model = Model::new(5);
+    for round in 0..6 {
+        let (from, to) = (round % 2, 1 - round % 2);
+        // Not waited for: what is on the way goes over too.
+        model.write(&mut sites.client(from).unwrap(), 300, AREA).unwrap();
+        sites
+            .wait(from, "a pair", |status| status["pair"]["state"] == "duplex" && status["connected"] == true)
+            .unwrap();
+        let refusal = sites.refusal(to, &["pair", "switch", GROUP]);
+        assert!(refusal.contains("Group g is secondary on this node; switch it on the primary"), "{refusal}");
+        sites.ask(from, &["pair", "switch", GROUP]).unwrap();
+        assert_eq!(sites.ask(to, &["status", GROUP]).unwrap()["role"], "primary");
+        assert_eq!(sites.ask(from, &["status", GROUP]).unwrap()["role"], "secondary");
+        model.check_exactly(&mut sites.client(to).unwrap(), AREA).unwrap();
+    }
+    sites.wait_in_step(0).unwrap();
+    sites.kill(1).unwrap();
+    let refusal = sites.refusal(0, &["pair", "switch", GROUP]);
+    assert!(refusal.contains("Group g: its standby cannot be reached"), "{refusal}");
+    model.write(&mut sites.client(0).unwrap(), 10, AREA).unwrap();
+}
+
+#[test]
 fn a_group_in_use_is_not_deleted_and_a_deleted_one_stays_away() {
     let sites = alone();
     let client = sites.client(0).unwrap();

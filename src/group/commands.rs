@@ -123,6 +123,7 @@ impl Group {
             Command::RestartPoint { label } => return self.restart_point(label).map(Some),
             Command::Promote { target, force } => return self.promote(id, target, force).map(|()| None),
             Command::Demote { discard_fork } => self.demote(discard_fork)?,
+            Command::HandOver => return self.hand_over(id).map(|()| None),
             Command::Stop => {
                 self.commands.stopping = Some(id);
                 self.sync.wanted = true;
@@ -132,7 +133,7 @@ impl Group {
         Ok(Some((WaitsFor::Superblock(self.superblock.request()), CommandReply::Done)))
     }
 
-    fn require_primary_pair(&self) -> Result<(), CommandError> {
+    pub(super) fn require_primary_pair(&self) -> Result<(), CommandError> {
         if self.pair.role != Role::Primary {
             return Err(CommandError::WrongRole { role: self.pair.role, hint: "use the command on the primary" });
         }
@@ -212,15 +213,7 @@ impl Group {
         if record_count > 0 && !discard_fork {
             return Err(CommandError::ForkWouldBeLost { fork, record_count });
         }
-        self.pair.role = Role::Secondary;
-        self.pair.fork = Position::default();
-        self.confirmation = Confirmation::default();
-        self.peer.lose_anchor();
-        self.copy.stop();
-        for id in self.waiting.take_all() {
-            self.answer(id, Err(RequestError::NotPrimary));
-        }
-        self.event(Event::RoleChanged { role: Role::Secondary, epoch: self.epoch() });
+        self.step_down();
         self.greet_again();
         Ok(())
     }
@@ -286,6 +279,7 @@ impl Group {
         }
         self.continue_promotion();
         self.continue_growth();
+        self.continue_hand_over();
         self.continue_stop();
     }
 
@@ -418,6 +412,7 @@ impl Group {
             .map(|(id, ..)| id)
             .chain(promotion)
             .chain(growth)
+            .chain(self.handing_over.take())
             .chain(commands.stopping)
             .collect()
     }

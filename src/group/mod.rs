@@ -17,6 +17,7 @@ mod destage;
 mod fault;
 mod greeting;
 mod grow;
+mod hand_over;
 mod open;
 mod plan;
 mod read;
@@ -32,6 +33,8 @@ mod fault_tests;
 #[cfg(test)]
 mod grow_tests;
 #[cfg(test)]
+mod hand_over_tests;
+#[cfg(test)]
 mod pair_tests;
 #[cfg(test)]
 mod tests;
@@ -41,7 +44,7 @@ pub use create::{FormatError, GroupSpec, JournalLabel, format_journal, format_po
 pub use open::{OpenError, RecoveryReport};
 
 use crate::{
-    command::VolumeSpec,
+    command::{CommandId, VolumeSpec},
     disk::{DiskAction, DiskOperation, DiskOutcome, MediumId, OperationId},
     format::{journal_superblock::PairRecord, text::Name},
     journal::Journal,
@@ -110,6 +113,8 @@ pub struct Group {
     copy: copy::Copier,
     commands: commands::Commands,
     growth: Option<grow::Growth>,
+    /// The command for which this primary steps down as soon as the peer has everything.
+    handing_over: Option<CommandId>,
 
     operations: BTreeMap<OperationId, Purpose>,
     next_operation: u64,

@@ -163,6 +163,7 @@ impl Group {
             copy: Default::default(),
             commands: Default::default(),
             growth: None,
+            handing_over: None,
             operations: BTreeMap::new(),
             next_operation: 0,
             outputs: VecDeque::new(),

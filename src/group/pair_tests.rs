@@ -20,32 +20,32 @@ const SECTOR: u64 = 512;
 /// Only the start of the volume is used, so that writes overlap.
 const AREA: u64 = 1 << 20;
 
-type State = Vec<u64>;
+pub(super) type State = Vec<u64>;
 
-struct Node {
-    disks: Disks,
-    group: Group,
-    operations: Vec<(DiskOperation, u64)>,
-    answers: HashMap<RequestId, Result<Reply, RequestError>>,
-    replies: BTreeMap<CommandId, Result<CommandReply, CommandError>>,
-    outbox: VecDeque<Frame>,
-    durable: Option<FrameCount>,
-    wants_reconnect: bool,
+pub(super) struct Node {
+    pub(super) disks: Disks,
+    pub(super) group: Group,
+    pub(super) operations: Vec<(DiskOperation, u64)>,
+    pub(super) answers: HashMap<RequestId, Result<Reply, RequestError>>,
+    pub(super) replies: BTreeMap<CommandId, Result<CommandReply, CommandError>>,
+    pub(super) outbox: VecDeque<Frame>,
+    pub(super) durable: Option<FrameCount>,
+    pub(super) wants_reconnect: bool,
 }
 
-struct Pair {
-    nodes: [Node; 2],
-    up: bool,
-    now: Now,
-    rng: TestRng,
-    next: u64,
+pub(super) struct Pair {
+    pub(super) nodes: [Node; 2],
+    pub(super) up: bool,
+    pub(super) now: Now,
+    pub(super) rng: TestRng,
+    pub(super) next: u64,
     /// The primary, as the operator knows it.
-    primary: usize,
-    state: State,
+    pub(super) primary: usize,
+    pub(super) state: State,
     /// The state after each record, as the client made it.
-    states: BTreeMap<Position, State>,
+    pub(super) states: BTreeMap<Position, State>,
     /// The states at restart points, by their record.
-    points: BTreeMap<Position, State>,
+    pub(super) points: BTreeMap<Position, State>,
 }
 
 fn open(disks: &mut Disks, now: Now) -> Node {
@@ -102,7 +102,7 @@ impl Node {
         }
     }
 
-    fn step(&mut self, now: Now, rng: &mut TestRng) -> bool {
+    pub(super) fn step(&mut self, now: Now, rng: &mut TestRng) -> bool {
         self.drain();
         if self.operations.is_empty() {
             return false;
@@ -129,7 +129,7 @@ impl Pair {
     }
 
     /// A pair whose copy has ended.
-    fn in_step() -> Self {
+    pub(super) fn in_step() -> Self {
         let mut pair = Self::new(TestRng::deterministic_rng(prop::test_runner::RngAlgorithm::ChaCha));
         pair.command(0, Command::CreatePair { peer: NodeKey([2; 32]) }).unwrap();
         pair.connect();
@@ -138,7 +138,7 @@ impl Pair {
     }
 
     /// Ends one operation, or carries one frame.
-    fn step(&mut self) -> bool {
+    pub(super) fn step(&mut self) -> bool {
         for node in &mut self.nodes {
             node.drain();
             if core::mem::take(&mut node.wants_reconnect) {
@@ -183,7 +183,7 @@ impl Pair {
         }
     }
 
-    fn cut(&mut self) {
+    pub(super) fn cut(&mut self) {
         self.up = false;
         for node in &mut self.nodes {
             node.group.handle_peer_down(self.now);
@@ -194,7 +194,7 @@ impl Pair {
         }
     }
 
-    fn connect(&mut self) {
+    pub(super) fn connect(&mut self) {
         self.cut();
         self.up = true;
         for node in &mut self.nodes {
@@ -203,7 +203,7 @@ impl Pair {
         }
     }
 
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         for _ in 0..100_000 {
             while self.step() {}
             let timeouts = self.nodes.iter().filter_map(|node| node.group.poll_timeout());
@@ -214,7 +214,7 @@ impl Pair {
         panic!("never settles");
     }
 
-    fn request(&mut self, index: usize, operation: Operation) -> RequestId {
+    pub(super) fn request(&mut self, index: usize, operation: Operation) -> RequestId {
         let id = RequestId(self.next);
         self.next += 1;
         let request = Request { id, volume: VolumeId(1), operation };
@@ -223,7 +223,7 @@ impl Pair {
         id
     }
 
-    fn command(&mut self, index: usize, command: Command) -> Result<CommandReply, CommandError> {
+    pub(super) fn command(&mut self, index: usize, command: Command) -> Result<CommandReply, CommandError> {
         let id = CommandId(self.next);
         self.next += 1;
         self.nodes[index].group.handle_command(self.now, id, command);
@@ -243,7 +243,7 @@ impl Pair {
         panic!("command never answered");
     }
 
-    fn write(&mut self) -> RequestId {
+    pub(super) fn write(&mut self) -> RequestId {
         let unit = [SECTOR, 4096, 64 << 10][pick(&mut self.rng, 3) as usize];
         let size = (1 + pick(&mut self.rng, 3)) * unit;
         let offset = pick(&mut self.rng, (AREA - size) / unit) * unit;
@@ -282,7 +282,7 @@ impl Pair {
         }
     }
 
-    fn content(&mut self, index: usize) -> State {
+    pub(super) fn content(&mut self, index: usize) -> State {
         let id = self.request(index, Operation::Read { offset: 0, size: AREA as u32 });
         for _ in 0..10_000 {
             if self.nodes[index].answers.contains_key(&id) {
@@ -406,7 +406,7 @@ impl Pair {
         }
     }
 
-    fn finish(&mut self) {
+    pub(super) fn finish(&mut self) {
         self.rejoin();
         for _ in 0..20 {
             self.settle();

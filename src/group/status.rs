@@ -20,6 +20,7 @@ impl Group {
             without_peer: self.pair.without_peer,
             epoch: self.epoch(),
             head: self.stream.last,
+            copying: self.stream.copying,
             durable: self.position_of(self.durable).seq,
             applied: self.position_of(self.applied).seq,
             acknowledged: self.position_of(acknowledged).seq,

@@ -121,7 +121,7 @@ impl Group {
     /// A write to a range that is being read for a copy waits, so that the copy is not older than its place in the
     /// stream; and nothing is served before it is known whether this node is still the primary.
     fn must_hold(&self, request: &Request) -> bool {
-        if !self.is_confirmed() {
+        if !self.is_confirmed() || self.waits_for_hand_over(request) {
             return true;
         }
         let (offset, size) = match &request.operation {

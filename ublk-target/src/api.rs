@@ -106,6 +106,11 @@ pub enum Request {
         /// The group.
         group: String,
     },
+    /// Turns the pair round: the standby becomes the primary, with everything.
+    PairSwitch {
+        /// The group.
+        group: String,
+    },
     /// Declares a restart point.
     RestartPoint {
         /// The group.

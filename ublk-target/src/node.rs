@@ -4,6 +4,7 @@ mod devices;
 mod groups;
 mod pairs;
 mod resize;
+mod switch;
 
 use crate::{
     actor::{GroupActor, open_media},
@@ -211,6 +212,7 @@ impl Node {
                 self.simple(&group, Command::SuspendPair, "The pair is suspended; changes are noted").await
             }
             Request::PairResume { group } => self.simple(&group, Command::ResumePair, "The pair is resumed").await,
+            Request::PairSwitch { group } => self.switch_pair(&group).await,
             Request::RestartPoint { group, label } => {
                 let label = label.parse().map_err(ApiError::new)?;
                 command(&self.group(&group)?, Command::RestartPoint { label }).await

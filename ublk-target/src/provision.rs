@@ -87,6 +87,13 @@ pub enum Message {
         /// Bytes.
         size: u64,
     },
+    /// "I have stepped down, and you have everything: be the primary."
+    TakeOver {
+        /// Comes back with the answer, which is [`Message::Provisioned`].
+        number: u64,
+        /// The group's id, 32 hexadecimal digits.
+        group: String,
+    },
     /// "What are you for this group?"
     WhichRole {
         /// Comes back with the answer.

@@ -267,6 +267,11 @@ pub enum PairCommand {
         /// The group.
         group: String,
     },
+    /// Makes the standby the primary and this node the standby, with nothing lost; on the primary. Writes wait meanwhile.
+    Switch {
+        /// The group.
+        group: String,
+    },
     /// Sends again.
     Resume {
         /// The group.

@@ -200,6 +200,7 @@ fn request(command: &Command) -> Result<Request, ClientError> {
         Command::Pair(PairCommand::Create { group, peer, .. }) => Request::PairCreate { group, peer },
         Command::Pair(PairCommand::Delete { group }) => Request::PairDelete { group },
         Command::Pair(PairCommand::Suspend { group }) => Request::PairSuspend { group },
+        Command::Pair(PairCommand::Switch { group }) => Request::PairSwitch { group },
         Command::Pair(PairCommand::Resume { group }) => Request::PairResume { group },
         Command::RestartPoint(options) => Request::RestartPoint { group: options.group, label: options.label },
         Command::Promote { group, latest, force } => Request::Promote { group, latest, force },

@@ -46,6 +46,9 @@ fn group(value: &Value) -> String {
     let _ = writeln!(out, "{}: {}, {}{cause}{peer}", text(value, "group"), text(value, "role"), text(pair, "state"));
     let _ = writeln!(out, "  level       {}", text(value, "level"));
     let _ = writeln!(out, "  last record {}", place(&value["head"]));
+    if value["copying"] == true {
+        let _ = writeln!(out, "  a copy is under way: until it ends the latest state is not consistent");
+    }
     let lag = &value["lag"];
     if value["role"] == "primary" && value["peer_name"].is_string() {
         let seconds = number(lag, "micros") as f64 / 1e6;

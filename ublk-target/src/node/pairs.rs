@@ -172,6 +172,13 @@ impl Node {
                     peer.send_message(Message::Provisioned { number, error }.encode());
                 });
             }
+            Some(Message::TakeOver { number, group }) => {
+                let peer = peer.clone();
+                tokio_uring::spawn(async move {
+                    let error = self.take_over_as_told(&peer, &group).await.err().map(|error| error.error);
+                    peer.send_message(Message::Provisioned { number, error }.encode());
+                });
+            }
             Some(Message::WhichRole { number, group }) => {
                 let mut of_peer = self.of_peer(peer);
                 let group = of_peer.find(|actor| actor.id().to_string() == group);
