@@ -11,6 +11,9 @@ use crate::format::{
 /// Smallest granule in bytes: the unit in which a block is known to be in the latest or the snapshot block.
 const GRANULE_SIZE_MIN: u32 = 4096;
 
+/// The blocks begin at a multiple of so many bytes.
+const BLOCKS_ALIGNMENT: u64 = 1 << 20;
+
 /// Sizes in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
@@ -52,7 +55,11 @@ impl Geometry {
         let before = pages_end.is_some_and(|end| end <= self.blocks_offset) && self.pages_offset == TABLE_OFFSET;
         let among = self.pages_offset.checked_sub(self.blocks_offset).is_some_and(|at| at.is_multiple_of(block_size))
             && pages_end.is_some_and(|pages_end| end.is_some_and(|end| pages_end <= end));
-        fits && (before || among)
+        // Room for the volume once, beside the pages; and nothing lies over the superblocks.
+        let needed = self.volume_size.div_ceil(block_size) + u64::from(self.page_blocks().1);
+        let holds = u64::from(self.block_count) >= needed;
+        let in_place = self.blocks_offset > TABLE_OFFSET && self.blocks_offset.is_multiple_of(BLOCKS_ALIGNMENT);
+        fits && holds && in_place && (before || among)
     }
 
     /// The blocks that the table's pages lie in: the first, and how many.
@@ -132,7 +139,7 @@ fn page_count(volume_size: u64, block_size: u32) -> u32 {
 
 fn blocks_offset(volume_size: u64, block_size: u32) -> u64 {
     let table = u64::from(page_count(volume_size, block_size)) * 2 * TABLE_PAGE_SIZE as u64;
-    (TABLE_OFFSET + table).next_multiple_of(1 << 20)
+    (TABLE_OFFSET + table).next_multiple_of(BLOCKS_ALIGNMENT)
 }
 
 /// Size in bytes of a pool with room for a volume and a whole snapshot of it.
@@ -150,4 +157,43 @@ pub fn smallest_pool_size(volume_size: u64, block_size: u32) -> u64 {
 pub fn grown_pool_size(volume_size: u64, block_size: u32) -> u64 {
     let table = u64::from(page_count(volume_size, block_size)) * 2 * TABLE_PAGE_SIZE as u64;
     pool_size_for(volume_size, block_size) + table.next_multiple_of(1 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MEDIUM: u64 = 64 << 20;
+
+    fn sound() -> Geometry {
+        let made = Geometry::fit(16 << 20, 64 << 10, MEDIUM).expect("it fits");
+        assert!(made.is_sound(MEDIUM));
+        made
+    }
+
+    #[test]
+    fn an_impossible_layout_is_not_sound() {
+        let made = sound();
+        let mut moved = made;
+        moved.pages_offset = made.offset_of(made.block_count);
+        assert!(moved.is_sound(MEDIUM), "pages among the blocks");
+        let bad = [
+            Geometry { block_count: made.block_count + 1, ..made },
+            Geometry { block_count: 255, ..made },
+            Geometry { volume_size: MEDIUM, ..made },
+            Geometry { blocks_offset: 4096, ..made },
+            Geometry { blocks_offset: 0, pages_offset: 128 << 10, ..made },
+            Geometry { blocks_offset: made.blocks_offset + 4096, block_count: 300, ..made },
+            Geometry { blocks_offset: !0xf_ffff, ..made },
+            Geometry { pages_offset: made.pages_offset + 4096, ..made },
+            Geometry { pages_offset: moved.pages_offset + 4096, ..made },
+            Geometry { pages_offset: moved.pages_offset + 65_536, ..made },
+            Geometry { pages_offset: !0xffff, ..made },
+            Geometry { block_count: 256, ..moved },
+        ];
+        for (index, layout) in bad.iter().enumerate() {
+            assert!(!layout.is_sound(MEDIUM), "{index}: {layout:?}");
+        }
+        assert!(!made.is_sound(MEDIUM - 4096), "the medium has shrunk");
+    }
 }
