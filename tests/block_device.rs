@@ -28,3 +28,12 @@ fn the_core_of_it_under_debians_kernel() {
                 a_mounted_file_system_notices_only_a_pause the_standby_serves_the_file_system_of_the_restart_point";
     in_guest("qemu", 600, core);
 }
+
+#[test]
+fn what_a_newer_driver_can_do() {
+    in_guest(
+        "qemu-new",
+        600,
+        "a_file_system_grows_with_its_volume a_daemon_replaced_in_good_order_is_missed_by_nobody",
+    );
+}

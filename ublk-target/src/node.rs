@@ -169,7 +169,7 @@ impl Node {
 
     /// Stops all groups in good order.
     pub async fn stop(&self) {
-        self.leave_devices();
+        self.leave_devices().await;
         for group in self.groups() {
             let name = group.label().name;
             match group.command(Command::Stop).await {

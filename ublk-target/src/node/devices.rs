@@ -24,6 +24,7 @@ use std::{
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     rc::Rc,
+    time::Duration,
 };
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -32,6 +33,9 @@ use tracing::{info, warn};
 const NAMES: &str = "/dev/holdfast";
 /// The first 16 bits of every mark.
 const MARK: u64 = 0x4844 << 48;
+
+/// How long a daemon that ends waits for what is under way on a device.
+const HAND_OVER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A volume that is to be attached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -221,8 +225,16 @@ impl Node {
         }
     }
 
-    /// From now on devices are left to the next daemon.
-    pub(super) fn leave_devices(&self) {
+    /// From now on devices are left to the next daemon. Where the driver can, what is under way is answered first.
+    pub(super) async fn leave_devices(&self) {
+        let numbers: Vec<u32> =
+            self.devices.attached.borrow().values().filter_map(|attached| attached.number).collect();
+        let quiet = tokio::task::spawn_blocking(move || {
+            numbers.into_iter().filter(|number| ublk::quiesce(*number, HAND_OVER_PATIENCE)).count()
+        });
+        if let Ok(count @ 1..) = quiet.await {
+            info!(count, "Devices left with nothing under way");
+        }
         self.devices.leaving.set(true);
     }
 

@@ -11,7 +11,15 @@ use libublk::{
     sys,
 };
 use nix::libc;
-use std::{fs::OpenOptions, io, os::unix::fs::OpenOptionsExt, path::Path, thread};
+use std::{
+    fs::OpenOptions,
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 use tracing::{info, warn};
 
@@ -21,6 +29,9 @@ const CONTROL: &str = "/dev/ublk-control";
 const REQUEST_SIZE_MAX: u32 = 1 << 20;
 /// Bytes of a discard or write-zeroes at most.
 const ZEROES_SIZE_MAX: u32 = 1 << 30;
+
+/// This process is about to end, and its devices wait for the next one.
+static HANDED_OVER: AtomicBool = AtomicBool::new(false);
 
 /// Why a volume is not attached or detached.
 #[derive(Debug, thiserror::Error)]
@@ -178,7 +189,7 @@ pub fn attach(shape: Shape, requests: UnboundedSender<QueueRequest>) -> Result<D
     }
     let old = attached().into_iter().find(|device| device.mark == shape.mark);
     let (ready, started) = oneshot::channel();
-    let thread = thread::Builder::new().name("ublk".into()).spawn(move || run(shape, old, requests, ready));
+    let thread = thread::Builder::new().name("ublk".into()).spawn(move || run(shape, old, features, requests, ready));
     thread.map_err(|error| AttachError::Refused { what: "start a thread", reason: error.to_string() })?;
     let gone = || AttachError::Refused { what: "start the device", reason: "its thread ended".into() };
     started.blocking_recv().unwrap_or_else(|_| Err(gone()))
@@ -188,6 +199,7 @@ pub fn attach(shape: Shape, requests: UnboundedSender<QueueRequest>) -> Result<D
 fn run(
     mut shape: Shape,
     old: Option<DeviceInfo>,
+    features: u64,
     requests: UnboundedSender<QueueRequest>,
     ready: oneshot::Sender<Result<Device, AttachError>>,
 ) {
@@ -195,7 +207,7 @@ fn run(
         // Queues are as they were made.
         (shape.queues, shape.depth) = (old.queues, old.depth);
     }
-    let control = match open(&shape, old) {
+    let control = match open(&shape, old, features) {
         Ok(control) => control,
         Err(error) => return drop(ready.send(Err(error))),
     };
@@ -215,9 +227,15 @@ fn run(
         device.tgt.params = shape.parameters();
         Ok(())
     };
-    let serve = move |index: u16, device: &UblkDev| match Replies::new() {
-        Ok(replies) => serve(index, device, &requests, &replies),
-        Err(error) => warn!(%error, "ublk queue not served"),
+    let serve = move |index: u16, device: &UblkDev| {
+        match Replies::new() {
+            Ok(replies) => serve(index, device, &requests, &replies),
+            Err(error) => warn!(%error, "ublk queue not served"),
+        }
+        // libublk would stop the device, and with it fail what waits for the next daemon.
+        while HANDED_OVER.load(Ordering::Acquire) {
+            thread::park();
+        }
     };
     let started = tell.clone();
     let is_up = move |_: &UblkCtrl| started(Ok(Device { number, taken_over: old.is_some() }));
@@ -228,11 +246,14 @@ fn run(
         tell(Err(refused("start the device")(error)));
         return;
     }
-    info!(device = %device_path(number).display(), "Device stopped");
+    info!(device = %device_path(number).display(), "Device not served any more");
 }
 
-fn open(shape: &Shape, old: Option<DeviceInfo>) -> Result<UblkCtrl, AttachError> {
-    let flags = sys::UBLK_F_USER_COPY | sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE;
+fn open(shape: &Shape, old: Option<DeviceInfo>, features: u64) -> Result<UblkCtrl, AttachError> {
+    let mut flags = sys::UBLK_F_USER_COPY | sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE;
+    if features & u64::from(sys::UBLK_F_QUIESCE) != 0 {
+        flags |= sys::UBLK_F_QUIESCE;
+    }
     let (number, how) = match old {
         Some(old) => (old.number as i32, UblkFlags::UBLK_DEV_F_RECOVER_DEV),
         None => (-1, UblkFlags::UBLK_DEV_F_ADD_DEV),
@@ -267,6 +288,16 @@ pub fn resize(number: u32, size: u64) -> Result<bool, AttachError> {
     let control = UblkCtrl::new_simple(number as i32).map_err(refused("open the device"))?;
     control.update_size(size).map_err(refused("change the device's size"))?;
     Ok(true)
+}
+
+/// Lets a device be handed over without a request under way: new ones wait in the kernel for the next daemon, those that it
+/// has issued are answered first. After this the process must end: its devices are served no more. Blocks for at most `patience`; `false` if the driver cannot do it (before
+/// Linux 6.16) or not in time. The device can be taken over in any case.
+pub fn quiesce(number: u32, patience: Duration) -> bool {
+    HANDED_OVER.store(true, Ordering::Release);
+    let can = driver_features().is_ok_and(|features| features & u64::from(sys::UBLK_F_QUIESCE) != 0);
+    let milliseconds = patience.as_millis() as u64;
+    can && UblkCtrl::new_simple(number as i32).is_ok_and(|control| control.quiesce_dev(milliseconds).is_ok())
 }
 
 /// Stops and deletes a device. Blocks until what is in flight has been answered.

@@ -11,7 +11,7 @@
 mod control;
 mod queue;
 
-pub use control::{AttachError, Device, DeviceInfo, Shape, attach, attached, detach, driver_features, resize};
+pub use control::{AttachError, Device, DeviceInfo, Shape, attach, attached, detach, driver_features, quiesce, resize};
 pub use queue::{Answer, Asker, QueueRequest, Sleeper};
 
 use std::{
