@@ -1,7 +1,7 @@
 //! What an operator asks of a group, and how it is answered.
 
 use crate::{
-    format::text::Name,
+    format::{message::Range, text::Name},
     pair::{Level, PairState, Role, WithoutPeer},
     units::{Epoch, Generation, MediumUuid, NodeKey, Position, Seq, VolumeId},
 };
@@ -55,7 +55,15 @@ pub enum Command {
     /// Stops sending; writes are noted in the bitmap.
     SuspendPair,
     /// Sends again: from the journal if it holds the gap, else by bitmap.
-    ResumePair,
+    ResumePair {
+        /// Copies send only what differs, by digests. Holds until the next resumption or start.
+        compare: bool,
+    },
+    /// Compares everything that both nodes hold, while writes go on.
+    VerifyPair {
+        /// Copies what differs afterwards.
+        mend: bool,
+    },
     /// Sets when a host's write is answered.
     SetLevel(Level),
     /// Sets what a synchronous group does without its peer.
@@ -116,6 +124,17 @@ pub enum CommandReply {
         /// Records that had arrived and are not part of the state.
         dropped_record_count: u64,
     },
+    /// Everything was compared.
+    Verified {
+        /// How much.
+        compared_bytes: u64,
+        /// How much of it differs.
+        differing_bytes: u64,
+        /// Where, the first 16,384 ranges.
+        differing: alloc::vec::Vec<Range>,
+        /// What differs is being copied.
+        mending: bool,
+    },
 }
 
 /// Why a command was refused or failed. Nothing was changed.
@@ -157,9 +176,12 @@ pub enum CommandError {
         /// Last record seen there.
         peer: Position,
     },
-    /// The session ended while everything was handed over.
-    #[error("The peer was lost during the hand-over; this node goes on as the primary")]
+    /// The session ended.
+    #[error("The peer was lost in the meantime; nothing has changed, repeat the command when it is back")]
     PeerLost,
+    /// What was to be compared could not be read.
+    #[error("A part of a volume cannot be read; the log says which medium failed")]
+    Unreadable,
     /// There are records that only this node has.
     #[error("{record_count} records since {fork} exist only on this node; give them up with --discard-fork")]
     ForkWouldBeLost {
@@ -236,6 +258,8 @@ pub struct Status {
     pub restart_point: Option<RestartPointInfo>,
     /// Generation of the last restart point that the peer has made durable.
     pub restart_point_acknowledged: Option<Generation>,
+    /// A verification under way.
+    pub verifying: Option<Progress>,
     /// Blocks that still have to be copied to the peer, in bytes.
     pub dirty_bytes: u64,
     /// Journal's size and use in bytes.
@@ -259,6 +283,17 @@ pub struct Lag {
     pub records: u64,
     /// Their payload in bytes.
     pub bytes: u64,
+}
+
+/// How far a verification is, in bytes.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Progress {
+    /// Compared.
+    pub done: u64,
+    /// To be compared in all.
+    pub total: u64,
+    /// Found to differ.
+    pub differing: u64,
 }
 
 /// A volume as an operator sees it.

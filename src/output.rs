@@ -85,8 +85,10 @@ pub enum Event {
     },
     /// A copy (initial or by bitmap) ended.
     CopyEnded {
-        /// Bytes sent.
+        /// Bytes copied.
         bytes: u64,
+        /// Bytes that were equal, and not copied.
+        equal_bytes: u64,
     },
     /// A medium failed; the group has stopped.
     MediumFailed {

@@ -8,7 +8,7 @@ use holdfast::{
         FormatError,
         batch::{self, BatchEntry, BatchHeader, Placement},
         journal_superblock::{JournalSuperblock, PairRecord},
-        message::{self, Greeting, Range},
+        message::{self, Digests, Greeting, Range},
         pool_superblock::PoolSuperblock,
         record::{Kind, Record},
         table_page::{self, Entry, TABLE_PAGE_ENTRY_COUNT},
@@ -257,6 +257,11 @@ fn table_pages_keep_their_bytes() {
 fn messages_keep_their_bytes() {
     golden("greeting", &greeting().encode());
     assert_eq!(Greeting::parse(&greeting().encode()), Ok(greeting()));
+    let digests = Digests::of(&[7; 5000], 4096);
+    golden("digests", &digests.encode());
+    assert_eq!(Digests::parse(&digests.encode(), 5000), Ok(digests.clone()));
+    assert_eq!(Digests::parse(&Digests::of_hole().encode(), 1 << 30), Ok(Digests::of_hole()));
+    assert!(Digests::parse(&digests.encode(), 4096).is_err() && Digests::parse(&digests.encode(), 9000).is_err());
     let ranges = [Range { volume: VolumeId(2), offset: 4096, size: 8192 }];
     golden("ranges", &message::encode_ranges(Some(&ranges)));
     assert_eq!(message::parse_ranges(&message::encode_ranges(Some(&ranges))), Ok(Some(ranges.to_vec())));
@@ -315,6 +320,7 @@ proptest! {
         let _ = table_page::parse(&bytes, POOL, 0, 10);
         let _ = Greeting::parse(&bytes);
         let _ = message::parse_ranges(&bytes);
+        let _ = Digests::parse(&bytes, 65_536);
         let _ = message::parse_history(&bytes);
         let _ = message::parse_label(&bytes);
         let _ = batch::parse_blocks(&bytes);

@@ -1,6 +1,10 @@
 //! What an operator does in the life of a node, on real daemons: changing roles, deleting, asking twice.
 
-use std::{fs, os::unix::net::UnixListener, process::Command};
+use std::{
+    fs,
+    os::unix::{fs::FileExt, net::UnixListener},
+    process::Command,
+};
 use system_tests::{
     client::Model,
     sites::{self, EXPORT, GROUP, Sites},
@@ -244,4 +248,41 @@ fn a_hold_ends_when_its_program_is_killed() {
     admin.kill().unwrap();
     admin.wait().unwrap();
     heard("before\nafter\n");
+}
+
+#[test]
+fn a_verification_finds_rot_on_the_standby_and_mends_it() {
+    let sites = sites::paired(LineSettings::default(), 9).unwrap();
+    let mut model = Model::new(6);
+    let mut client = sites.client(0).unwrap();
+    model.write(&mut client, 600, AREA).unwrap();
+    sites.wait_in_step(0).unwrap();
+    let verified = sites.ask(0, &["pair", "verify", GROUP]).unwrap();
+    assert_eq!(verified["verified"]["differing_bytes"], 0, "{verified}");
+    let refusal = sites.refusal(1, &["pair", "verify", GROUP]);
+    assert!(
+        refusal.contains("Group g: The group is secondary on this node; use the command on the primary"),
+        "{refusal}"
+    );
+    // A block rots in the standby's pool.
+    let place = (0..AREA).map(|block| block * 4096).find(|at| client.read(*at, 4096).unwrap()[..8] != [0; 8]).unwrap();
+    let content = client.read(place, 4096).unwrap();
+    sites.wait(1, "everything to be in the pool", |status| status["applied"] == status["head"]["seq"]).unwrap();
+    let path = sites.ask(1, &["status", GROUP]).unwrap()["volumes"][0]["pool_path"].as_str().unwrap().to_owned();
+    let pool = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut page = [0; 4096];
+    for at in (0..pool.metadata().unwrap().len()).step_by(4096) {
+        pool.read_exact_at(&mut page, at).unwrap();
+        if page[..] == content[..] {
+            pool.write_all_at(b"rotten", at).unwrap();
+        }
+    }
+    let refusal = sites.refusal(0, &["pair", "verify", GROUP]);
+    assert!(refusal.contains("The nodes of group g differ"), "{refusal}");
+    let mended = sites.ask(0, &["pair", "verify", GROUP, "--mend"]).unwrap();
+    let range = serde_json::json!([{ "volume": 1, "offset": place, "size": 4096 }]);
+    assert_eq!((&mended["verified"]["differing"], &mended["verified"]["mending"]), (&range, &true.into()), "{mended}");
+    sites.wait_in_step(0).unwrap();
+    let verified = sites.ask(0, &["pair", "verify", GROUP]).unwrap();
+    assert_eq!(verified["verified"]["differing_bytes"], 0, "{verified}");
 }

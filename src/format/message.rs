@@ -5,6 +5,7 @@
 //!  history:   0 count  4 0  8: (epoch 8, first seq 8) each
 //!  greeting:  0 role  1 copying  2 has restart point  3 ranges known  4 generation  8 head (16)
 //!             24 restart point's generation  28 0  32 restart point (16)  48 volume digest  52 0  56: history
+//!  digests:   0 unit in bytes (0: the range holds nothing)  4 count  8: BLAKE3 digest, first 16 bytes, each
 //!  ranges:    0 count  4 complete (1 or 0)  8: (volume 2, 0 6, offset 8, size 8) each
 //! ```
 
@@ -21,6 +22,8 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+/// Most digests in one message.
+pub const DIGEST_COUNT_MAX: usize = 64;
 /// Most ranges in one message.
 pub const RANGE_COUNT_MAX: usize = 16_384;
 
@@ -45,6 +48,13 @@ struct RawGreeting {
 struct RawCount {
     count: U32,
     flag: U32,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawDigests {
+    unit: U32,
+    count: U32,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -78,7 +88,7 @@ pub struct Greeting {
 }
 
 /// A range of a volume in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 pub struct Range {
     /// The volume.
     pub volume: VolumeId,
@@ -179,6 +189,59 @@ impl Greeting {
             volumes: raw.volumes.get(),
             epochs: parse_history(rest)?,
         })
+    }
+}
+
+/// The first half of a BLAKE3 hash: data that differs has another one, whoever chose the data.
+pub type Digest = [u8; 16];
+
+/// Digests of a range, one for each unit of it; the last unit may be shorter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Digests {
+    /// Bytes of a unit; 0 if the range holds nothing, and no digest follows.
+    pub unit: u32,
+    /// In order.
+    pub digests: Vec<Digest>,
+}
+
+impl Digests {
+    /// Of a range that holds nothing.
+    pub fn of_hole() -> Self {
+        Self { unit: 0, digests: Vec::new() }
+    }
+
+    /// Of a range with this content.
+    pub fn of(data: &[u8], unit: u32) -> Self {
+        let digest = |part: &[u8]| {
+            let mut digest = Digest::default();
+            digest.copy_from_slice(&blake3::hash(part).as_bytes()[..16]);
+            digest
+        };
+        Self { unit, digests: data.chunks(unit as usize).map(digest).collect() }
+    }
+
+    /// The payload.
+    pub fn encode(&self) -> Bytes {
+        let head = RawDigests { unit: self.unit.into(), count: (self.digests.len() as u32).into() };
+        let mut bytes = head.as_bytes().to_vec();
+        self.digests.iter().for_each(|digest| bytes.extend_from_slice(digest));
+        bytes.into()
+    }
+
+    /// Reads the payload that is about a range of `size` bytes.
+    pub fn parse(payload: &[u8], size: u64) -> Result<Self, FormatError> {
+        const WHAT: &str = "digests";
+        let (raw, rest) = prefix::<RawDigests>(payload, WHAT)?;
+        let (unit, count) = (raw.unit.get(), raw.count.get() as usize);
+        require(count <= DIGEST_COUNT_MAX && (unit == 0) == (count == 0), WHAT, "count")?;
+        require(
+            unit == 0 || (unit.is_multiple_of(512) && size.div_ceil(u64::from(unit)) == count as u64),
+            WHAT,
+            "unit",
+        )?;
+        let (digests, rest) = rest.as_chunks::<16>();
+        require(digests.len() == count && rest.is_empty(), WHAT, "size")?;
+        Ok(Self { unit, digests: digests.to_vec() })
     }
 }
 

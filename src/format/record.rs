@@ -46,6 +46,10 @@ pub enum Kind {
     ForkRanges = 129,
     /// Not journalled: the sender will have nothing to do with the other, and why.
     Refusal = 130,
+    /// Not journalled: digests of what a range holds at this place in the stream.
+    Compare = 131,
+    /// Not journalled: the answer to [`Kind::Compare`], the parts of the range that differ.
+    Differs = 132,
 }
 
 impl Kind {
@@ -53,7 +57,7 @@ impl Kind {
         use Kind::*;
         [Write, Discard, WriteZeroes, RestartPoint, EpochChange, Copy, CopyZeroes, CopyBegin, CopyEnd]
             .into_iter()
-            .chain([Greeting, ForkRanges, Refusal])
+            .chain([Greeting, ForkRanges, Refusal, Compare, Differs])
             .find(|kind| *kind as u8 == byte)
     }
 

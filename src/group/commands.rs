@@ -105,8 +105,9 @@ impl Group {
                 self.require_primary_pair()?;
                 self.suspend(Cause::Command);
             }
-            Command::ResumePair => {
+            Command::ResumePair { compare } => {
                 self.require_primary_pair()?;
+                self.peer.sends_all = !compare;
                 if let PairState::Suspended(_) = self.pair.state {
                     self.set_pair_state(PairState::Suspended(Cause::Peer));
                     self.greet_again();
@@ -123,6 +124,7 @@ impl Group {
             Command::RestartPoint { label } => return self.restart_point(label).map(Some),
             Command::Promote { target, force } => return self.promote(id, target, force).map(|()| None),
             Command::Demote { discard_fork } => self.demote(discard_fork)?,
+            Command::VerifyPair { mend } => return self.verify(id, mend).map(|()| None),
             Command::HandOver => return self.hand_over(id).map(|()| None),
             Command::Stop => {
                 self.commands.stopping = Some(id);
@@ -403,6 +405,7 @@ impl Group {
     pub(super) fn take_commands(&mut self) -> Vec<CommandId> {
         let commands = core::mem::take(&mut self.commands);
         let growth = self.growth.take().map(|growth| growth.command());
+        let verification = self.verifier.take().map(|verifier| verifier.command());
         let promotion = commands.promotion.map(|promotion| match promotion {
             Promotion::Settling { id, .. } | Promotion::Opening { id, .. } => id,
         });
@@ -412,6 +415,7 @@ impl Group {
             .map(|(id, ..)| id)
             .chain(promotion)
             .chain(growth)
+            .chain(verification)
             .chain(self.handing_over.take())
             .chain(commands.stopping)
             .collect()

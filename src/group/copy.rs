@@ -2,13 +2,13 @@
 //!
 //! A copied range is read at one instant and goes into the stream when the read ends. Writes to the range wait
 //! meanwhile, so its content is never older than its place in the stream; it may be newer, which the records that follow
-//! make good. Between the first frame of a copy and its last the secondary's latest state is not a state of the
+//! make good. Unless an operator wants otherwise, digests of a range go first, and only what differs is copied. Between the first frame of a copy and its last the secondary's latest state is not a state of the
 //! primary, and it keeps its restart point.
 
-use super::{Group, read::Reader, stream::Sent};
+use super::{Group, compare::ASKED_MAX, read::Reader, stream::Sent};
 use crate::{
     format::{
-        message::encode_history,
+        message::{Digests, Range, encode_history},
         record::{Kind, Record},
     },
     output::Event,
@@ -16,14 +16,24 @@ use crate::{
     table::ReadCount,
     units::{Order, VolumeId, ZEROES_SIZE_MAX},
 };
-use alloc::{collections::BTreeSet, vec::Vec};
+use alloc::{collections::BTreeMap, vec::Vec};
 use bytes::{Bytes, BytesMut};
 
 /// Copies that are sent and not acknowledged, at most.
 const UNACKNOWLEDGED_MAX: usize = 256;
+/// A row of blocks that hold nothing is voided at the peer by one frame if it is so long, else compared.
+const HOLE_COUNT_MIN: u32 = 64;
+
+/// What becomes of a range that is read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    Compare,
+    Copy,
+}
 
 struct Reading {
     number: ReadCount,
+    what: What,
     volume: VolumeId,
     block: u32,
     bits: u16,
@@ -38,16 +48,26 @@ pub(super) struct Copier {
     prepared: Option<bool>,
     /// It begins when this write of the superblock is durable.
     after_superblock: u64,
+    /// What the peer may hold where nothing is stored here, and is to be voided: offset and size.
+    voids: Vec<(VolumeId, u64, u64)>,
     running: bool,
+    /// Only what differs is sent.
+    compares: bool,
     /// The range that is being read.
     reading: Option<Reading>,
     /// Where to look for the next.
     cursor: (VolumeId, u32),
-    unacknowledged: BTreeSet<(VolumeId, u32)>,
+    /// Parts of blocks whose digests were sent and not answered.
+    asked: BTreeMap<(VolumeId, u32), u16>,
+    /// Parts of blocks that are known to differ and not yet sent.
+    differing: BTreeMap<(VolumeId, u32), u16>,
+    /// Parts of blocks that were sent and are not acknowledged.
+    unacknowledged: BTreeMap<(VolumeId, u32), u16>,
     /// The last entry that a copied range may contain.
     newest: Order,
     end_sent: bool,
     bytes: u64,
+    equal_bytes: u64,
 }
 
 impl Copier {
@@ -60,6 +80,7 @@ impl Copier {
     pub(super) fn is_reading(&self, volume: VolumeId, from: u64, to: u64) -> bool {
         self.reading
             .as_ref()
+            .filter(|reading| reading.what == What::Copy)
             .is_some_and(|reading| reading.volume == volume && from < reading.end && reading.offset < to)
     }
 
@@ -73,12 +94,22 @@ impl Group {
     /// Wants a copy. It begins when all that is noted now, and the pair's state, is durable, because from its first frame
     /// on the peer cannot tell any more what it lacks. `anew`: the peer's content is worth nothing.
     pub(super) fn prepare_copy(&mut self, anew: bool) {
-        if anew {
-            self.volumes.values_mut().for_each(|volume| volume.table.mark_stored_dirty());
+        // A peer that holds nothing need not be asked what it holds.
+        let knows_the_answer = anew && self.peer.is_blank;
+        let compares = !(self.peer.sends_all || knows_the_answer);
+        self.copy.stop();
+        for (id, volume) in self.volumes.iter_mut().filter(|_| anew) {
+            if compares {
+                let holes = volume.table.mark_all_dirty_but_holes(HOLE_COUNT_MIN);
+                self.copy.voids.extend(holes.into_iter().map(|(offset, size)| (*id, offset, size)));
+            } else {
+                volume.table.mark_stored_dirty();
+                self.copy.voids.push((*id, 0, volume.spec.size));
+            }
         }
         self.peer.lose_anchor();
         self.peer.unvoided = u64::from(anew);
-        self.copy.stop();
+        self.copy.compares = compares;
         self.copy.prepared = Some(anew);
         self.checkpoint.marked = true;
         self.checkpoint.wanted = true;
@@ -99,9 +130,8 @@ impl Group {
         let last = self.journal.last();
         // What is not in the tables yet is noted too: the stream does not bring it. The journal keeps it meanwhile.
         self.mark_live_dirty(self.applied);
-        self.copy.stop();
-        self.copy.running = true;
-        self.copy.newest = last;
+        let (voids, compares) = (core::mem::take(&mut self.copy.voids), self.copy.compares);
+        self.copy = Copier { running: true, compares, newest: last, ..Copier::default() };
         self.peer.stream_after(last);
         let mut record = self.copy_record(Kind::CopyBegin);
         let payload = encode_history(&self.stream.epochs);
@@ -109,19 +139,18 @@ impl Group {
         record.payload_checksum = crc32c::crc32c(&payload);
         self.send_frame(&record, payload, Some(Sent::CopyBegin));
         if anew {
-            self.send_zeroes();
+            self.send_zeroes(&voids);
         }
         self.checkpoint.marked = true;
     }
 
-    /// Voids what the peer holds.
-    fn send_zeroes(&mut self) {
-        let sizes: Vec<_> = self.volumes.values().map(|volume| (volume.spec.id, volume.spec.size)).collect();
-        for (id, size) in sizes {
-            for offset in (0..size).step_by(ZEROES_SIZE_MAX as usize) {
+    /// Voids what the peer holds there.
+    fn send_zeroes(&mut self, voids: &[(VolumeId, u64, u64)]) {
+        for (id, start, total) in voids {
+            for at in (0..*total).step_by(ZEROES_SIZE_MAX as usize) {
                 let mut record = self.copy_record(Kind::CopyZeroes);
-                (record.volume, record.offset) = (id, offset);
-                record.size = ZEROES_SIZE_MAX.min(size - offset);
+                (record.volume, record.offset) = (*id, start + at);
+                record.size = ZEROES_SIZE_MAX.min(total - at);
                 self.send_frame(&record, Bytes::new(), Some(Sent::Zeroes));
             }
         }
@@ -130,9 +159,8 @@ impl Group {
 
     /// Goes on with a copy that the peer has begun already.
     pub(super) fn continue_copy(&mut self, after: Order) {
-        self.copy.stop();
-        self.copy.running = true;
-        self.copy.newest = self.journal.last();
+        let (compares, newest) = (!self.peer.sends_all, self.journal.last());
+        self.copy = Copier { running: true, compares, newest, ..Copier::default() };
         self.peer.stream_after(after);
     }
 
@@ -148,8 +176,8 @@ impl Group {
         if !wanted || peer.credit == 0 || copy.unacknowledged.len() >= UNACKNOWLEDGED_MAX {
             return;
         }
-        if let Some((volume, block, bits)) = self.find_dirty() {
-            return self.copy_read_begin(volume, block, bits);
+        if let Some((volume, block, bits, what)) = self.next_to_copy() {
+            return self.copy_read_begin(volume, block, bits, what);
         }
         let everything = self.volumes.values().all(|volume| volume.table.dirty_bytes() == 0);
         // The last record that a copied range may contain must be before the end.
@@ -161,44 +189,56 @@ impl Group {
         }
     }
 
-    fn find_dirty(&mut self) -> Option<(VolumeId, u32, u16)> {
+    fn next_to_copy(&mut self) -> Option<(VolumeId, u32, u16, What)> {
+        let copy = &mut self.copy;
+        if let Some(((id, block), bits)) = copy.differing.first_key_value() {
+            return Some((*id, *block, first_run(*bits), What::Copy));
+        }
+        if copy.asked.len() >= ASKED_MAX {
+            return None;
+        }
         // From where the last one was, then once more from the start.
         for _ in 0..2 {
-            let (first, mut block) = self.copy.cursor;
+            let (first, mut block) = copy.cursor;
             for (id, volume) in self.volumes.range(first..) {
-                while let Some((found, bits)) = volume.table.next_dirty(block) {
-                    self.copy.cursor = (*id, found + 1);
-                    if !self.copy.unacknowledged.contains(&(*id, found)) {
-                        return Some((*id, found, bits));
+                while let Some((found, dirty)) = volume.table.next_dirty(block) {
+                    let on_the_way = [&copy.asked, &copy.unacknowledged].map(|map| map.get(&(*id, found)).copied());
+                    let bits = on_the_way.into_iter().flatten().fold(dirty, |bits, taken| bits & !taken);
+                    copy.cursor = (*id, found);
+                    if bits != 0 && copy.compares {
+                        return Some((*id, found, bits, What::Compare));
+                    }
+                    if bits != 0 {
+                        return Some((*id, found, first_run(bits), What::Copy));
                     }
                     block = found + 1;
                 }
                 block = 0;
             }
-            self.copy.cursor = (VolumeId(0), 0);
+            copy.cursor = (VolumeId(0), 0);
         }
         None
     }
 
-    fn copy_read_begin(&mut self, id: VolumeId, block: u32, bits: u16) {
+    fn copy_read_begin(&mut self, id: VolumeId, block: u32, bits: u16, what: What) {
         let Some(volume) = self.volumes.get(&id) else {
             return;
         };
         let geometry = *volume.table.geometry();
         let unit = u64::from(geometry.dirty_unit());
         let start = u64::from(block) * u64::from(geometry.block_size);
-        // The whole span of dirty parts in one read: a few clean ones between them cost less than another frame.
         let (first, last) = (u64::from(bits.trailing_zeros()), u64::from(15 - bits.leading_zeros()));
         let offset = start + first * unit;
         let end = (start + (last + 1) * unit).min(geometry.volume_size);
-        self.copy.unacknowledged.insert((id, block));
+        take_bits(&mut self.copy.differing, (id, block), bits);
         if offset >= end {
-            self.copy_acknowledged(id, block, bits);
-            return;
+            return self.copy_acknowledged(id, block, bits);
         }
+        let on_the_way = if what == What::Compare { &mut self.copy.asked } else { &mut self.copy.unacknowledged };
+        *on_the_way.entry((id, block)).or_default() |= bits;
         self.copy.newest = self.journal.last();
         let number = self.reads.next();
-        self.copy.reading = Some(Reading { number, volume: id, block, bits, offset, end });
+        self.copy.reading = Some(Reading { number, what, volume: id, block, bits, offset, end });
         self.read(Reader::Copy(number), id, offset, end - offset);
     }
 
@@ -211,11 +251,16 @@ impl Group {
         }
         let Some(data) = data else {
             // The block stays dirty; the next pass tries it again.
-            self.copy.unacknowledged.remove(&(reading.volume, reading.block));
             return self.suspend(crate::pair::Cause::Peer);
         };
         let mut joined = BytesMut::with_capacity((reading.end - reading.offset) as usize);
         data.iter().for_each(|part| joined.extend_from_slice(part));
+        if reading.what == What::Compare {
+            let unit = self.volumes.get(&reading.volume).map_or(0, |volume| volume.table.geometry().dirty_unit());
+            let digests = Digests::of(&joined, unit.max(512));
+            self.again = true;
+            return self.ask(reading.volume, reading.offset, joined.len() as u64, &digests);
+        }
         let is_zero = joined.iter().all(|byte| *byte == 0);
         let mut record = self.copy_record(if is_zero { Kind::CopyZeroes } else { Kind::Copy });
         (record.volume, record.offset, record.size) = (reading.volume, reading.offset, joined.len() as u64);
@@ -229,9 +274,29 @@ impl Group {
         self.send_frame(&record, payload, Some(sent));
     }
 
-    /// A copied range is durable at the peer.
+    /// The peer has compared what a copy asked about; `false` if none did. It differs in these ranges.
+    pub(super) fn copy_compared(&mut self, volume: VolumeId, offset: u64, ranges: &[Range]) -> bool {
+        let Some(table) = self.volumes.get(&volume).map(|volume| &volume.table) else {
+            return false;
+        };
+        let block = (offset / u64::from(table.geometry().block_size)) as u32;
+        let Some(asked) = self.copy.asked.remove(&(volume, block)) else {
+            return false;
+        };
+        let differing = asked & table.dirty_bits_of(block, ranges);
+        if differing != 0 {
+            self.copy.differing.insert((volume, block), differing);
+        }
+        let equal = asked & !differing;
+        self.copy.equal_bytes += u64::from(equal.count_ones()) * u64::from(table.geometry().dirty_unit());
+        self.copy_acknowledged(volume, block, equal);
+        self.again = true;
+        true
+    }
+
+    /// The peer has a range durably.
     pub(super) fn copy_acknowledged(&mut self, volume: VolumeId, block: u32, bits: u16) {
-        self.copy.unacknowledged.remove(&(volume, block));
+        take_bits(&mut self.copy.unacknowledged, (volume, block), bits);
         if let Some(volume) = self.volumes.get_mut(&volume).filter(|_| bits != 0) {
             volume.table.clear_dirty(block, bits);
             self.checkpoint.marked = true;
@@ -240,9 +305,25 @@ impl Group {
 
     /// The end of the copy is durable at the peer.
     pub(super) fn copy_ended(&mut self) {
-        let bytes = self.copy.bytes;
+        let (bytes, equal_bytes) = (self.copy.bytes, self.copy.equal_bytes);
         self.copy.stop();
         self.set_pair_state(PairState::Duplex);
-        self.event(Event::CopyEnded { bytes });
+        self.event(Event::CopyEnded { bytes, equal_bytes });
+    }
+}
+
+/// The lowest bits that are set in a row.
+fn first_run(bits: u16) -> u16 {
+    let shift = bits.trailing_zeros();
+    let count = (bits >> shift).trailing_ones();
+    ((u32::from(u16::MAX) >> (16 - count)) << shift) as u16
+}
+
+fn take_bits(map: &mut BTreeMap<(VolumeId, u32), u16>, key: (VolumeId, u32), bits: u16) {
+    if let Some(left) = map.get_mut(&key) {
+        *left &= !bits;
+        if *left == 0 {
+            map.remove(&key);
+        }
     }
 }

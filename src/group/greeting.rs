@@ -13,7 +13,7 @@ use crate::{
     output::{Event, Output},
     pair::{Cause, PairState, Role},
     request::RequestError,
-    stream_state::EpochStart,
+    stream_state::{EpochStart, StreamState},
     units::{Epoch, Monotonic, Now, Position, Seq},
 };
 use alloc::{format, string::String, vec::Vec};
@@ -68,6 +68,7 @@ impl Group {
         self.now = now;
         self.peer.forget_session();
         self.copy.stop();
+        self.comparisons.forget();
         self.peer.connected = self.pair.peer.is_some();
         self.peer.greeting_due = self.peer.connected;
     }
@@ -77,6 +78,7 @@ impl Group {
         self.now = now;
         self.peer.forget_session();
         self.copy.stop();
+        self.comparisons.forget();
         self.answer_waiting();
     }
 
@@ -136,6 +138,7 @@ impl Group {
         let ours = self.epoch();
         self.pair.peer_epoch = self.pair.peer_epoch.max(theirs);
         self.peer.greeted = true;
+        self.peer.is_blank = greeting.head == StreamState::new().last && !greeting.copying;
         if greeting.role == Role::Primary {
             self.peer.primary_head = greeting.head;
         }

@@ -26,7 +26,8 @@ impl Group {
         Ok(())
     }
 
-    fn peer_follows(&self) -> bool {
+    /// Whether the peer is there and gets every record as it is made.
+    pub(super) fn peer_follows(&self) -> bool {
         self.pair.state == PairState::Duplex && self.peer.is_streaming() && self.is_confirmed()
     }
 

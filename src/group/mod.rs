@@ -11,6 +11,7 @@
 mod batch;
 mod checkpoint;
 mod commands;
+mod compare;
 mod copy;
 mod create;
 mod destage;
@@ -26,6 +27,7 @@ mod status;
 mod stream;
 mod superblock;
 mod sync;
+mod verify;
 mod write;
 
 #[cfg(test)]
@@ -38,6 +40,8 @@ mod hand_over_tests;
 mod pair_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod verify_tests;
 
 pub use crate::table::{LoadError, grown_pool_size, pool_size_for, smallest_pool_size};
 pub use create::{FormatError, GroupSpec, JournalLabel, format_journal, format_pool, read_label};
@@ -111,6 +115,8 @@ pub struct Group {
     peer: stream::Peer,
     confirmation: greeting::Confirmation,
     copy: copy::Copier,
+    comparisons: compare::Comparisons,
+    verifier: Option<verify::Verifier>,
     commands: commands::Commands,
     growth: Option<grow::Growth>,
     /// The command for which this primary steps down as soon as the peer has everything.
@@ -184,6 +190,7 @@ impl Group {
         self.begin_copy();
         self.send();
         self.copy_next();
+        self.verify_next();
         self.continue_commands();
     }
 

@@ -161,6 +161,8 @@ impl Group {
             peer: Peer::starting_at(tail, pair.state == PairState::Duplex),
             confirmation: if serves { Confirmation::waiting(now.monotonic) } else { Confirmation::default() },
             copy: Default::default(),
+            comparisons: Default::default(),
+            verifier: None,
             commands: Default::default(),
             growth: None,
             handing_over: None,

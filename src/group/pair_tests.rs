@@ -5,6 +5,7 @@ use super::*;
 use crate::{
     buffer::AlignedBuffer,
     command::{Command, CommandError, CommandId, CommandReply, PromoteTarget},
+    format::record::Kind,
     output::Frame,
     pair::{Level, PairState, Role},
     request::{Durability, Operation},
@@ -46,6 +47,8 @@ pub(super) struct Pair {
     pub(super) states: BTreeMap<Position, State>,
     /// The states at restart points, by their record.
     pub(super) points: BTreeMap<Position, State>,
+    /// Bytes of copied ranges that arrived.
+    pub(super) copied: u64,
 }
 
 fn open(disks: &mut Disks, now: Now) -> Node {
@@ -117,13 +120,13 @@ impl Node {
 }
 
 impl Pair {
-    fn new(rng: TestRng) -> Self {
+    pub(super) fn new(rng: TestRng) -> Self {
         let now = Now { monotonic: Monotonic(1), wall: WallClock(1) };
         let nodes = [create(1, Role::Primary, None, now), create(2, Role::Secondary, Some(NodeKey([1; 32])), now)];
         let state = vec![0; (AREA / SECTOR) as usize];
         let states = BTreeMap::new();
         let (points, next, primary) = (BTreeMap::new(), 1, 0);
-        let mut pair = Self { nodes, up: false, now, rng, next, primary, state, states, points };
+        let mut pair = Self { nodes, up: false, now, rng, next, primary, state, states, points, copied: 0 };
         pair.settle();
         pair
     }
@@ -168,6 +171,9 @@ impl Pair {
                     return false;
                 };
                 let body = [frame.header.clone(), frame.payload.clone()].concat();
+                if body[5] == Kind::Copy as u8 {
+                    self.copied += frame.payload.len() as u64;
+                }
                 from.group.handle_stream_credit(self.now, body.len() as u64);
                 to.group.handle_frame(self.now, Bytes::from(body));
                 true
@@ -448,7 +454,10 @@ fn history(seed: [u8; 32], steps: usize, calm: u64) {
             }
             8 => {
                 let (primary, chance) = (pair.primary, pick(&mut pair.rng, 2));
-                let _ = pair.command(primary, [Command::SuspendPair, Command::ResumePair][chance as usize].clone());
+                let _ = pair.command(
+                    primary,
+                    [Command::SuspendPair, Command::ResumePair { compare: true }][chance as usize].clone(),
+                );
             }
             9 if pick(&mut pair.rng, calm) == 0 => {
                 let target = [PromoteTarget::Latest, PromoteTarget::RestartPoint][pick(&mut pair.rng, 2) as usize];
@@ -467,7 +476,7 @@ fn history(seed: [u8; 32], steps: usize, calm: u64) {
         }
     }
     if pair.nodes[pair.primary].group.pair.state == PairState::Suspended(crate::pair::Cause::Command) {
-        pair.command(pair.primary, Command::ResumePair).unwrap();
+        pair.command(pair.primary, Command::ResumePair { compare: true }).unwrap();
     }
     pair.finish();
 }

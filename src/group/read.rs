@@ -3,7 +3,10 @@
 use super::{Group, Purpose};
 use crate::{
     disk::{DiskAction, DiskOutcome, MediumId},
-    format::record::{Kind, Record},
+    format::{
+        message::Range,
+        record::{Kind, Record},
+    },
     journal::Place,
     request::{Extent, ExtentKind, Reply, RequestError, RequestId},
     table::ReadCount,
@@ -25,6 +28,10 @@ pub(super) enum Reader {
     Copy(ReadCount),
     /// An entry that is to be sent and is no longer in memory.
     Resend(ReadCount, Order),
+    /// A range whose digests the peer sent.
+    Compare(ReadCount),
+    /// A range whose digests the peer is to get.
+    Verify(ReadCount),
 }
 
 /// Where bytes are.
@@ -193,6 +200,8 @@ impl Group {
             Reader::Host(id) => self.answer(id, result.map(Reply::Data)),
             Reader::Copy(number) => self.copy_read(number, result.ok()),
             Reader::Resend(number, order) => self.resend_read(number, order, result.ok()),
+            Reader::Compare(number) => self.compare_read(number, result.ok()),
+            Reader::Verify(number) => self.verify_read_done(number, result.ok()),
         }
     }
 
@@ -270,6 +279,18 @@ impl Group {
             push(pieces, source, end - within);
             at += end - within;
         }
+    }
+
+    /// The parts of a range that are not holes.
+    pub(super) fn held_ranges(&self, volume: VolumeId, offset: u64, size: u64) -> Vec<Range> {
+        let (mut at, mut ranges) = (offset, Vec::new());
+        for piece in self.locate(volume, offset, size) {
+            if !matches!(piece.source, Source::Zeroes) {
+                ranges.push(Range { volume, offset: at, size: piece.size });
+            }
+            at += piece.size;
+        }
+        ranges
     }
 
     /// Tells which parts of a range hold data.

@@ -44,6 +44,8 @@ impl Group {
                 let ranges = message::parse_ranges(&payload).map_err(|error| format!("{error}"))?;
                 self.take_ranges(ranges)
             }
+            Kind::Compare => self.compare(record, &payload),
+            Kind::Differs => self.take_answer(&record, &payload),
             Kind::Refusal => Err(format!("The peer refuses: {}", String::from_utf8_lossy(&payload))),
             _ => self.journal_frame(record, payload),
         }
@@ -100,7 +102,7 @@ impl Group {
         epoch >= self.pair.peer_epoch
     }
 
-    fn check_range(&self, record: &Record) -> Result<(), String> {
+    pub(super) fn check_range(&self, record: &Record) -> Result<(), String> {
         let volume = self.volumes.get(&record.volume);
         let fits = volume.is_some_and(|volume| {
             let block = u64::from(volume.spec.logical_block_size);

@@ -27,6 +27,7 @@ impl Group {
             lag: self.lag(now),
             restart_point: self.stream.restart_point.as_ref().map(|point| point.info),
             restart_point_acknowledged: self.peer.restart_point,
+            verifying: self.verify_progress(),
             dirty_bytes: self.volumes.values().map(|volume| volume.table.dirty_bytes()).sum(),
             journal_size: self.journal.ring_size(),
             journal_used: self.journal.used(),

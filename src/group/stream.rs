@@ -65,6 +65,10 @@ pub(super) struct Peer {
     /// How many of the frames that void the peer's old content are not acknowledged; a copy that is interrupted
     /// before it is 0 begins anew.
     pub(super) unvoided: u64,
+    /// The peer said that it never held anything.
+    pub(super) is_blank: bool,
+    /// Copies do not ask first what differs.
+    pub(super) sends_all: bool,
     /// The greeting of this session is still to be sent.
     pub(super) greeting_due: bool,
     /// The primary's greeting, until it is answered with what this node has beyond it.

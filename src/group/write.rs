@@ -129,7 +129,9 @@ impl Group {
             Operation::Discard { offset, size } | Operation::WriteZeroes { offset, size, .. } => (*offset, *size),
             _ => return false,
         };
-        self.copy.is_reading(request.volume, offset, offset + size)
+        let verifies =
+            self.verifier.as_ref().is_some_and(|verifier| verifier.holds(request.volume, offset, offset + size));
+        verifies || self.copy.is_reading(request.volume, offset, offset + size)
     }
 
     /// Starts what was held and need not wait any more.

@@ -18,7 +18,10 @@ pub use geometry::{Geometry, grown_pool_size, pool_size_for, smallest_pool_size}
 pub use store::{LoadError, PageMeta, format_pool, load};
 
 use crate::{
-    format::table_page::{Entries, TABLE_PAGE_ENTRY_COUNT},
+    format::{
+        message::Range,
+        table_page::{Entries, TABLE_PAGE_ENTRY_COUNT},
+    },
     units::{GroupId, MediumUuid, Order, VolumeId},
 };
 use alloc::{boxed::Box, collections::BTreeSet, vec::Vec};
@@ -197,6 +200,54 @@ impl Table {
                 }
             }
         }
+    }
+
+    /// Marks everything as lacking at the peer but for rows of at least `least` blocks that hold nothing; their offsets and
+    /// sizes in bytes.
+    pub fn mark_all_dirty_but_holes(&mut self, least: u32) -> Vec<(u64, u64)> {
+        let (block_size, size) = (u64::from(self.geometry.block_size), self.geometry.volume_size);
+        let (count, full) = (size.div_ceil(block_size) as u32, self.geometry.dirty_full());
+        let (mut block, mut holes) = (0, Vec::new());
+        while block < count {
+            let run = self.hole_count(block, count - block);
+            if run >= least {
+                let offset = u64::from(block) * block_size;
+                holes.push((offset, (u64::from(run) * block_size).min(size - offset)));
+            } else {
+                (block..block + run.max(1)).for_each(|block| self.set_dirty(block, |_| full));
+            }
+            block += run.max(1);
+        }
+        holes
+    }
+
+    /// How many blocks in a row hold nothing, from `from` on, at most `most`.
+    pub fn hole_count(&self, from: u32, most: u32) -> u32 {
+        let mut count = 0;
+        while count < most {
+            let (page, slot) = split(from + count);
+            match self.pages.get(page) {
+                None => break,
+                Some(None) => count += (TABLE_PAGE_ENTRY_COUNT - slot) as u32,
+                Some(Some(_)) => {
+                    let entry = self.entry(from + count);
+                    if entry.latest != 0 || entry.snapshot != 0 {
+                        break;
+                    }
+                    count += 1;
+                }
+            }
+        }
+        count.min(most)
+    }
+
+    /// The dirty bits of a block that ranges of the volume touch.
+    pub fn dirty_bits_of(&self, block: u32, ranges: &[Range]) -> u16 {
+        let block_size = u64::from(self.geometry.block_size);
+        let start = u64::from(block) * block_size;
+        let clip = |at: u64| at.clamp(start, start + block_size) - start;
+        let parts = ranges.iter().map(|range| (clip(range.offset), clip(range.offset + range.size)));
+        parts.filter(|(from, to)| from < to).fold(0, |bits, (from, to)| bits | self.dirty_bits(from, to))
     }
 
     /// The peer has these parts of a block now.

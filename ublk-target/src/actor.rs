@@ -369,7 +369,7 @@ impl GroupActor {
             Event::RestartPoint { generation, at } => {
                 info!(%group, %generation, %at, "Restart point")
             }
-            Event::CopyEnded { bytes } => info!(%group, bytes, "Copy ended"),
+            Event::CopyEnded { bytes, equal_bytes } => info!(%group, bytes, equal_bytes, "Copy ended"),
             Event::MediumFailed { reason } => {
                 error!(%group, reason, "Medium failed; the group has stopped")
             }

@@ -105,6 +105,16 @@ pub enum Request {
     PairResume {
         /// The group.
         group: String,
+        /// Copies all that is noted, without asking first what differs.
+        #[serde(default)]
+        no_compare: bool,
+    },
+    /// Compares everything that both nodes hold. Answered when that is done.
+    PairVerify {
+        /// The group.
+        group: String,
+        /// Copies what differs.
+        mend: bool,
     },
     /// Turns the pair round: the standby becomes the primary, with everything.
     PairSwitch {

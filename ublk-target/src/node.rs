@@ -211,7 +211,10 @@ impl Node {
             Request::PairSuspend { group } => {
                 self.simple(&group, Command::SuspendPair, "The pair is suspended; changes are noted").await
             }
-            Request::PairResume { group } => self.simple(&group, Command::ResumePair, "The pair is resumed").await,
+            Request::PairResume { group, no_compare } => {
+                self.simple(&group, Command::ResumePair { compare: !no_compare }, "The pair is resumed").await
+            }
+            Request::PairVerify { group, mend } => command(&self.group(&group)?, Command::VerifyPair { mend }).await,
             Request::PairSwitch { group } => self.switch_pair(&group).await,
             Request::RestartPoint { group, label } => {
                 let label = label.parse().map_err(ApiError::new)?;

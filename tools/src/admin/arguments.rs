@@ -272,10 +272,21 @@ pub enum PairCommand {
         /// The group.
         group: String,
     },
-    /// Sends again.
+    /// Sends again: from the journal if it holds what the standby lacks, else what the bitmap names and differs.
     Resume {
         /// The group.
         group: String,
+        /// Copy all that the bitmap names, without comparing digests first: quicker where nearly all differs.
+        #[arg(long)]
+        no_compare: bool,
+    },
+    /// Compares everything that both nodes hold, while writes go on; fails if something differs. `status` shows how far it is.
+    Verify {
+        /// The group.
+        group: String,
+        /// Copy what differs to the standby.
+        #[arg(long)]
+        mend: bool,
     },
 }
 

@@ -97,7 +97,12 @@ pub fn run(arguments: &Arguments) -> Result<(), ClientError> {
         _ => show::answer(&value),
     };
     print(arguments, &value, &text);
-    Ok(())
+    match (&arguments.command, value["verified"]["differing_bytes"].as_u64()) {
+        (Command::Pair(PairCommand::Verify { group, mend: false }), Some(1..)) => Err(ClientError::Refused(format!(
+            "The nodes of group {group} differ; copy what differs to the standby with: ublk-admin pair verify {group} --mend"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn print(arguments: &Arguments, value: &Value, text: &str) {
@@ -201,7 +206,8 @@ fn request(command: &Command) -> Result<Request, ClientError> {
         Command::Pair(PairCommand::Delete { group }) => Request::PairDelete { group },
         Command::Pair(PairCommand::Suspend { group }) => Request::PairSuspend { group },
         Command::Pair(PairCommand::Switch { group }) => Request::PairSwitch { group },
-        Command::Pair(PairCommand::Resume { group }) => Request::PairResume { group },
+        Command::Pair(PairCommand::Resume { group, no_compare }) => Request::PairResume { group, no_compare },
+        Command::Pair(PairCommand::Verify { group, mend }) => Request::PairVerify { group, mend },
         Command::RestartPoint(options) => Request::RestartPoint { group: options.group, label: options.label },
         Command::Promote { group, latest, force } => Request::Promote { group, latest, force },
         Command::Demote { group, discard_fork } => Request::Demote { group, discard_fork },

@@ -60,6 +60,16 @@ fn group(value: &Value) -> String {
         );
         let _ = writeln!(out, "  to be copied {}", size(number(value, "dirty_bytes")));
     }
+    let verifying = &value["verifying"];
+    if verifying.is_object() {
+        let _ = writeln!(
+            out,
+            "  verifying   {} of {} compared, {} differ",
+            size(number(verifying, "done")),
+            size(number(verifying, "total")),
+            size(number(verifying, "differing"))
+        );
+    }
     let point = &value["restart_point"];
     if point.is_object() {
         let label = point["label"].as_str().filter(|label| !label.is_empty());
@@ -171,5 +181,29 @@ pub fn answer(value: &Value) -> String {
             number(promoted, "dropped_record_count")
         );
     }
+    let verified = &value["verified"];
+    if verified.is_object() {
+        return verification(verified);
+    }
     value.to_string()
+}
+
+fn verification(value: &Value) -> String {
+    let (compared, differing) = (size(number(value, "compared_bytes")), number(value, "differing_bytes"));
+    if differing == 0 {
+        return format!("{compared} compared, all equal");
+    }
+    let mut out = format!("{compared} compared, {} differ", size(differing));
+    if value["mending"] == true {
+        out += " and are being copied";
+    }
+    let ranges = value["differing"].as_array().map(Vec::as_slice).unwrap_or_default();
+    for range in ranges.iter().take(20) {
+        let (offset, bytes) = (number(range, "offset"), number(range, "size"));
+        let _ = write!(out, "\n  volume {} from byte {offset}, {bytes} bytes", number(range, "volume"));
+    }
+    if ranges.len() > 20 {
+        let _ = write!(out, "\n  and {} more ranges (--json lists them)", ranges.len() - 20);
+    }
+    out
 }

@@ -1,0 +1,193 @@
+//! Copies that send only what differs, and the verification of a pair in step.
+
+use super::{pair_tests::Pair, tests::pick, *};
+use crate::{
+    buffer::AlignedBuffer,
+    command::{Command, CommandError, CommandReply, PromoteTarget},
+    disk::DiskAction,
+    format::message::Range,
+    pair::PairState,
+    request::{Durability, Operation},
+    units::NodeKey,
+};
+use proptest::{prelude::*, test_runner::TestRng};
+
+const VOLUME: VolumeId = VolumeId(1);
+const UNIT: u64 = 4096;
+
+fn pair_of(seed: [u8; 32]) -> Pair {
+    let mut pair = Pair::in_step();
+    pair.rng = TestRng::from_seed(prop::test_runner::RngAlgorithm::ChaCha, &seed);
+    pair
+}
+
+impl Pair {
+    fn write_at(&mut self, offset: u64, size: usize) {
+        let mut buffer = AlignedBuffer::new(size);
+        let value = self.next;
+        buffer.as_mut_slice().chunks_mut(8).for_each(|word| word.copy_from_slice(&value.to_le_bytes()));
+        self.state[offset as usize / 512..][..size / 512].fill(value);
+        let operation = Operation::Write { offset, data: buffer.freeze(), durability: Durability::Completed };
+        self.request(self.primary, operation);
+    }
+
+    /// Changes a unit of the standby's pool behind its back; `false` if nothing is stored there.
+    fn damage(&mut self, unit: u64) -> bool {
+        let node = &mut self.nodes[1 - self.primary];
+        let table = &node.group.volumes[&VOLUME].table;
+        let entry = table.entry((unit / 16) as u32);
+        let block = if entry.mask >> (unit % 16) & 1 == 1 { entry.latest } else { entry.snapshot };
+        if block == 0 {
+            return false;
+        }
+        let offset = table.geometry().offset_of(block) + unit % 16 * UNIT;
+        let mut rotten = AlignedBuffer::new(UNIT as usize);
+        rotten.as_mut_slice().fill(0xee);
+        let action = DiskAction::Write { offset, pieces: alloc::vec![rotten.freeze()] };
+        node.disks.carry_out(MediumId::Pool(VOLUME), action, 0).unwrap();
+        true
+    }
+
+    /// Begins a verification, and lets the pair go on until it is answered; every few steps `meanwhile` is called.
+    fn verify(&mut self, mend: bool, mut meanwhile: impl FnMut(&mut Self)) -> Result<CommandReply, CommandError> {
+        let id = CommandId(u64::MAX);
+        let primary = self.primary;
+        self.nodes[primary].group.handle_command(self.now, id, Command::VerifyPair { mend });
+        for round in 0..100_000 {
+            if let Some(reply) = self.nodes[primary].replies.remove(&id) {
+                return reply;
+            }
+            if round % 4 == 0 {
+                meanwhile(self);
+            }
+            if !self.step() {
+                let at = self.nodes.iter().filter_map(|node| node.group.poll_timeout()).min();
+                self.now.monotonic = self.now.monotonic.max(at.unwrap_or_default());
+                self.nodes.iter_mut().for_each(|node| node.group.handle_timeout(self.now));
+            }
+        }
+        panic!("never verified");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #[test]
+    fn a_copy_sends_only_what_differs(seed in any::<[u8; 32]>(), forks in any::<bool>()) {
+        let mut pair = pair_of(seed);
+        for _ in 0..40 {
+            pair.write();
+            pair.step();
+        }
+        pair.settle();
+        let before = pair.state.clone();
+        if forks {
+            // Both nodes go on for themselves; then the former standby is the one that counts.
+            pair.cut();
+            let standby = 1 - pair.primary;
+            let target = PromoteTarget::Latest;
+            pair.command(standby, Command::Promote { target, force: true }).unwrap();
+            for _ in 0..3 {
+                let unit = pick(&mut pair.rng, 256);
+                pair.write_at(unit * UNIT, UNIT as usize);
+                pair.settle();
+            }
+            (pair.primary, pair.state) = (standby, before.clone());
+        } else {
+            // The standby is a stranger afterwards: all of it counts for nothing until it was compared.
+            pair.command(pair.primary, Command::DeletePair).unwrap();
+            pair.cut();
+        }
+        let mut differing = alloc::collections::BTreeSet::new();
+        for _ in 0..4 {
+            let unit = pick(&mut pair.rng, 256);
+            pair.write_at(unit * UNIT, UNIT as usize);
+            differing.insert(unit);
+            pair.settle();
+        }
+        // Written with what is there already: noted, but no different.
+        let (same, place) = (before[0], 0);
+        if same != 0 && before[..8].iter().all(|sector| *sector == same) && !differing.contains(&0) {
+            let next = core::mem::replace(&mut pair.next, same);
+            pair.write_at(place, UNIT as usize);
+            pair.next = next + 1;
+        }
+        pair.copied = 0;
+        if !forks {
+            pair.command(pair.primary, Command::CreatePair { peer: NodeKey([2; 32]) }).unwrap();
+        }
+        pair.finish();
+        let forked = if forks { 3 } else { 0 };
+        let most = (differing.len() as u64 + forked) * UNIT;
+        prop_assert!(pair.copied <= most, "{} bytes were copied, {} differ", pair.copied, most);
+        prop_assert!(forks || pair.copied == most, "{} bytes were copied, {} differ", pair.copied, most);
+    }
+
+    #[test]
+    fn a_verification_finds_what_differs_and_nothing_else(seed in any::<[u8; 32]>(), mend in any::<bool>()) {
+        let mut pair = pair_of(seed);
+        for _ in 0..60 {
+            pair.write();
+            pair.step();
+        }
+        pair.settle();
+        let mut damaged: Vec<u64> = (0..pick(&mut pair.rng, 5)).map(|_| 128 + pick(&mut pair.rng, 128)).collect();
+        damaged.sort_unstable();
+        damaged.dedup();
+        damaged.retain(|unit| pair.damage(*unit));
+        // Writes go on where nothing is damaged, into the same blocks again and again.
+        let reply = pair.verify(mend, |pair| {
+            let unit = pick(&mut pair.rng, 40);
+            pair.write_at(unit * UNIT, UNIT as usize);
+        });
+        let Ok(CommandReply::Verified { compared_bytes, differing_bytes, differing, mending }) = reply else {
+            panic!("{reply:?}");
+        };
+        let found: Vec<u64> = differing.iter().flat_map(|Range { offset, size, .. }| (*offset..offset + size).step_by(4096))
+            .map(|offset| offset / UNIT).collect();
+        prop_assert_eq!(&found, &damaged);
+        prop_assert_eq!(differing_bytes, damaged.len() as u64 * UNIT);
+        prop_assert_eq!(compared_bytes, pair.nodes[0].group.volumes[&VOLUME].spec.size);
+        prop_assert_eq!(mending, mend && !damaged.is_empty());
+        if mend {
+            pair.finish();
+        } else {
+            prop_assert_eq!(pair.nodes[0].group.pair.state, PairState::Duplex);
+        }
+    }
+}
+
+#[test]
+fn what_a_stranger_holds_where_nothing_is_stored_here_is_voided() {
+    let mut pair = pair_of([3; 32]);
+    let far = crate::units::VOLUME_SIZE_MIN / 2 + 64 * 1024;
+    for _ in 0..20 {
+        pair.write();
+    }
+    let data = AlignedBuffer::copy_of(&[5; 64 << 10]).freeze();
+    pair.request(0, Operation::Write { offset: far, data, durability: Durability::Completed });
+    pair.settle();
+    pair.command(0, Command::DeletePair).unwrap();
+    pair.cut();
+    pair.request(0, Operation::Discard { offset: far, size: 64 << 10 });
+    pair.settle();
+    let hole = pair.nodes[0].group.volumes[&VOLUME].table.hole_count(20, 200);
+    pair.command(0, Command::CreatePair { peer: NodeKey([2; 32]) }).unwrap();
+    pair.finish();
+    assert!(hole >= 64, "the row of {hole} blocks is too short to be voided by one frame");
+    assert_eq!(pair.nodes[1].group.held_ranges(VOLUME, far, 64 << 10), []);
+}
+
+#[test]
+fn a_verification_without_a_peer_is_refused_and_one_that_loses_it_says_so() {
+    let mut pair = pair_of([7; 32]);
+    for _ in 0..20 {
+        pair.write();
+    }
+    pair.settle();
+    let lost = pair.verify(false, Pair::cut);
+    assert_eq!(lost, Err(CommandError::PeerLost));
+    let refused = pair.verify(false, |_| ());
+    assert!(matches!(refused, Err(CommandError::WrongPairState { .. })), "{refused:?}");
+    pair.finish();
+}
