@@ -94,8 +94,10 @@ pub enum Command {
 /// To which state a secondary is promoted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PromoteTarget {
-    /// The last restart point that arrived.
+    /// The last restart point that arrived; in a copy to a node that has none, the state before it.
     RestartPoint,
+    /// The restart point of this number.
+    Generation(Generation),
     /// All that was received.
     Latest,
 }
@@ -161,6 +163,17 @@ pub enum CommandError {
         "No restart point has arrived; promote to the latest state instead, if the application can start from any instant"
     )]
     NoRestartPoint,
+    /// Another restart point is kept, or none.
+    #[error(
+        "Restart point {asked} is not kept on this node; {}",
+        .kept.map_or("none is".into(), |kept| alloc::format!("the one that is kept is {kept}"))
+    )]
+    NotKept {
+        /// What was asked for.
+        asked: Generation,
+        /// What there is.
+        kept: Option<Generation>,
+    },
     /// The secondary's state is between two states while it is being copied.
     #[error(
         "The latest state is being copied and is not consistent; promote to the restart point, or wait for the copy"
@@ -223,6 +236,13 @@ pub struct RestartPointInfo {
     pub time: crate::units::WallClock,
     /// For people.
     pub label: Name,
+}
+
+impl RestartPointInfo {
+    /// Whether an application declared it; else it is the state before a copy.
+    pub fn is_declared(&self) -> bool {
+        self.generation != Generation::UNDECLARED
+    }
 }
 
 /// A group as an operator sees it.

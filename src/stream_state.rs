@@ -61,15 +61,30 @@ impl StreamState {
         }
     }
 
-    /// Takes the next entry into account.
-    pub fn apply(&mut self, order: Order, record: &Record, note: &Note) {
+    /// Takes the next entry into account. `true`: what the volumes hold at this entry is to be kept as their snapshot.
+    ///
+    /// A copy takes a secondary through states that are none of the primary's. One that has no restart point keeps the state
+    /// before the copy instead, under the number 0, until the copy has ended.
+    pub fn apply(&mut self, order: Order, record: &Record, note: &Note) -> bool {
+        let mut keeps = false;
         match (record.kind, note) {
             (Kind::CopyBegin, Note::History(epochs)) => {
+                // Copies of former versions do not ask for it.
+                if record.keeps && !self.copying && self.restart_point.is_none() && self.last.seq > Seq(0) {
+                    let (generation, label) = (Generation::UNDECLARED, Name::default());
+                    let info = RestartPointInfo { generation, at: self.last, time: record.time, label };
+                    self.restart_point = Some(KeptPoint { info, order, epochs: self.epochs.clone() });
+                    keeps = true;
+                }
                 self.copying = true;
                 self.epochs.clone_from(epochs);
                 self.generation = record.generation;
             }
-            (Kind::CopyEnd, _) => self.copying = false,
+            (Kind::CopyEnd, _) => {
+                self.copying = false;
+                // The new snapshot is nobody's; it only lets go of the old one.
+                keeps = self.restart_point.take_if(|point| !point.info.is_declared()).is_some();
+            }
             (Kind::EpochChange, note) => {
                 if let (Note::Fork(fork), Some(point)) = (note, &self.restart_point)
                     && point.order == *fork
@@ -84,6 +99,8 @@ impl StreamState {
                 }
                 self.generation = record.generation;
                 self.copying = false;
+                // It was for this copy only.
+                keeps = self.restart_point.take_if(|point| !point.info.is_declared()).is_some();
             }
             (Kind::RestartPoint, note) => {
                 self.generation = record.generation.next();
@@ -92,11 +109,13 @@ impl StreamState {
                     let info =
                         RestartPointInfo { generation: record.generation, at: record.at, time: record.time, label };
                     self.restart_point = Some(KeptPoint { info, order, epochs: self.epochs.clone() });
+                    keeps = true;
                 }
             }
             _ => {}
         }
         self.last = record.at;
+        keeps
     }
 
     /// The last record of `epoch` in this history, if the epoch is in it.

@@ -77,6 +77,11 @@ number! {
     /// The state of the volumes at a restart point; also the number of the interval that ends there. From 1.
     Generation(u32)
 }
+impl Generation {
+    /// The number of a state that no application declared.
+    pub const UNDECLARED: Self = Self(0);
+}
+
 number! {
     /// A volume's number in its group, from 1.
     VolumeId(u16)

@@ -54,7 +54,7 @@ fn record() -> Record {
         size: 4,
         payload_size: 4,
         payload_checksum: crc32c_of(b"data"),
-        keep_allocated: false,
+        keeps: false,
         time: WallClock(1_700_000_000_000_000),
     }
 }

@@ -184,6 +184,10 @@ fn a_promotion_that_makes_no_sense() {
     );
     says(&sites.refusal(1, &["promote", GROUP]), "is alive and connected; demote it first, or use --force");
     says(&sites.refusal(1, &["promote", GROUP, "--force"]), "No restart point has arrived");
+    says(
+        &sites.refusal(1, &["promote", GROUP, "--force", "--generation", "7"]),
+        "Restart point 7 is not kept on this node; none is",
+    );
     says(&sites.refusal(1, &["restart-point", GROUP]), "declare restart points on the primary");
     says(&sites.refusal(1, &["status", "nothing"]), "There is no group nothing on this node");
 }

@@ -6,6 +6,7 @@
 //!  checksum v  kind flags  epoch     seq       offset    size      payload   payload   vol-  0    gene-    time
 //!                                                                  checksum  size      ume        ration
 //! ```
+//! Flags: bit 0 keeps: of a write-zeroes the space, of the start of a copy the state before it.
 //! The checksum is a CRC32C over the group's id and bytes 4..64: a record of another group is no record.
 
 use super::parts::{FormatError, U16, U32, U64, VERSION, prefix, require};
@@ -103,7 +104,7 @@ struct Raw {
 
 const _: () = assert!(size_of::<Raw>() == RECORD_HEADER_SIZE);
 
-const KEEP_ALLOCATED: u16 = 1;
+const KEEPS: u16 = 1;
 const WHAT: &str = "record";
 
 /// A record's header, checked.
@@ -125,8 +126,8 @@ pub struct Record {
     pub payload_size: u32,
     /// Their CRC32C.
     pub payload_checksum: u32,
-    /// For [`Kind::WriteZeroes`]: the space stays allocated.
-    pub keep_allocated: bool,
+    /// For [`Kind::WriteZeroes`]: the space stays allocated. For [`Kind::CopyBegin`]: the state before it is kept.
+    pub keeps: bool,
     /// When it was made.
     pub time: WallClock,
 }
@@ -138,7 +139,7 @@ impl Record {
             checksum: 0.into(),
             version: VERSION as u8,
             kind: self.kind as u8,
-            flags: if self.keep_allocated { KEEP_ALLOCATED } else { 0 }.into(),
+            flags: if self.keeps { KEEPS } else { 0 }.into(),
             epoch: self.at.epoch.0.into(),
             seq: self.at.seq.0.into(),
             offset: self.offset.into(),
@@ -165,7 +166,7 @@ impl Record {
             return Err(FormatError::Version { what: WHAT, found: raw.version.into(), newest: VERSION });
         }
         let kind = Kind::parse(raw.kind).ok_or(FormatError::Field { what: WHAT, field: "kind" })?;
-        require(raw.flags.get() & !KEEP_ALLOCATED == 0, WHAT, "flag")?;
+        require(raw.flags.get() & !KEEPS == 0, WHAT, "flag")?;
         require(raw.reserved.get() == 0, WHAT, "reserved field")?;
         let record = Self {
             kind,
@@ -176,7 +177,7 @@ impl Record {
             size: raw.size.get(),
             payload_size: raw.payload_size.get(),
             payload_checksum: raw.payload_checksum.get(),
-            keep_allocated: raw.flags.get() & KEEP_ALLOCATED != 0,
+            keeps: raw.flags.get() & KEEPS != 0,
             time: WallClock(raw.time.get()),
         };
         record.check()?;

@@ -12,7 +12,7 @@ use crate::{
     request::RequestError,
     stream_state::Note,
     table,
-    units::{NodeKey, Now, Order, Position, VOLUME_COUNT_MAX, VolumeId},
+    units::{Generation, NodeKey, Now, Order, Position, VOLUME_COUNT_MAX, VolumeId},
 };
 use alloc::vec::Vec;
 use bytes::Bytes;
@@ -235,7 +235,11 @@ impl Group {
                 return Err(CommandError::WrongRole { role: Role::Fenced, hint });
             }
         }
+        let kept = self.stream.restart_point.as_ref().map(|point| point.info.generation);
         match target {
+            PromoteTarget::Generation(asked) if kept != Some(asked) => {
+                return Err(CommandError::NotKept { asked, kept: kept.filter(|kept| *kept != Generation::UNDECLARED) });
+            }
             PromoteTarget::Latest if self.stream.copying => {
                 return Err(CommandError::CopyInProgress);
             }
@@ -247,7 +251,7 @@ impl Group {
         let seen = self.peer.primary_head;
         if !force && (self.stream.copying || seen > self.stream.last) {
             let point = self.stream.restart_point.as_ref().map(|point| point.info.at);
-            let have = point.filter(|_| target == PromoteTarget::RestartPoint).unwrap_or(self.stream.last);
+            let have = point.filter(|_| target != PromoteTarget::Latest).unwrap_or(self.stream.last);
             return Err(CommandError::Behind { have, peer: seen.max(self.stream.last) });
         }
         // Nothing more is taken from the peer.
@@ -318,7 +322,9 @@ impl Group {
         let last = self.journal.last();
         let before = self.stream.last;
         let (fork, at, generation) = match (target, &self.stream.restart_point) {
-            (PromoteTarget::RestartPoint, Some(point)) => (point.order, point.info.at, Some(point.info.generation)),
+            (PromoteTarget::RestartPoint | PromoteTarget::Generation(_), Some(point)) => {
+                (point.order, point.info.at, Some(point.info.generation))
+            }
             _ => (last, before, None),
         };
         if fork < last {

@@ -134,6 +134,7 @@ impl Group {
         self.copy = Copier { running: true, compares, newest: last, ..Copier::default() };
         self.peer.stream_after(last);
         let mut record = self.copy_record(Kind::CopyBegin);
+        record.keeps = true;
         let payload = encode_history(&self.stream.epochs);
         record.payload_size = payload.len() as u32;
         record.payload_checksum = crc32c::crc32c(&payload);

@@ -16,6 +16,7 @@ use crate::{
     journal::Place,
     output::Event,
     overlay::{Overlay, Piece},
+    stream_state::StreamState,
     units::{Monotonic, Order, VolumeId},
 };
 use alloc::{
@@ -78,8 +79,8 @@ pub(super) struct Destage {
     touched: Monotonic,
     /// What waits to be applied, in bytes; an entry costs a sector even if it is short.
     backlog: u64,
-    /// What was applied last was between two states.
-    pub(super) copying: bool,
+    /// What the entries that were applied amount to.
+    pub(super) stream: StreamState,
     pub(super) full_since: Option<Monotonic>,
     /// Blocks have become unused since.
     pub(super) has_new_room: bool,
@@ -257,8 +258,7 @@ impl Group {
             let covered: u64 = pieces.iter().map(|piece| piece.end - piece.offset).sum();
             let zeroes =
                 |piece: &Piece| self.journal.entry(piece.order).is_some_and(|entry| entry.record.kind.zeroes());
-            let keeps =
-                |piece: &Piece| self.journal.entry(piece.order).is_some_and(|entry| entry.record.keep_allocated);
+            let keeps = |piece: &Piece| self.journal.entry(piece.order).is_some_and(|entry| entry.record.keeps);
             let in_pool = |piece: &Piece| match self.journal.entry(piece.order) {
                 Some(entry) => match &entry.place {
                     Place::Redirected(list) => {
@@ -580,14 +580,9 @@ impl Group {
                     volume.table.mark_dirty(record.offset, record.size);
                 }
             }
-            match record.kind {
-                Kind::CopyBegin => self.destage.copying = true,
-                Kind::CopyEnd | Kind::EpochChange => self.destage.copying = false,
-                Kind::RestartPoint if !self.destage.copying => {
-                    let behind = self.volumes.values_mut().filter(|volume| order > volume.applied_before);
-                    behind.for_each(|volume| volume.table.keep_snapshot());
-                }
-                _ => {}
+            if self.destage.stream.apply(order, record, &entry.note) {
+                let behind = self.volumes.values_mut().filter(|volume| order > volume.applied_before);
+                behind.for_each(|volume| volume.table.keep_snapshot());
             }
         }
         self.applied = cycle.last;

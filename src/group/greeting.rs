@@ -95,7 +95,12 @@ impl Group {
             copying: self.stream.copying,
             generation: self.stream.generation,
             head: self.stream.last,
-            restart_point: self.stream.restart_point.as_ref().map(|point| (point.info.generation, point.info.at)),
+            restart_point: self
+                .stream
+                .restart_point
+                .as_ref()
+                .filter(|point| point.info.is_declared())
+                .map(|point| (point.info.generation, point.info.at)),
             volumes: self.volume_digest(),
             epochs: self.stream.epochs.clone(),
         };

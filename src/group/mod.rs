@@ -31,6 +31,8 @@ mod verify;
 mod write;
 
 #[cfg(test)]
+mod copy_tests;
+#[cfg(test)]
 mod fault_tests;
 #[cfg(test)]
 mod grow_tests;
@@ -40,8 +42,6 @@ mod hand_over_tests;
 mod pair_tests;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod verify_tests;
 
 pub use crate::table::{LoadError, grown_pool_size, pool_size_for, smallest_pool_size};
 pub use create::{FormatError, GroupSpec, JournalLabel, format_journal, format_pool, read_label};

@@ -179,12 +179,12 @@ impl Group {
         self.void_forks();
         let entries: Vec<(Order, LiveEntry)> =
             self.journal.after(self.journal.tail_order).map(|(order, entry)| (order, entry.clone())).collect();
-        self.destage.copying = self.journal.tail_stream.copying;
+        self.destage.stream = self.journal.tail_stream.clone();
         for (order, entry) in &entries {
             if !entry.is_void {
                 self.stream.apply(*order, &entry.record, &entry.note);
                 if *order <= self.applied {
-                    self.destage.copying = self.stream.copying;
+                    self.destage.stream.apply(*order, &entry.record, &entry.note);
                 }
             }
             if *order > self.applied {

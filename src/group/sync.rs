@@ -79,6 +79,7 @@ impl Group {
             self.outputs.push_back(Output::Durable(count));
         }
         if let Some(KeptPoint { info: point, order, .. }) = &self.stream.restart_point
+            && point.is_declared()
             && (before.next()..=self.durable).contains(order)
         {
             self.event(Event::RestartPoint { generation: point.generation, at: point.at });

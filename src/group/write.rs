@@ -208,7 +208,7 @@ impl Group {
         while at < size {
             let step = (size - at).min(ZEROES_SIZE_MAX);
             let mut record = self.new_record(kind);
-            (record.volume, record.offset, record.size, record.keep_allocated) = (volume, offset + at, step, keep);
+            (record.volume, record.offset, record.size, record.keeps) = (volume, offset + at, step, keep);
             self.stage(record, Bytes::new(), Note::None);
             at += step;
         }
@@ -225,7 +225,7 @@ impl Group {
             size: 0,
             payload_size: 0,
             payload_checksum: 0,
-            keep_allocated: false,
+            keeps: false,
             time: self.now.wall,
         }
     }

@@ -1,6 +1,9 @@
 //! What operators ask of a daemon: the bodies of `POST /v1/request` on the control socket, and the answers.
 
-use holdfast::pair::{Level, WithoutPeer};
+use holdfast::{
+    pair::{Level, WithoutPeer},
+    units::Generation,
+};
 use serde::{Deserialize, Serialize};
 
 /// A request.
@@ -134,6 +137,9 @@ pub enum Request {
         group: String,
         /// To all that was received, instead of the last restart point.
         latest: bool,
+        /// To the restart point of this number.
+        #[serde(default)]
+        generation: Option<Generation>,
         /// Although the peer is there.
         force: bool,
     },

@@ -220,7 +220,7 @@ impl Node {
                 let label = label.parse().map_err(ApiError::new)?;
                 command(&self.group(&group)?, Command::RestartPoint { label }).await
             }
-            Request::Promote { group, latest, force } => {
+            Request::Promote { group, latest, generation, force } => {
                 let actor = self.group(&group)?;
                 // A node that is no standby is refused by the core, whoever else is alive.
                 let standby = actor.label().role == Role::Secondary;
@@ -230,7 +230,11 @@ impl Node {
                          fences it"
                     )));
                 }
-                let target = if latest { PromoteTarget::Latest } else { PromoteTarget::RestartPoint };
+                let target = match generation {
+                    Some(generation) => PromoteTarget::Generation(generation),
+                    None if latest => PromoteTarget::Latest,
+                    None => PromoteTarget::RestartPoint,
+                };
                 command(&actor, Command::Promote { target, force }).await
             }
             Request::Demote { group, discard_fork } => {

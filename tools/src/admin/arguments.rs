@@ -72,8 +72,11 @@ pub enum Command {
         /// The group.
         group: String,
         /// To the received prefix.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "generation")]
         latest: bool,
+        /// To the restart point of this number, and to no other.
+        #[arg(long, value_name = "N")]
+        generation: Option<u32>,
         /// Although the primary is alive, or this node knows that it lacks some of its records.
         #[arg(long)]
         force: bool,

@@ -11,6 +11,7 @@ pub use client::ClientError;
 use arguments::{Command, GroupCommand, NodeCommand, PairCommand, VolumeCommand};
 use client::Client;
 use hold::Holds;
+use holdfast::units::Generation;
 use serde_json::{Value, json};
 use std::{
     path::Path,
@@ -209,7 +210,9 @@ fn request(command: &Command) -> Result<Request, ClientError> {
         Command::Pair(PairCommand::Resume { group, no_compare }) => Request::PairResume { group, no_compare },
         Command::Pair(PairCommand::Verify { group, mend }) => Request::PairVerify { group, mend },
         Command::RestartPoint(options) => Request::RestartPoint { group: options.group, label: options.label },
-        Command::Promote { group, latest, force } => Request::Promote { group, latest, force },
+        Command::Promote { group, latest, generation, force } => {
+            Request::Promote { group, latest, generation: generation.map(Generation), force }
+        }
         Command::Demote { group, discard_fork } => Request::Demote { group, discard_fork },
         Command::Level { group, level, without_peer } => {
             Request::SetLevel { group, level: level.into(), without_peer: without_peer.map(Into::into) }

@@ -1,7 +1,10 @@
 //! Answers for people.
 
 use serde_json::Value;
-use std::fmt::Write;
+use std::{
+    fmt::Write,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 /// One group's status, or several.
 pub fn status(value: &Value) -> String {
@@ -34,6 +37,17 @@ fn size(bytes: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{bytes} B") } else { format!("{amount:.1} {}", UNITS[unit]) }
+}
+
+/// How long ago, of microseconds since 1970.
+fn age(time: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
+    match now.saturating_sub(time) / 1_000_000 {
+        seconds @ 0..120 => format!("{seconds} s ago"),
+        seconds @ 120..7_200 => format!("{} min ago", seconds / 60),
+        seconds @ 7_200..172_800 => format!("{} h ago", seconds / 3_600),
+        seconds => format!("{} days ago", seconds / 86_400),
+    }
 }
 
 fn group(value: &Value) -> String {
@@ -74,7 +88,11 @@ fn group(value: &Value) -> String {
     if point.is_object() {
         let label = point["label"].as_str().filter(|label| !label.is_empty());
         let label = label.map(|label| format!(" \"{label}\"")).unwrap_or_default();
-        let _ = writeln!(out, "  restart point {}{label} at {}", number(point, "generation"), place(&point["at"]));
+        let what = match number(point, "generation") {
+            0 => "kept is the state before the copy".into(),
+            generation => format!("restart point {generation}{label}"),
+        };
+        let _ = writeln!(out, "  {what} at {}, {}", place(&point["at"]), age(number(point, "time")));
     }
     let _ = writeln!(
         out,
@@ -173,8 +191,11 @@ pub fn answer(value: &Value) -> String {
     }
     let promoted = &value["promoted"];
     if promoted.is_object() {
-        let target = promoted["generation"].as_u64();
-        let target = target.map_or("the latest state".into(), |generation| format!("restart point {generation}"));
+        let target = match promoted["generation"].as_u64() {
+            None => "the latest state".into(),
+            Some(0) => "the state before the copy".into(),
+            Some(generation) => format!("restart point {generation}"),
+        };
         return format!(
             "This node is the primary now, at {target} ({}); {} later records are not part of it",
             place(&promoted["at"]),

@@ -38,7 +38,7 @@ pub enum ExportRequest {
         /// How many bytes.
         size: u64,
         /// The space stays allocated.
-        keep_allocated: bool,
+        keeps: bool,
         /// Answer when it would survive loss of power.
         fua: bool,
     },

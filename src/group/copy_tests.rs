@@ -1,4 +1,4 @@
-//! Copies that send only what differs, and the verification of a pair in step.
+//! Copies: they send only what differs, and the standby can be promoted meanwhile. The verification of a pair in step.
 
 use super::{pair_tests::Pair, tests::pick, *};
 use crate::{
@@ -154,6 +154,63 @@ proptest! {
         } else {
             prop_assert_eq!(pair.nodes[0].group.pair.state, PairState::Duplex);
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    /// With and without a declared point, whatever kind of copy, and whatever died in it.
+    #[test]
+    fn a_standby_can_be_promoted_at_every_instant_of_a_copy(seed in any::<[u8; 32]>()) {
+        let mut pair = Pair::in_step();
+        pair.rng = TestRng::from_seed(prop::test_runner::RngAlgorithm::ChaCha, &seed);
+        let declares = pick(&mut pair.rng, 2) == 0;
+        for round in 0..20 {
+            pair.write();
+            if declares && round == 10 {
+                pair.restart_point();
+            }
+        }
+        pair.settle();
+        pair.cut();
+        if pick(&mut pair.rng, 2) == 0 {
+            // The bitmap decides, or nothing that the standby holds counts.
+            pair.command(0, Command::SuspendPair).unwrap();
+        } else {
+            pair.command(0, Command::DeletePair).unwrap();
+        }
+        for _ in 0..30 {
+            pair.write();
+            pair.step();
+        }
+        if pair.nodes[0].group.pair.peer.is_some() {
+            pair.command(0, Command::ResumePair { compare: true }).unwrap();
+        } else {
+            pair.command(0, Command::CreatePair { peer: NodeKey([2; 32]) }).unwrap();
+        }
+        pair.connect();
+        while !pair.nodes[1].group.stream.copying {
+            pair.step();
+        }
+        for _ in 0..pick(&mut pair.rng, 400) {
+            match pick(&mut pair.rng, 60) {
+                0 => pair.kill(1),
+                1 => pair.connect(),
+                2 => drop(pair.write()),
+                3 => {
+                    // Long enough for what has come to be destaged.
+                    pair.now.monotonic = pair.now.monotonic.after(200_000);
+                    pair.nodes.iter_mut().for_each(|node| node.group.handle_timeout(pair.now));
+                }
+                _ => drop(pair.step()),
+            }
+        }
+        let copying = pair.nodes[1].group.stream.copying;
+        let target = if copying || declares { PromoteTarget::RestartPoint } else { PromoteTarget::Latest };
+        prop_assert!(pair.promote(target), "not promoted, copying: {}", copying);
+        let point = &pair.nodes[1].group.stream.restart_point;
+        prop_assert!(point.as_ref().is_none_or(|point| point.info.is_declared()), "the state before a copy is kept for ever");
+        pair.finish();
     }
 }
 
