@@ -2,7 +2,7 @@
 
 use crate::{
     format::{message::Range, text::Name},
-    pair::{Level, PairState, Role, WithoutPeer},
+    pair::{ApplyPolicy, Level, PairState, Role, WithoutPeer},
     units::{Epoch, Generation, MediumUuid, NodeKey, Position, Seq, VolumeId},
 };
 use alloc::string::String;
@@ -68,6 +68,8 @@ pub enum Command {
     SetLevel(Level),
     /// Sets what a synchronous group does without its peer.
     SetWithoutPeer(WithoutPeer),
+    /// Sets when this node, as a secondary, applies what it receives.
+    SetPolicy(ApplyPolicy),
     /// Declares that the application can restart from the present state.
     RestartPoint {
         /// For people.
@@ -260,6 +262,10 @@ pub struct Status {
     pub level: Level,
     /// What happens without the peer at level remote.
     pub without_peer: WithoutPeer,
+    /// When this node, as a secondary, applies what it receives.
+    pub policy: ApplyPolicy,
+    /// Under the policy `delayed`: the journal cannot hold the open interval, which is therefore applied.
+    pub delay_given_up: bool,
     /// The epoch.
     pub epoch: Epoch,
     /// Last record made or received.

@@ -95,6 +95,8 @@ pub enum Event {
         /// Which, and how.
         reason: String,
     },
+    /// Under the policy `delayed`: half of the journal waits for a restart point, and is applied without one.
+    DelayGivenUp,
     /// The pool has no free block; destaging waits.
     PoolFull,
 }

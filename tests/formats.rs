@@ -13,7 +13,7 @@ use holdfast::{
         record::{Kind, Record},
         table_page::{self, Entry, TABLE_PAGE_ENTRY_COUNT},
     },
-    pair::{Cause, Level, PairState, Role, WithoutPeer},
+    pair::{ApplyPolicy, Cause, Level, PairState, Role, WithoutPeer},
     stream_state::{EpochStart, KeptPoint, StreamState},
     units::{Epoch, Generation, GroupId, MediumUuid, NodeKey, Order, Position, Seq, VolumeId, WallClock},
 };
@@ -132,6 +132,7 @@ fn journal_superblock() -> JournalSuperblock {
             state: PairState::Suspended(Cause::JournalFull),
             level: Level::Remote,
             without_peer: WithoutPeer::Freeze,
+            policy: ApplyPolicy::Delayed,
             peer: Some(NodeKey([0x44; 32])),
             synced: at(3, 60),
             peer_epoch: Epoch(3 << 32),
@@ -227,8 +228,10 @@ fn kept(name: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_journal_superblock_of_version_1_is_read() {
+fn journal_superblocks_of_versions_1_and_2_are_read() {
     let mut expected = journal_superblock();
+    expected.pair.policy = ApplyPolicy::Snapshot;
+    assert_eq!(JournalSuperblock::parse(&kept("journal_superblock_2")), Ok(expected.clone()));
     let point = expected.stream.restart_point.as_mut().unwrap();
     point.epochs.clear();
     assert_eq!(JournalSuperblock::parse(&kept("journal_superblock_1")), Ok(expected));
@@ -274,16 +277,16 @@ fn messages_keep_their_bytes() {
 #[test]
 fn another_version_is_refused_with_its_number() {
     let newer = |mut bytes: Vec<u8>, at: usize| {
-        bytes[at] = 3;
+        bytes[at] = 4;
         bytes
     };
     let said = |error: FormatError| error.to_string();
     let journal = said(JournalSuperblock::parse(&newer(journal_superblock().encode().to_vec(), 12)).unwrap_err());
-    assert!(journal.contains("format version 3, but this program reads versions up to 2"), "{journal}");
+    assert!(journal.contains("format version 4, but this program reads versions up to 3"), "{journal}");
     let pool = said(PoolSuperblock::parse(&newer(pool_superblock().encode().to_vec(), 12)).unwrap_err());
-    assert!(pool.contains("pool superblock has format version 3"), "{pool}");
+    assert!(pool.contains("pool superblock has format version 4"), "{pool}");
     let batch = said(batch::parse_header_size(&newer(batch_bytes().to_vec(), 4), GROUP).unwrap_err());
-    assert!(batch.contains("journal batch has format version 3"), "{batch}");
+    assert!(batch.contains("journal batch has format version 4"), "{batch}");
 }
 
 proptest! {

@@ -55,6 +55,24 @@ fn the_standby_holds_the_restart_point_at_10_percent_loss() {
 }
 
 #[test]
+fn a_delayed_standby_holds_the_restart_point() {
+    let sites = sites::paired(line(1), 14).unwrap();
+    sites.ask(1, &["policy", GROUP, "delayed"]).unwrap();
+    let mut model = Model::new(14);
+    model.write(&mut sites.client(0).unwrap(), 600, AREA).unwrap();
+    sites.wait_in_step(0).unwrap();
+    let status = sites.ask(1, &["status", GROUP]).unwrap();
+    assert_eq!((&status["policy"], &status["applied"]), (&"delayed".into(), &0.into()), "{status}");
+    // What waits can be read like everything else, and outlives the daemon.
+    sites.kill(1).unwrap();
+    sites.start(1).unwrap();
+    sites.ask(1, &["volume", "export", GROUP, "--read-only"]).unwrap();
+    model.check_exactly(&mut sites.client(1).unwrap(), AREA).unwrap();
+    sites.wait(1, "a session", |status| status["connected"] == true).unwrap();
+    story(&sites, 15, |_| {});
+}
+
+#[test]
 fn either_link_alone_suffices() {
     let sites = sites::paired(line(1), 5).unwrap();
     sites.links[0].cut();

@@ -8,7 +8,8 @@
 //!  1416 the epochs that led to the restart point (16 + 64 × 16)  2456 0 … 4096
 //!  4096: 64 volumes of 512 bytes
 //! ```
-//! Version 1 lacks the epochs that led to the restart point; they are then taken for unknown.
+//! Versions 1 and 2 lack the pair's apply policy, version 1 the epochs that led to the restart point, which are then taken for
+//! unknown.
 
 use super::{
     parts::{FormatError, RawPosition, U16, U32, U64, checksum_without, prefix, require},
@@ -17,7 +18,7 @@ use super::{
 use crate::{
     buffer::{ALIGNMENT, AlignedBuffer},
     command::{RestartPointInfo, VolumeSpec},
-    pair::{Cause, Level, PairState, Role, WithoutPeer},
+    pair::{ApplyPolicy, Cause, Level, PairState, Role, WithoutPeer},
     stream_state::{EPOCH_HISTORY_MAX, EpochStart, KeptPoint, StreamState},
     units::{
         Epoch, Generation, GroupId, MediumUuid, NAME_SIZE_MAX, NodeKey, Order, Position, Seq, TABLE_BLOCK_SIZE_MAX,
@@ -37,7 +38,7 @@ pub const RING_OFFSET: u64 = 128 << 10;
 /// Longest path of a pool in bytes.
 pub const POOL_PATH_SIZE_MAX: usize = 255;
 
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 const MAGIC: [u8; 8] = *b"HOLDFAST";
 const KIND: [u8; 4] = *b"JRNL";
 const WHAT: &str = "journal superblock";
@@ -70,7 +71,8 @@ struct RawPair {
     level: u8,
     without_peer: u8,
     has_peer: u8,
-    reserved: [u8; 2],
+    policy: u8,
+    reserved: u8,
     peer: [u8; 32],
     synced: RawPosition,
     peer_epoch: U64,
@@ -135,6 +137,8 @@ pub struct PairRecord {
     pub level: Level,
     /// What happens without the peer at level remote.
     pub without_peer: WithoutPeer,
+    /// When this node applies what it receives.
+    pub policy: ApplyPolicy,
     /// The peer.
     pub peer: Option<NodeKey>,
     /// The last record that both nodes are known to have.
@@ -209,7 +213,8 @@ impl JournalSuperblock {
                 level: self.pair.level as u8,
                 without_peer: self.pair.without_peer as u8,
                 has_peer: self.pair.peer.is_some().into(),
-                reserved: [0; 2],
+                policy: self.pair.policy as u8,
+                reserved: 0,
                 peer: self.pair.peer.unwrap_or_default().0,
                 synced: self.pair.synced.into(),
                 peer_epoch: self.pair.peer_epoch.0.into(),
@@ -300,8 +305,13 @@ fn parse_pair(raw: &RawPair) -> Result<PairRecord, FormatError> {
         (4, 0) => PairState::DuplexPending,
         _ => return Err(bad("pair state")),
     };
-    require(raw.reserved == [0; 2], WHAT, "reserved field")?;
+    require(raw.reserved == 0, WHAT, "reserved field")?;
     Ok(PairRecord {
+        policy: match raw.policy {
+            0 => ApplyPolicy::Snapshot,
+            1 => ApplyPolicy::Delayed,
+            _ => return Err(bad("apply policy")),
+        },
         role: match raw.role {
             0 => Role::Primary,
             1 => Role::Secondary,

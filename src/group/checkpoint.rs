@@ -63,7 +63,7 @@ impl Checkpoint {
 impl Group {
     /// When a checkpoint wants to be made at the latest.
     pub(super) fn checkpoint_timeout(&self) -> Option<Monotonic> {
-        let due = !self.checkpoint.is_running() && self.applied == self.journal.last() && self.needs_checkpoint();
+        let due = !self.checkpoint.is_running() && self.applied == self.destage_limit() && self.needs_checkpoint();
         due.then(|| self.destage_idle_since().after(IDLE_MICROS))
     }
 
@@ -80,7 +80,7 @@ impl Group {
         let ring_wants =
             self.applied > self.applied_durable() && self.applied_size_waiting() >= self.journal.ring_size() / 8;
         let idle = self.needs_checkpoint()
-            && self.applied == self.journal.last()
+            && self.applied == self.destage_limit()
             && self.now.monotonic >= self.destage_idle_since().after(IDLE_MICROS);
         if !(self.checkpoint.wanted || ring_wants || idle) {
             return;

@@ -121,6 +121,10 @@ impl Group {
                 self.pair.without_peer = policy;
                 self.answer_waiting();
             }
+            Command::SetPolicy(policy) => {
+                self.pair.policy = policy;
+                self.again = true;
+            }
             Command::RestartPoint { label } => return self.restart_point(label).map(Some),
             Command::Promote { target, force } => return self.promote(id, target, force).map(|()| None),
             Command::Demote { discard_fork } => self.demote(discard_fork)?,

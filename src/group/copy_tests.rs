@@ -197,11 +197,7 @@ proptest! {
                 0 => pair.kill(1),
                 1 => pair.connect(),
                 2 => drop(pair.write()),
-                3 => {
-                    // Long enough for what has come to be destaged.
-                    pair.now.monotonic = pair.now.monotonic.after(200_000);
-                    pair.nodes.iter_mut().for_each(|node| node.group.handle_timeout(pair.now));
-                }
+                3 => pair.idle(),
                 _ => drop(pair.step()),
             }
         }

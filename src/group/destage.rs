@@ -105,7 +105,7 @@ impl Group {
     /// When destaging wants to be called again.
     pub(super) fn destage_timeout(&self) -> Option<Monotonic> {
         // What is still being written or synced tells by itself when it is there.
-        let nothing = self.applied == self.completed || self.sync.is_running();
+        let nothing = self.applied >= self.completed.min(self.destage_limit()) || self.sync.is_running();
         if self.destage.cycle.is_some() || self.checkpoint.is_running() || nothing {
             return None;
         }
@@ -125,7 +125,7 @@ impl Group {
         if self.destage.cycle.is_some() || self.checkpoint.is_running() || self.is_about_to_grow() {
             return;
         }
-        if self.applied == self.completed {
+        if self.applied >= self.completed.min(self.destage_limit()) {
             self.sweep();
             return;
         }
@@ -182,9 +182,11 @@ impl Group {
     fn plan_cycle(&mut self, entry_count_max: usize) -> (Cycle, usize) {
         let mut overlays: BTreeMap<VolumeId, Overlay> = BTreeMap::new();
         let (mut last, mut taken, mut size, mut blocks) = (self.applied, 0, 0, 0);
-        let mut redirected: Vec<(Order, VolumeId, u64, Vec<u32>)> = Vec::new();
+        let mut redirected: Vec<(VolumeId, Vec<u32>)> = Vec::new();
+        let limit = self.destage_limit();
+        self.find_newest(limit);
         for (order, entry) in self.journal.after(self.applied) {
-            if order > self.durable
+            if order > self.durable.min(limit)
                 || taken == entry_count_max
                 || size > CYCLE_SIZE_MAX
                 || blocks > CYCLE_BLOCK_COUNT_MAX
@@ -201,9 +203,11 @@ impl Group {
             {
                 size += u64::from(record.payload_size);
                 blocks += record.size / u64::from(volume.table.geometry().block_size) + 1;
-                overlays.entry(record.volume).or_default().insert(record.offset, record.end(), order);
                 if let Place::Redirected(list) = &entry.place {
-                    redirected.push((order, record.volume, record.offset, list.clone()));
+                    redirected.push((record.volume, list.clone()));
+                }
+                for part in self.newest_parts(order, record) {
+                    overlays.entry(record.volume).or_default().insert(part.offset, part.end, order);
                 }
             }
             if matches!(record.kind, Kind::RestartPoint | Kind::EpochChange | Kind::CopyBegin | Kind::CopyEnd) {
@@ -215,7 +219,7 @@ impl Group {
         for (id, overlay) in &overlays {
             self.plan_volume(*id, overlay, &mut plans, &mut named);
         }
-        let blocks = redirected.into_iter().flat_map(|(_, id, _, list)| list.into_iter().map(move |block| (id, block)));
+        let blocks = redirected.into_iter().flat_map(|(id, list)| list.into_iter().map(move |block| (id, block)));
         let cycle = Cycle {
             last,
             plans,
@@ -586,6 +590,7 @@ impl Group {
             }
         }
         self.applied = cycle.last;
+        self.delay_applied();
         self.again = true;
     }
 }

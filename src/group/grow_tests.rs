@@ -1,7 +1,10 @@
 //! Volumes that grow while they are written to, through death and loss of power at any instant.
 
-use super::tests::{Bench, pick};
 use super::*;
+use super::{
+    pair_tests::Pair,
+    tests::{Bench, pick},
+};
 use crate::{
     buffer::AlignedBuffer,
     command::{Command, CommandError, CommandId, CommandReply},
@@ -164,4 +167,22 @@ fn what_cannot_be_is_refused() {
     assert!(says(refused).contains("its pool's medium has not enough room"));
     assert_eq!(bench.spec().size, VOLUME_SIZE_MIN);
     bench.check_end();
+}
+
+#[test]
+fn a_resize_that_was_interrupted_half_way_can_be_repeated() {
+    let mut pair = Pair::in_step();
+    let (size, pool_size) = (2 * VOLUME_SIZE_MIN, grown_pool_size(2 * VOLUME_SIZE_MIN, 64 << 10));
+    let grow = || Command::GrowVolume { volume: VolumeId(1), size, pool_size };
+    pair.nodes.iter_mut().for_each(|node| node.disks.set_size(MediumId::Pool(VolumeId(1)), pool_size));
+    pair.command(1, grow()).unwrap();
+    pair.connect();
+    pair.write();
+    pair.settle();
+    assert!(pair.up, "there is no session through which the other volume could grow");
+    assert!(pair.nodes.iter().all(|node| !node.group.peer.greeted), "volumes of two sizes are a pair");
+    pair.command(0, grow()).unwrap();
+    pair.settle();
+    assert!(!pair.up, "they do not greet each other again");
+    pair.finish();
 }

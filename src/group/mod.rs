@@ -14,6 +14,7 @@ mod commands;
 mod compare;
 mod copy;
 mod create;
+mod delay;
 mod destage;
 mod fault;
 mod greeting;
@@ -32,6 +33,8 @@ mod write;
 
 #[cfg(test)]
 mod copy_tests;
+#[cfg(test)]
+mod delay_tests;
 #[cfg(test)]
 mod fault_tests;
 #[cfg(test)]
@@ -110,6 +113,7 @@ pub struct Group {
     sync: sync::Sync,
     reads: read::Reads,
     destage: destage::Destage,
+    delay: delay::Delay,
     checkpoint: checkpoint::Checkpoint,
     superblock: superblock::SuperblockWriter,
     peer: stream::Peer,
@@ -181,6 +185,7 @@ impl Group {
         self.release_held();
         self.seal();
         self.start_sync();
+        self.check_delay();
         self.start_destage();
         self.start_checkpoint();
         self.retire();

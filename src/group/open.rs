@@ -156,6 +156,7 @@ impl Group {
             sync: Default::default(),
             reads: Default::default(),
             destage: Default::default(),
+            delay: Default::default(),
             checkpoint: Default::default(),
             superblock: SuperblockWriter::after(superblock.write_count),
             peer: Peer::starting_at(tail, pair.state == PairState::Duplex),

@@ -18,6 +18,8 @@ impl Group {
             connected: self.peer.connected && self.peer.greeted,
             level: self.pair.level,
             without_peer: self.pair.without_peer,
+            policy: self.pair.policy,
+            delay_given_up: self.has_given_up_delay(),
             epoch: self.epoch(),
             head: self.stream.last,
             copying: self.stream.copying,

@@ -63,6 +63,17 @@ pub enum WithoutPeer {
     Freeze,
 }
 
+/// When a secondary applies what it has received.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ApplyPolicy {
+    /// At once, beside the state of the last restart point.
+    #[default]
+    Snapshot,
+    /// When the next restart point is there; until then it stays in the journal.
+    Delayed,
+}
+
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -373,6 +373,9 @@ impl GroupActor {
             Event::MediumFailed { reason } => {
                 error!(%group, reason, "Medium failed; the group has stopped")
             }
+            Event::DelayGivenUp => {
+                warn!(%group, "Half of the journal waits for a restart point; what waits is applied without one");
+            }
             Event::PoolFull => warn!(%group, "Pool full; destaging waits"),
         }
     }

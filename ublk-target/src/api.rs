@@ -1,7 +1,7 @@
 //! What operators ask of a daemon: the bodies of `POST /v1/request` on the control socket, and the answers.
 
 use holdfast::{
-    pair::{Level, WithoutPeer},
+    pair::{ApplyPolicy, Level, WithoutPeer},
     units::Generation,
 };
 use serde::{Deserialize, Serialize};
@@ -158,6 +158,13 @@ pub enum Request {
         level: Level,
         /// What happens without the peer.
         without_peer: Option<WithoutPeer>,
+    },
+    /// Sets when this node, as a standby, applies what it receives.
+    SetPolicy {
+        /// The group.
+        group: String,
+        /// The policy.
+        policy: ApplyPolicy,
     },
     /// One group, or all.
     Status {

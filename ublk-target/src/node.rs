@@ -248,6 +248,9 @@ impl Node {
                 }
                 self.simple(&group, Command::SetLevel(level), "The acknowledgement level is set").await
             }
+            Request::SetPolicy { group, policy } => {
+                self.simple(&group, Command::SetPolicy(policy), "The apply policy of this node is set").await
+            }
             Request::Status { group } => match group {
                 Some(group) => self.group_status(&self.group(&group)?),
                 None => self

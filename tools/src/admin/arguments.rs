@@ -99,6 +99,13 @@ pub enum Command {
         #[arg(long)]
         without_peer: Option<WithoutPeer>,
     },
+    /// Sets when this node, as a standby, applies what it receives; may be changed at any time, on each node for itself.
+    Policy {
+        /// The group.
+        group: String,
+        /// When.
+        policy: Policy,
+    },
     /// Groups as they are: role, pair, lag, links.
     Status(StatusOptions),
 }
@@ -350,6 +357,24 @@ impl From<Level> for pair::Level {
         match level {
             Level::Local => Self::Local,
             Level::Remote => Self::Remote,
+        }
+    }
+}
+
+/// When a standby applies what it receives.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Policy {
+    /// At once, beside the state of the last restart point.
+    Snapshot,
+    /// When the next restart point is there; until then it stays in the journal.
+    Delayed,
+}
+
+impl From<Policy> for pair::ApplyPolicy {
+    fn from(policy: Policy) -> Self {
+        match policy {
+            Policy::Snapshot => Self::Snapshot,
+            Policy::Delayed => Self::Delayed,
         }
     }
 }

@@ -214,6 +214,7 @@ fn request(command: &Command) -> Result<Request, ClientError> {
             Request::Promote { group, latest, generation: generation.map(Generation), force }
         }
         Command::Demote { group, discard_fork } => Request::Demote { group, discard_fork },
+        Command::Policy { group, policy } => Request::SetPolicy { group, policy: policy.into() },
         Command::Level { group, level, without_peer } => {
             Request::SetLevel { group, level: level.into(), without_peer: without_peer.map(Into::into) }
         }

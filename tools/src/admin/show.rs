@@ -60,6 +60,14 @@ fn group(value: &Value) -> String {
     let _ = writeln!(out, "{}: {}, {}{cause}{peer}", text(value, "group"), text(value, "role"), text(pair, "state"));
     let _ = writeln!(out, "  level       {}", text(value, "level"));
     let _ = writeln!(out, "  last record {}", place(&value["head"]));
+    if value["policy"] == "delayed" {
+        let how = if value["delay_given_up"] == true {
+            ", given up until the next restart point: the journal is half full"
+        } else {
+            ""
+        };
+        let _ = writeln!(out, "  policy      delayed{how}");
+    }
     if value["copying"] == true {
         let _ = writeln!(out, "  a copy is under way: until it ends the latest state is not consistent");
     }
