@@ -53,7 +53,10 @@ pub enum Command {
     /// Ends the pair; the group is simplex afterwards. A secondary becomes a read-only orphan that can be promoted.
     DeletePair,
     /// Stops sending; writes are noted in the bitmap.
-    SuspendPair,
+    SuspendPair {
+        /// At once; else the peer gets what was written before the command. Answered when nothing is sent any more.
+        now: bool,
+    },
     /// Sends again: from the journal if it holds the gap, else by bitmap.
     ResumePair {
         /// Copies send only what differs, by digests. Holds until the next resumption or start.

@@ -243,3 +243,22 @@ fn manifests() -> Vec<(String, toml::Value)> {
     };
     all.map(parse).collect()
 }
+
+/// `HOLDFAST_WRITE_VECTORS=1` puts the table there.
+#[test]
+fn the_pairs_states_are_documented_as_they_are() {
+    let path = root().join("docs/pair.md");
+    let text = fs::read_to_string(&path).unwrap();
+    let (before, rest) = text.split_once("<!-- transitions -->\n").unwrap();
+    let (_, after) = rest.split_once("<!-- /transitions -->").unwrap();
+    let table = holdfast::pair::transitions::table();
+    let expected = format!("{before}<!-- transitions -->\n{table}<!-- /transitions -->{after}");
+    if std::env::var_os("HOLDFAST_WRITE_VECTORS").is_some() {
+        fs::write(&path, &expected).unwrap();
+    }
+    assert!(
+        fs::read_to_string(&path).unwrap() == expected,
+        "{} has another table than the code:\n{table}",
+        path.display()
+    );
+}

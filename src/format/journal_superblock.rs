@@ -290,6 +290,7 @@ fn encode_state(state: PairState) -> (u8, u8) {
         PairState::Duplex => (2, 0),
         PairState::Suspended(cause) => (3, cause as u8),
         PairState::DuplexPending => (4, 0),
+        PairState::Suspending => (5, 0),
     }
 }
 
@@ -302,7 +303,9 @@ fn parse_pair(raw: &RawPair) -> Result<PairRecord, FormatError> {
         (3, 0) => PairState::Suspended(Cause::Command),
         (3, 1) => PairState::Suspended(Cause::JournalFull),
         (3, 2) => PairState::Suspended(Cause::Peer),
+        (3, 3) => PairState::Suspended(Cause::MediumError),
         (4, 0) => PairState::DuplexPending,
+        (5, 0) => PairState::Suspending,
         _ => return Err(bad("pair state")),
     };
     require(raw.reserved == 0, WHAT, "reserved field")?;

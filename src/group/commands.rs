@@ -101,7 +101,10 @@ impl Group {
             }
             Command::CreatePair { peer } => self.create_pair(peer)?,
             Command::DeletePair => self.delete_pair(),
-            Command::SuspendPair => {
+            Command::SuspendPair { now } => {
+                if !now && self.drain(id)? {
+                    return Ok(None);
+                }
                 self.require_primary_pair()?;
                 self.suspend(Cause::Command);
             }
@@ -290,6 +293,7 @@ impl Group {
         self.continue_promotion();
         self.continue_growth();
         self.continue_hand_over();
+        self.continue_drain();
         self.continue_stop();
     }
 
@@ -426,6 +430,7 @@ impl Group {
             .chain(promotion)
             .chain(growth)
             .chain(verification)
+            .chain(self.draining.take().map(|draining| draining.command))
             .chain(self.handing_over.take())
             .chain(commands.stopping)
             .collect()

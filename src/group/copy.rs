@@ -12,7 +12,7 @@ use crate::{
         record::{Kind, Record},
     },
     output::Event,
-    pair::PairState,
+    pair::{Cause, PairState},
     table::ReadCount,
     units::{Order, VolumeId, ZEROES_SIZE_MAX},
 };
@@ -252,7 +252,7 @@ impl Group {
         }
         let Some(data) = data else {
             // The block stays dirty; the next pass tries it again.
-            return self.suspend(crate::pair::Cause::Peer);
+            return self.suspend(Cause::MediumError);
         };
         let mut joined = BytesMut::with_capacity((reading.end - reading.offset) as usize);
         data.iter().for_each(|part| joined.extend_from_slice(part));

@@ -175,7 +175,7 @@ proptest! {
         pair.cut();
         if pick(&mut pair.rng, 2) == 0 {
             // The bitmap decides, or nothing that the standby holds counts.
-            pair.command(0, Command::SuspendPair).unwrap();
+            pair.command(0, Command::SuspendPair { now: true }).unwrap();
         } else {
             pair.command(0, Command::DeletePair).unwrap();
         }

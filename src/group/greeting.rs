@@ -69,6 +69,7 @@ impl Group {
         self.peer.forget_session();
         self.copy.stop();
         self.comparisons.forget();
+        self.give_up_draining();
         self.peer.connected = self.pair.peer.is_some();
         self.peer.greeting_due = self.peer.connected;
     }
@@ -79,6 +80,7 @@ impl Group {
         self.peer.forget_session();
         self.copy.stop();
         self.comparisons.forget();
+        self.give_up_draining();
         self.answer_waiting();
     }
 
@@ -204,7 +206,7 @@ impl Group {
 
     /// Decides how the secondary that greets is brought up to date.
     fn decide(&mut self, greeting: &Greeting) {
-        if self.pair.state == PairState::Suspended(Cause::Command) {
+        if matches!(self.pair.state, PairState::Suspended(Cause::Command | Cause::MediumError)) {
             return;
         }
         match self.place(greeting) {

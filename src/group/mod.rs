@@ -16,6 +16,7 @@ mod copy;
 mod create;
 mod delay;
 mod destage;
+mod drain;
 mod fault;
 mod greeting;
 mod grow;
@@ -35,6 +36,8 @@ mod write;
 mod copy_tests;
 #[cfg(test)]
 mod delay_tests;
+#[cfg(test)]
+mod drain_tests;
 #[cfg(test)]
 mod fault_tests;
 #[cfg(test)]
@@ -125,6 +128,8 @@ pub struct Group {
     growth: Option<grow::Growth>,
     /// The command for which this primary steps down as soon as the peer has everything.
     handing_over: Option<CommandId>,
+
+    draining: Option<drain::Draining>,
 
     operations: BTreeMap<OperationId, Purpose>,
     next_operation: u64,

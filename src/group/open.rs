@@ -133,7 +133,10 @@ impl Group {
         let last = journal.last();
         let tail = journal.tail_order;
         let applied = volumes.values().map(|volume| volume.applied_before).min().unwrap_or(last);
-        let pair = superblock.pair;
+        let mut pair = superblock.pair;
+        if pair.state == PairState::Suspending {
+            pair.state = PairState::Duplex;
+        }
         let serves = pair.role == Role::Primary && pair.peer.is_some();
         Self {
             id: superblock.group,
@@ -167,6 +170,7 @@ impl Group {
             commands: Default::default(),
             growth: None,
             handing_over: None,
+            draining: None,
             operations: BTreeMap::new(),
             next_operation: 0,
             outputs: VecDeque::new(),

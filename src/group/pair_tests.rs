@@ -476,10 +476,12 @@ fn history(seed: [u8; 32], steps: usize, calm: u64) {
                 pair.check_fence();
             }
             8 => {
-                let (primary, chance) = (pair.primary, pick(&mut pair.rng, 2));
+                let (primary, chance) = (pair.primary, pick(&mut pair.rng, 4));
                 let _ = pair.command(
                     primary,
-                    [Command::SuspendPair, Command::ResumePair { compare: true }][chance as usize].clone(),
+                    [Command::SuspendPair { now: chance == 2 }, Command::ResumePair { compare: true }]
+                        [chance as usize % 2]
+                        .clone(),
                 );
             }
             9 if pick(&mut pair.rng, calm) == 0 => {

@@ -3,8 +3,8 @@
 use super::Group;
 use crate::{
     command::{Lag, Status, VolumeStatus},
-    pair::Role,
-    units::Now,
+    pair::{Cause, PairState, Role},
+    units::{Now, Seq},
 };
 
 impl Group {
@@ -13,7 +13,7 @@ impl Group {
         let acknowledged = self.peer.acknowledged();
         Status {
             role: self.pair.role,
-            pair: self.pair.state,
+            pair: self.shown_pair_state(),
             peer: self.pair.peer,
             connected: self.peer.connected && self.peer.greeted,
             level: self.pair.level,
@@ -53,6 +53,17 @@ impl Group {
                 0
             },
             stopped: self.stopped,
+        }
+    }
+
+    /// A secondary decides nothing, and shows what it sees.
+    fn shown_pair_state(&self) -> PairState {
+        match self.pair.role {
+            Role::Secondary if self.stream.copying => PairState::DuplexPending,
+            Role::Secondary if self.stream.last.seq == Seq(0) => PairState::InitialCopy,
+            Role::Secondary if self.peer.connected && self.peer.greeted => PairState::Duplex,
+            Role::Secondary => PairState::Suspended(Cause::Peer),
+            Role::Primary | Role::Fenced => self.pair.state,
         }
     }
 

@@ -223,7 +223,7 @@ impl Group {
         while self.peer.streaming
             && self.peer.resending.is_none()
             && self.peer.credit > 0
-            && self.peer.cursor < self.sealed
+            && self.peer.cursor < self.sealed.min(self.drain_limit())
         {
             let order = self.peer.cursor.next();
             let Some(entry) = self.journal.entry(order) else {
@@ -312,7 +312,7 @@ impl Group {
         self.set_pair_state(PairState::Suspended(cause));
         self.answer_waiting();
         // Unless an operator wants silence, the copy begins as soon as the peer can take it.
-        if cause != Cause::Command && self.peer.connected {
+        if !matches!(cause, Cause::Command | Cause::MediumError) && self.peer.connected {
             self.outputs.push_back(Output::Reconnect);
         }
     }
@@ -336,6 +336,7 @@ impl Group {
 
     pub(super) fn set_pair_state(&mut self, state: PairState) {
         if self.pair.state != state {
+            debug_assert!(self.pair.state.leads_to(state), "no way from {} to {state}", self.pair.state);
             self.pair.state = state;
             self.event(Event::PairChanged { state });
         }

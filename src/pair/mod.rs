@@ -1,5 +1,7 @@
 //! The two nodes of a group: roles, pair states, and what is allowed in each.
 
+pub mod transitions;
+
 use core::fmt;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +27,8 @@ pub enum PairState {
     InitialCopy,
     /// Every record is sent as it is made.
     Duplex,
+    /// What was written before an operator's command is still sent; the rest is not.
+    Suspending,
     /// Nothing is sent; what changes is noted in the bitmap.
     Suspended(Cause),
     /// After a suspension: the bitmap's blocks are being copied.
@@ -39,8 +43,10 @@ pub enum Cause {
     Command,
     /// The peer was away until the journal was nearly full.
     JournalFull,
-    /// A synchronous group went on without its peer.
+    /// It is resumed, and the peer is not there yet.
     Peer,
+    /// Something that was to be sent could not be read here; `pair resume` tries again.
+    MediumError,
 }
 
 /// When a host's write is answered.
@@ -89,7 +95,8 @@ impl fmt::Display for Cause {
         f.write_str(match self {
             Self::Command => "by command",
             Self::JournalFull => "journal full",
-            Self::Peer => "peer lost",
+            Self::Peer => "waits for the peer",
+            Self::MediumError => "medium error",
         })
     }
 }
@@ -97,11 +104,8 @@ impl fmt::Display for Cause {
 impl fmt::Display for PairState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Simplex => f.write_str("simplex"),
-            Self::InitialCopy => f.write_str("initial-copy"),
-            Self::Duplex => f.write_str("duplex"),
             Self::Suspended(cause) => write!(f, "suspended ({cause})"),
-            Self::DuplexPending => f.write_str("duplex-pending"),
+            other => f.write_str(other.name()),
         }
     }
 }

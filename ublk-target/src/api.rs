@@ -103,6 +103,9 @@ pub enum Request {
     PairSuspend {
         /// The group.
         group: String,
+        /// At once; else the standby gets first what was written before.
+        #[serde(default)]
+        now: bool,
     },
     /// Sends again.
     PairResume {

@@ -208,8 +208,8 @@ impl Node {
             Request::VolumeDetach { group, volume } => self.detach_volume(&group, &volume).await,
             Request::PairCreate { group, peer } => self.create_pair(&group, &peer).await,
             Request::PairDelete { group } => self.simple(&group, Command::DeletePair, "The pair is deleted").await,
-            Request::PairSuspend { group } => {
-                self.simple(&group, Command::SuspendPair, "The pair is suspended; changes are noted").await
+            Request::PairSuspend { group, now } => {
+                self.simple(&group, Command::SuspendPair { now }, "The pair is suspended; changes are noted").await
             }
             Request::PairResume { group, no_compare } => {
                 self.simple(&group, Command::ResumePair { compare: !no_compare }, "The pair is resumed").await

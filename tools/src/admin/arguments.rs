@@ -272,10 +272,13 @@ pub enum PairCommand {
         /// The group.
         group: String,
     },
-    /// Stops sending; changes are noted.
+    /// Stops sending, after the standby has everything that was written before; changes are noted.
     Suspend {
         /// The group.
         group: String,
+        /// At once.
+        #[arg(long)]
+        now: bool,
     },
     /// Makes the standby the primary and this node the standby, with nothing lost; on the primary. Writes wait meanwhile.
     Switch {

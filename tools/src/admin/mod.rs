@@ -205,7 +205,7 @@ fn request(command: &Command) -> Result<Request, ClientError> {
         Command::Volume(VolumeCommand::Unexport { group }) => Request::VolumeExport { group, read_only: false },
         Command::Pair(PairCommand::Create { group, peer, .. }) => Request::PairCreate { group, peer },
         Command::Pair(PairCommand::Delete { group }) => Request::PairDelete { group },
-        Command::Pair(PairCommand::Suspend { group }) => Request::PairSuspend { group },
+        Command::Pair(PairCommand::Suspend { group, now }) => Request::PairSuspend { group, now },
         Command::Pair(PairCommand::Switch { group }) => Request::PairSwitch { group },
         Command::Pair(PairCommand::Resume { group, no_compare }) => Request::PairResume { group, no_compare },
         Command::Pair(PairCommand::Verify { group, mend }) => Request::PairVerify { group, mend },
