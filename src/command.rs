@@ -297,10 +297,24 @@ pub struct Status {
     pub journal_used: u64,
     /// The volumes.
     pub volumes: alloc::vec::Vec<VolumeStatus>,
-    /// Records past the fork that only this node has (a fenced former primary).
-    pub fork_record_count: u64,
+    /// What only this node has (a fenced former primary).
+    pub fork: Option<Fork>,
     /// Why the group has stopped, if it has.
     pub stopped: Option<&'static str>,
+}
+
+/// What a former primary wrote that is no part of the present primary's history. It is kept, and can be read, until an
+/// operator gives it up.
+#[derive(Clone, Debug, Serialize)]
+pub struct Fork {
+    /// `fork-EPOCH`.
+    pub name: String,
+    /// The last common record.
+    pub after: Position,
+    /// The last record of the fork.
+    pub last: Position,
+    /// How many records are between.
+    pub record_count: u64,
 }
 
 /// How far the peer is behind: what it has not made durable.

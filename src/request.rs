@@ -74,6 +74,15 @@ pub enum Operation {
     },
 }
 
+/// How a client opened a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It takes what it reads for the present state, and gets errors when this node is no longer the primary.
+    ReadWrite,
+    /// It knows that it looks at what this node holds: on a fenced node, what no other node has.
+    ReadOnly,
+}
+
 /// A host's request to one volume.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -81,6 +90,8 @@ pub struct Request {
     pub id: RequestId,
     /// The volume.
     pub volume: VolumeId,
+    /// How it was opened.
+    pub access: Access,
     /// What to do.
     pub operation: Operation,
 }

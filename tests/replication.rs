@@ -150,6 +150,14 @@ fn a_former_primary_that_comes_back_serves_nothing_and_becomes_a_standby_on_comm
     sites.start(0).unwrap();
     sites.wait(0, "a fenced former primary", |status| status["role"] == "fenced").unwrap();
     assert!(sites.client(0).is_err(), "a fenced node exports nothing");
+    // What it wrote past the fork is kept, and can be looked at.
+    let fork = sites.ask(0, &["status", GROUP]).unwrap()["fork"].clone();
+    assert!(fork["name"].as_str().unwrap().starts_with("fork-1."), "{fork}");
+    sites.ask(0, &["volume", "export", GROUP, "--read-only"]).unwrap();
+    let mut client = sites.client(0).unwrap();
+    assert!(client.is_read_only());
+    model.check_exactly(&mut client, AREA).unwrap();
+    drop(client);
     let refusal = sites.refusal(0, &["demote", GROUP]);
     assert!(refusal.contains("exist only on this node; give them up with --discard-fork"), "{refusal}");
     sites.ask(0, &["demote", GROUP, "--discard-fork"]).unwrap();

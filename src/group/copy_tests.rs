@@ -1,6 +1,6 @@
 //! Copies: they send only what differs, and the standby can be promoted meanwhile. The verification of a pair in step.
 
-use super::{pair_tests::Pair, tests::pick, *};
+use super::{pair_bench::Pair, tests::pick, *};
 use crate::{
     buffer::AlignedBuffer,
     command::{Command, CommandError, CommandReply, PromoteTarget},

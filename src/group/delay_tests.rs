@@ -1,6 +1,6 @@
 //! The apply policy `delayed`.
 
-use super::{CommandId, MediumId, pair_tests::Pair};
+use super::{CommandId, MediumId, pair_bench::Pair};
 use crate::{
     buffer::AlignedBuffer,
     command::{Command, PromoteTarget},

@@ -1,6 +1,6 @@
 //! Suspending a pair in good order, under load, on a carrier that may fail.
 
-use super::{CommandId, pair_tests::Pair, tests::pick};
+use super::{CommandId, pair_bench::Pair, tests::pick};
 use crate::{
     command::{Command, CommandError, CommandReply},
     pair::{Cause, PairState},

@@ -2,7 +2,7 @@
 
 use super::*;
 use super::{
-    pair_tests::Pair,
+    pair_bench::Pair,
     tests::{Bench, pick},
 };
 use crate::{

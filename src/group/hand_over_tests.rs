@@ -1,6 +1,6 @@
 //! A primary that steps down in good order, under load, on a carrier that may fail.
 
-use super::{pair_tests::Pair, tests::pick, *};
+use super::{pair_bench::Pair, tests::pick, *};
 use crate::{
     buffer::AlignedBuffer,
     command::{Command, CommandError, CommandReply, PromoteTarget},

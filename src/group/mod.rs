@@ -45,6 +45,8 @@ mod grow_tests;
 #[cfg(test)]
 mod hand_over_tests;
 #[cfg(test)]
+mod pair_bench;
+#[cfg(test)]
 mod pair_tests;
 #[cfg(test)]
 mod tests;

@@ -2,10 +2,11 @@
 
 use super::Group;
 use crate::{
-    command::{Lag, Status, VolumeStatus},
+    command::{Fork, Lag, Status, VolumeStatus},
     pair::{Cause, PairState, Role},
     units::{Now, Seq},
 };
+use alloc::format;
 
 impl Group {
     /// The group as it is now.
@@ -47,13 +48,20 @@ impl Group {
                     pool_used_count: volume.table.blocks.used_count(),
                 })
                 .collect(),
-            fork_record_count: if self.pair.role == Role::Fenced {
-                self.stream.last.seq.0.saturating_sub(self.pair.fork.seq.0)
-            } else {
-                0
-            },
+            fork: self.fork(),
             stopped: self.stopped,
         }
+    }
+
+    fn fork(&self) -> Option<Fork> {
+        let (after, last) = (self.pair.fork, self.stream.last);
+        let record_count = last.seq.0.saturating_sub(after.seq.0);
+        (self.pair.role == Role::Fenced && record_count > 0).then(|| Fork {
+            name: format!("fork-{}", last.epoch),
+            after,
+            last,
+            record_count,
+        })
     }
 
     /// A secondary decides nothing, and shows what it sees.

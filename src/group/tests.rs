@@ -7,7 +7,7 @@ use crate::{
     command::{Command, CommandError, CommandId, CommandReply},
     disk::{DiskError, Storage},
     pair::Role,
-    request::{Busy, Durability, Operation, Space},
+    request::{Access, Busy, Durability, Operation, Space},
     units::{NodeKey, VOLUME_SIZE_MIN, WallClock},
 };
 use bytes::Bytes;
@@ -251,7 +251,7 @@ impl Bench {
     pub(super) fn request(&mut self, operation: Operation) -> RequestId {
         let id = RequestId(self.next);
         self.next += 1;
-        let mut request = Request { id, volume: VolumeId(1), operation };
+        let mut request = Request { id, volume: VolumeId(1), access: Access::ReadWrite, operation };
         while let Err(Busy(again)) = self.group.handle_request(self.now, request) {
             request = again;
             assert!(self.step(), "busy for ever");

@@ -7,7 +7,7 @@ use crate::{
     format::record::{Kind, Record},
     journal::{LiveEntry, Place},
     pair::{Cause, Level, PairState, Role, WithoutPeer},
-    request::{Busy, Durability, Operation, Reply, Request, RequestError, RequestId, Space},
+    request::{Access, Busy, Durability, Operation, Reply, Request, RequestError, RequestId, Space},
     stream_state::Note,
     units::{Now, Order, Position, RECORD_PAYLOAD_SIZE_MAX, VolumeId, ZEROES_SIZE_MAX},
 };
@@ -114,6 +114,7 @@ impl Group {
         match (self.pair.role, writes) {
             (Role::Primary, true) if self.is_pool_full() && self.is_journal_full() => Err(RequestError::NoSpace),
             (Role::Primary, _) | (Role::Secondary, false) => Ok(()),
+            (Role::Fenced, false) if request.access == Access::ReadOnly => Ok(()),
             (Role::Secondary | Role::Fenced, _) => Err(RequestError::NotPrimary),
         }
     }
@@ -151,7 +152,7 @@ impl Group {
     }
 
     fn start(&mut self, request: Request) {
-        let Request { id, volume, operation } = request;
+        let Request { id, volume, operation, .. } = request;
         let durability = match operation {
             Operation::Read { offset, size } => return self.start_read(id, volume, offset, size),
             Operation::Extents { offset, size } => {

@@ -14,7 +14,7 @@ use holdfast::{
     disk::{DiskError, DiskOperation, DiskOutcome, MediumId, OperationId},
     group::{Group, JournalLabel, OpenError},
     output::{Event, Output},
-    request::{Busy, Operation, Reply, Request, RequestError, RequestId},
+    request::{Access, Busy, Operation, Reply, Request, RequestError, RequestId},
     units::{FrameCount, GroupId, Monotonic, Now, VolumeId, WallClock},
 };
 use replicator::{ChannelId, Frame};
@@ -134,7 +134,7 @@ impl GroupActor {
     }
 
     /// Carries out a host's request.
-    pub fn request(&self, volume: VolumeId, operation: Operation) -> oneshot::Receiver<RequestResult> {
+    pub fn request(&self, volume: VolumeId, access: Access, operation: Operation) -> oneshot::Receiver<RequestResult> {
         let (sender, receiver) = oneshot::channel();
         if self.closed.get() {
             // Nobody is left to answer.
@@ -144,7 +144,7 @@ impl GroupActor {
         let id = RequestId(state.next);
         state.next += 1;
         state.requests.insert(id, sender);
-        let request = Request { id, volume, operation };
+        let request = Request { id, volume, access, operation };
         if state.waiting.is_empty() {
             if let Err(Busy(request)) = state.group.handle_request(now(self.start), request) {
                 state.waiting.push_back(request);

@@ -8,11 +8,11 @@ use crate::{
 use holdfast::{
     command::VolumeSpec,
     pair::Role,
-    request::{Durability, ExtentKind as CoreExtent, Operation, Reply, RequestError, Space},
+    request::{Access, Durability, ExtentKind as CoreExtent, Operation, Reply, RequestError, Space},
 };
 use std::rc::Rc;
 
-/// The volumes that this node serves: a primary's, and a standby's if an operator asked for it.
+/// The volumes that this node serves: a primary's, and a standby's or a fenced node's if an operator asked for it.
 pub struct Exports(pub Rc<Node>);
 
 impl Exports {
@@ -20,8 +20,7 @@ impl Exports {
         let groups = self.0.groups();
         let served = groups.iter().filter(|group| match group.label().role {
             Role::Primary => true,
-            Role::Secondary => group.exported.get(),
-            Role::Fenced => false,
+            Role::Secondary | Role::Fenced => group.exported.get(),
         });
         served
             .flat_map(|actor| actor.label().volumes.into_iter().map(|spec| VolumeExport::new(actor.clone(), spec)))
@@ -49,12 +48,14 @@ impl ExportCatalog for Exports {
 pub struct VolumeExport {
     actor: Rc<GroupActor>,
     spec: VolumeSpec,
+    access: Access,
 }
 
 impl VolumeExport {
     fn new(actor: Rc<GroupActor>, spec: VolumeSpec) -> Self {
         actor.add_client(spec.id);
-        Self { actor, spec }
+        let access = if actor.label().role == Role::Primary { Access::ReadWrite } else { Access::ReadOnly };
+        Self { actor, spec, access }
     }
 }
 
@@ -78,7 +79,7 @@ impl Export for VolumeExport {
     }
 
     fn submit(&self, request: ExportRequest) -> impl Future<Output = Result<ExportReply, ExportError>> + 'static {
-        let answer = self.actor.request(self.spec.id, operation(request));
+        let answer = self.actor.request(self.spec.id, self.access, operation(request));
         async move {
             match answer.await {
                 Ok(Ok(Reply::Done)) => Ok(ExportReply::Done),

@@ -111,13 +111,13 @@ fn group(value: &Value) -> String {
     if let Some(reason) = value["stopped"].as_str() {
         let _ = writeln!(out, "  STOPPED     {reason}");
     }
-    if number(value, "fork_record_count") > 0 {
-        let count = number(value, "fork_record_count");
-        let _ = writeln!(
-            out,
-            "  FENCED      {count} records exist only here; give them up with: ublk-admin demote {} --discard-fork",
-            text(value, "group")
-        );
+    let fork = &value["fork"];
+    if fork.is_object() {
+        let (group, name) = (text(value, "group"), text(fork, "name"));
+        let count = number(fork, "record_count");
+        let _ = writeln!(out, "  FENCED      {name}: {count} records after {} exist only here", place(&fork["after"]));
+        let _ = writeln!(out, "              read them with: ublk-admin volume export {group} --read-only");
+        let _ = writeln!(out, "              give them up with: ublk-admin demote {group} --discard-fork");
     }
     out += &volumes(value);
     out += &session(&value["session"]);

@@ -12,7 +12,7 @@ use crate::{
 use holdfast::{
     command::VolumeSpec,
     pair::Role,
-    request::RequestError,
+    request::{Access, RequestError},
     units::{MediumUuid, VolumeId},
 };
 use serde::{Deserialize, Serialize};
@@ -82,7 +82,7 @@ impl Node {
         let role = actor.label().role;
         match (role, read_only) {
             (Role::Primary, false) => {}
-            (Role::Secondary, true) => actor.exported.set(true),
+            (Role::Secondary | Role::Fenced, true) => actor.exported.set(true),
             (Role::Primary, true) => {
                 return Err(ApiError::new("NBD serves a primary's volumes writable; leave out --read-only"));
             }
@@ -118,7 +118,7 @@ impl Node {
         let (actor, spec) = self.volume(group, &wish.volume)?;
         let title = format!("{group}/{}", wish.volume);
         let (role, read_only) = (actor.label().role, wish.read_only);
-        let served = role == Role::Primary || (role == Role::Secondary && read_only);
+        let served = role == Role::Primary || read_only;
         // A device that is there already is better answered with errors than not at all: its file system can be unmounted.
         if !served && !Self::is_there(&spec).await? {
             return Err(ApiError::new(format!(
@@ -148,7 +148,8 @@ impl Node {
         };
         let (sender, requests) = mpsc::unbounded_channel();
         self.devices.attached.borrow_mut().insert(key.clone(), Attached { wish: wish.clone(), number: None });
-        tokio_uring::spawn(serve(actor, spec, requests, self.devices.leaving.clone()));
+        let access = if read_only { Access::ReadOnly } else { Access::ReadWrite };
+        tokio_uring::spawn(serve(actor, spec, access, requests, self.devices.leaving.clone()));
         let made = tokio::task::spawn_blocking(move || ublk::attach(shape, sender)).await;
         match made
             .map_err(ApiError::new)
@@ -313,6 +314,7 @@ impl Node {
 async fn serve(
     actor: Rc<GroupActor>,
     spec: VolumeSpec,
+    access: Access,
     mut requests: mpsc::UnboundedReceiver<QueueRequest>,
     leaving: Rc<Cell<bool>>,
 ) {
@@ -321,7 +323,7 @@ async fn serve(
     actor.add_client(volume);
     while let Some(request) = requests.recv().await {
         let (operation, asker) = request.split();
-        let answer = actor.request(volume, operation);
+        let answer = actor.request(volume, access, operation);
         let (leaving, others) = (leaving.clone(), in_flight.clone());
         others.set(others.get() + 1);
         tokio_uring::spawn(async move {

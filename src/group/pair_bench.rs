@@ -1,0 +1,460 @@
+//! Two groups joined by a carrier that may fail at any instant, and the states that the primary went through.
+
+use super::tests::{Disks, pick};
+use super::*;
+use crate::{
+    buffer::AlignedBuffer,
+    command::{Command, CommandError, CommandId, CommandReply, PromoteTarget},
+    format::record::Kind,
+    output::Frame,
+    pair::{PairState, Role},
+    request::{Access, Durability, Operation},
+    units::{FrameCount, NodeKey, Position, Seq, VOLUME_SIZE_MIN, WallClock},
+};
+use bytes::Bytes;
+use proptest::{prelude::*, test_runner::TestRng};
+extern crate std;
+use alloc::collections::BTreeMap;
+use alloc::{string::String, vec};
+
+const SECTOR: u64 = 512;
+/// Only the start of the volume is used, so that writes overlap.
+const AREA: u64 = 1 << 20;
+
+pub(super) type State = Vec<u64>;
+
+pub(super) struct Node {
+    pub(super) disks: Disks,
+    pub(super) group: Group,
+    pub(super) operations: Vec<(DiskOperation, u64)>,
+    pub(super) answers: BTreeMap<RequestId, Result<Reply, RequestError>>,
+    pub(super) replies: BTreeMap<CommandId, Result<CommandReply, CommandError>>,
+    pub(super) outbox: VecDeque<Frame>,
+    pub(super) durable: Option<FrameCount>,
+    pub(super) wants_reconnect: bool,
+    /// Bytes written to the pool.
+    pub(super) pool_written: u64,
+}
+
+pub(super) struct Pair {
+    pub(super) nodes: [Node; 2],
+    pub(super) up: bool,
+    pub(super) now: Now,
+    pub(super) rng: TestRng,
+    pub(super) next: u64,
+    /// The primary, as the operator knows it.
+    pub(super) primary: usize,
+    pub(super) state: State,
+    /// The state after each record, as the client made it.
+    pub(super) states: BTreeMap<Position, State>,
+    /// The states at restart points, by their record.
+    pub(super) points: BTreeMap<Position, State>,
+    /// Bytes of copied ranges that arrived.
+    pub(super) copied: u64,
+}
+
+fn open(disks: &mut Disks, now: Now) -> Node {
+    let (group, _) = Group::open(disks, now).unwrap();
+    Node {
+        disks: disks.clone(),
+        group,
+        operations: vec![],
+        answers: BTreeMap::new(),
+        replies: BTreeMap::new(),
+        outbox: VecDeque::new(),
+        durable: None,
+        wants_reconnect: false,
+        pool_written: 0,
+    }
+}
+
+fn create(node: u8, role: Role, peer: Option<NodeKey>, now: Now) -> Node {
+    let mut disks = Disks::default();
+    disks.set_size(MediumId::Journal, 16 << 20);
+    disks.set_size(MediumId::Pool(VolumeId(1)), pool_size_for(VOLUME_SIZE_MIN, 64 << 10));
+    let id = GroupId([7; 16]);
+    let spec = GroupSpec { id, name: "g".parse().unwrap(), journal: MediumUuid([node; 16]), role, peer };
+    format_journal(&mut disks, &spec).unwrap();
+    let volume = VolumeSpec {
+        id: VolumeId(1),
+        name: "v".parse().unwrap(),
+        size: VOLUME_SIZE_MIN,
+        logical_block_size: 512,
+        table_block_size: 64 << 10,
+        pool: MediumUuid([node + 10; 16]),
+        pool_path: String::new(),
+    };
+    format_pool(&mut disks, id, &volume).unwrap();
+    let mut node = open(&mut disks, now);
+    node.group.handle_add_volume(now, CommandId(0), &mut disks, volume);
+    node.disks = disks;
+    node
+}
+
+impl Node {
+    pub(super) fn drain(&mut self) {
+        while let Some(output) = self.group.poll_output() {
+            match output {
+                Output::Disk(operation) => {
+                    self.operations.push((operation, self.disks.writes()));
+                }
+                Output::Answer { id, result } => drop(self.answers.insert(id, result)),
+                Output::CommandAnswer { id, result } => drop(self.replies.insert(id, result)),
+                Output::Send(frame) => self.outbox.push_back(frame),
+                Output::Durable(count) => self.durable = Some(count),
+                Output::Reconnect => self.wants_reconnect = true,
+                Output::Consumed(_) | Output::Event(_) => {}
+            }
+        }
+    }
+
+    pub(super) fn step(&mut self, now: Now, rng: &mut TestRng) -> bool {
+        self.drain();
+        if self.operations.is_empty() {
+            return false;
+        }
+        let index = pick(rng, self.operations.len() as u64) as usize;
+        let (operation, asked) = self.operations.swap_remove(index);
+        if let (MediumId::Pool(_), DiskAction::Write { pieces, .. }) = (operation.medium, &operation.action) {
+            self.pool_written += pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
+        }
+        let outcome = self.disks.carry_out(operation.medium, operation.action, asked);
+        self.group.handle_disk(now, operation.id, outcome);
+        self.drain();
+        true
+    }
+}
+
+impl Pair {
+    pub(super) fn new(rng: TestRng) -> Self {
+        let now = Now { monotonic: Monotonic(1), wall: WallClock(1) };
+        let nodes = [create(1, Role::Primary, None, now), create(2, Role::Secondary, Some(NodeKey([1; 32])), now)];
+        let state = vec![0; (AREA / SECTOR) as usize];
+        let states = BTreeMap::new();
+        let (points, next, primary) = (BTreeMap::new(), 1, 0);
+        let mut pair = Self { nodes, up: false, now, rng, next, primary, state, states, points, copied: 0 };
+        pair.settle();
+        pair
+    }
+
+    /// A pair whose copy has ended.
+    pub(super) fn in_step() -> Self {
+        let mut pair = Self::new(TestRng::deterministic_rng(prop::test_runner::RngAlgorithm::ChaCha));
+        pair.command(0, Command::CreatePair { peer: NodeKey([2; 32]) }).unwrap();
+        pair.connect();
+        pair.settle();
+        pair
+    }
+
+    /// Ends one operation, or carries one frame.
+    pub(super) fn step(&mut self) -> bool {
+        for node in &mut self.nodes {
+            node.drain();
+            if core::mem::take(&mut node.wants_reconnect) {
+                self.up = false;
+            }
+        }
+        if !self.up && self.nodes.iter().any(|node| node.group.peer.connected || !node.outbox.is_empty()) {
+            self.cut();
+        }
+        let start = pick(&mut self.rng, 2) as usize;
+        for turn in 0..6 {
+            let (index, what) = ((start + turn) % 2, (start + turn / 2 + self.next as usize) % 3);
+            if self.turn(index, what) {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn turn(&mut self, index: usize, what: usize) -> bool {
+        let [a, b] = &mut self.nodes;
+        let (from, to) = if index == 0 { (a, b) } else { (b, a) };
+        match what {
+            0 => from.step(self.now, &mut self.rng),
+            1 if self.up => {
+                let Some(frame) = from.outbox.pop_front() else {
+                    return false;
+                };
+                let body = [frame.header.clone(), frame.payload.clone()].concat();
+                if body[5] == Kind::Copy as u8 {
+                    self.copied += frame.payload.len() as u64;
+                }
+                from.group.handle_stream_credit(self.now, body.len() as u64);
+                to.group.handle_frame(self.now, Bytes::from(body));
+                true
+            }
+            2 if self.up => {
+                let Some(count) = from.durable.take() else {
+                    return false;
+                };
+                to.group.handle_durable(self.now, count);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn cut(&mut self) {
+        self.up = false;
+        for node in &mut self.nodes {
+            node.group.handle_peer_down(self.now);
+            node.drain();
+            node.outbox.clear();
+            node.durable = None;
+            node.wants_reconnect = false;
+        }
+    }
+
+    pub(super) fn connect(&mut self) {
+        self.cut();
+        self.up = true;
+        for node in &mut self.nodes {
+            node.group.handle_peer_up(self.now);
+            node.group.handle_stream_credit(self.now, 4 << 20);
+        }
+    }
+
+    pub(super) fn settle(&mut self) {
+        for _ in 0..100_000 {
+            while self.step() {}
+            let timeouts = self.nodes.iter().filter_map(|node| node.group.poll_timeout());
+            let Some(at) = timeouts.min() else { return };
+            self.now.monotonic = self.now.monotonic.max(at);
+            self.nodes.iter_mut().for_each(|node| node.group.handle_timeout(self.now));
+        }
+        panic!("never settles");
+    }
+
+    /// Long enough for what has come to be destaged.
+    pub(super) fn idle(&mut self) {
+        self.now.monotonic = self.now.monotonic.after(200_000);
+        self.nodes.iter_mut().for_each(|node| node.group.handle_timeout(self.now));
+    }
+
+    pub(super) fn request(&mut self, index: usize, operation: Operation) -> RequestId {
+        self.request_as(index, Access::ReadWrite, operation)
+    }
+
+    fn request_as(&mut self, index: usize, access: Access, operation: Operation) -> RequestId {
+        let id = RequestId(self.next);
+        self.next += 1;
+        let request = Request { id, volume: VolumeId(1), access, operation };
+        self.nodes[index].group.handle_request(self.now, request).expect("not busy");
+        self.nodes[index].drain();
+        id
+    }
+
+    pub(super) fn command(&mut self, index: usize, command: Command) -> Result<CommandReply, CommandError> {
+        let id = CommandId(self.next);
+        self.next += 1;
+        self.nodes[index].group.handle_command(self.now, id, command);
+        for _ in 0..10_000 {
+            self.nodes[index].drain();
+            if let Some(reply) = self.nodes[index].replies.remove(&id) {
+                return reply;
+            }
+            if !self.step() {
+                let Some(at) = self.nodes[index].group.poll_timeout() else {
+                    break;
+                };
+                self.now.monotonic = self.now.monotonic.max(at);
+                self.nodes.iter_mut().for_each(|node| node.group.handle_timeout(self.now));
+            }
+        }
+        panic!("command never answered");
+    }
+
+    pub(super) fn write(&mut self) -> RequestId {
+        let unit = [SECTOR, 4096, 64 << 10][pick(&mut self.rng, 3) as usize];
+        let size = (1 + pick(&mut self.rng, 3)) * unit;
+        let offset = pick(&mut self.rng, (AREA - size) / unit) * unit;
+        let value = self.next;
+        let sectors = (offset / SECTOR) as usize..((offset + size) / SECTOR) as usize;
+        let operation = if pick(&mut self.rng, 6) == 0 {
+            self.state[sectors].fill(0);
+            Operation::Discard { offset, size }
+        } else {
+            self.state[sectors].fill(value);
+            let mut buffer = AlignedBuffer::new(size as usize);
+            buffer.as_mut_slice().chunks_mut(8).for_each(|word| word.copy_from_slice(&value.to_le_bytes()));
+            Operation::Write { offset, data: buffer.freeze(), durability: Durability::Completed }
+        };
+        let id = self.request(self.primary, operation);
+        // A held write has no number yet; the model wants to know it.
+        while !self.nodes[self.primary].group.held.is_empty() {
+            if !self.step() {
+                let at = self.nodes[self.primary].group.poll_timeout().expect("held for ever");
+                self.now.monotonic = self.now.monotonic.max(at);
+                self.nodes.iter_mut().for_each(|node| node.group.handle_timeout(self.now));
+            }
+        }
+        let last = self.nodes[self.primary].group.stream.last;
+        self.states.insert(last, self.state.clone());
+        id
+    }
+
+    pub(super) fn restart_point(&mut self) {
+        let label = "p".parse().unwrap();
+        let state = self.state.clone();
+        let reply = self.command(self.primary, Command::RestartPoint { label });
+        if let Ok(CommandReply::RestartPoint { at, .. }) = reply {
+            self.points.insert(at, state.clone());
+            self.states.insert(at, state);
+        }
+    }
+
+    pub(super) fn content(&mut self, index: usize) -> State {
+        let id = self.request_as(index, Access::ReadOnly, Operation::Read { offset: 0, size: AREA as u32 });
+        for _ in 0..10_000 {
+            if self.nodes[index].answers.contains_key(&id) {
+                break;
+            }
+            let rng = &mut self.rng;
+            self.nodes[index].step(self.now, rng);
+        }
+        let Some(Ok(Reply::Data(parts))) = self.nodes[index].answers.remove(&id) else { panic!("read failed") };
+        let data: Vec<u8> = parts.concat();
+        data.chunks(SECTOR as usize)
+            .map(|sector| {
+                let word = u64::from_le_bytes(sector[..8].try_into().unwrap());
+                assert!(sector.chunks(8).all(|other| other == &sector[..8]), "a sector is torn");
+                word
+            })
+            .collect()
+    }
+
+    /// The standby shows a state that the primary went through.
+    pub(super) fn check_standby(&mut self) {
+        let standby = 1 - self.primary;
+        let (last, copying) = (self.nodes[standby].group.stream.last, self.nodes[standby].group.stream.copying);
+        if self.nodes[standby].group.pair.role != Role::Secondary || copying || last.seq == Seq(0) {
+            return;
+        }
+        if let Some(expected) = self.states.get(&last).cloned() {
+            let found = self.content(standby);
+            assert!(found == expected, "the standby at {last} shows another state");
+        }
+    }
+
+    /// Only a primary takes writes, and never two in one epoch.
+    pub(super) fn check_fence(&mut self) {
+        let roles = [0, 1].map(|index| self.nodes[index].group.pair.role);
+        for index in (0..2).filter(|index| roles[*index] != Role::Primary) {
+            let data = AlignedBuffer::new(4096).freeze();
+            let write = Operation::Write { offset: 0, data, durability: Durability::Completed };
+            let id = self.request(index, write);
+            assert_eq!(self.nodes[index].answers.remove(&id), Some(Err(RequestError::NotPrimary)));
+            if roles[index] == Role::Fenced {
+                // Only for who knows that it is a fork.
+                let id = self.request(index, Operation::Read { offset: 0, size: 4096 });
+                assert_eq!(self.nodes[index].answers.remove(&id), Some(Err(RequestError::NotPrimary)));
+                self.content(index);
+            }
+        }
+        if roles == [Role::Primary, Role::Primary] {
+            assert_ne!(self.nodes[0].group.epoch(), self.nodes[1].group.epoch());
+        }
+    }
+
+    /// The daemon dies with whatever it had begun, and is started again.
+    pub(super) fn reopen(&mut self, index: usize) {
+        self.cut();
+        let mut disks = self.nodes[index].disks.clone();
+        self.nodes[index] = open(&mut disks, self.now);
+        self.nodes[index].disks = disks;
+    }
+
+    pub(super) fn kill(&mut self, index: usize) {
+        let group = &self.nodes[index].group;
+        let voids = group.pair.state == PairState::InitialCopy && self.nodes[1 - index].group.stream.copying;
+        self.cut();
+        for _ in 0..pick(&mut self.rng, 10) {
+            let rng = &mut self.rng;
+            self.nodes[index].step(self.now, rng);
+        }
+        let before = self.nodes[index].group.position_of(self.nodes[index].group.completed).seq;
+        self.reopen(index);
+        assert!(self.nodes[index].group.stream.last.seq >= before, "completed records are gone");
+        assert!(!voids || self.nodes[index].group.pair.state != PairState::Duplex, "an initial copy is forgotten");
+        if index == self.primary {
+            // What was not completed may be gone; the client goes on from what is there.
+            self.forget_uncompleted();
+        }
+    }
+
+    fn forget_uncompleted(&mut self) {
+        let found = self.content_after_confirm(self.primary);
+        self.state = found.clone();
+        let last = self.nodes[self.primary].group.stream.last;
+        self.states.insert(last, found);
+    }
+
+    fn content_after_confirm(&mut self, index: usize) -> State {
+        self.now.monotonic = self.now.monotonic.after(10_000_000);
+        self.nodes[index].group.handle_timeout(self.now);
+        self.content(index)
+    }
+
+    pub(super) fn promote(&mut self, target: PromoteTarget) -> bool {
+        let standby = 1 - self.primary;
+        if self.nodes[standby].group.pair.role != Role::Secondary {
+            return false;
+        }
+        self.cut();
+        let latest = self.nodes[standby].group.stream.last;
+        let Ok(reply) = self.command(standby, Command::Promote { target, force: true }) else {
+            return false;
+        };
+        let CommandReply::Promoted { at, .. } = reply else { panic!("{reply:?}") };
+        let found = self.content(standby);
+        match target {
+            PromoteTarget::RestartPoint | PromoteTarget::Generation(_) => {
+                // A declared point, or the state before a copy.
+                if let Some(expected) = self.points.get(&at).or(self.states.get(&at)) {
+                    assert!(&found == expected, "promotion to {at} shows another state");
+                }
+            }
+            PromoteTarget::Latest => {
+                assert_eq!(at, latest);
+                if let Some(expected) = self.states.get(&latest) {
+                    assert!(&found == expected, "promotion to the latest state shows another one");
+                }
+            }
+        }
+        self.primary = standby;
+        self.state = found.clone();
+        let last = self.nodes[standby].group.stream.last;
+        self.states.insert(last, found);
+        true
+    }
+
+    /// The former primary is brought back as the standby.
+    pub(super) fn rejoin(&mut self) {
+        let former = 1 - self.primary;
+        self.connect();
+        self.settle();
+        if self.nodes[former].group.pair.role == Role::Fenced {
+            self.command(former, Command::Demote { discard_fork: true }).unwrap();
+        }
+    }
+
+    pub(super) fn finish(&mut self) {
+        self.rejoin();
+        for _ in 0..20 {
+            self.settle();
+            if self.nodes[self.primary].group.pair.state == PairState::Duplex && self.up {
+                break;
+            }
+            self.connect();
+        }
+        let primary = &self.nodes[self.primary].group;
+        assert_eq!(primary.pair.state, PairState::Duplex);
+        let expected = self.state.clone();
+        assert!(self.content(self.primary) == expected, "the primary has not what was written");
+        let found = self.content(1 - self.primary);
+        assert!(found == expected, "the standby differs at the end");
+        let last = self.nodes[self.primary].group.stream.last;
+        assert_eq!(self.nodes[1 - self.primary].group.stream.last, last);
+    }
+}
