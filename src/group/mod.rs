@@ -39,6 +39,8 @@ mod delay_tests;
 #[cfg(test)]
 mod drain_tests;
 #[cfg(test)]
+mod every_step_tests;
+#[cfg(test)]
 mod fault_tests;
 #[cfg(test)]
 mod grow_tests;

@@ -51,6 +51,8 @@ pub(super) struct Pair {
     pub(super) points: BTreeMap<Position, State>,
     /// Bytes of copied ranges that arrived.
     pub(super) copied: u64,
+    /// After so many steps this node's daemon dies.
+    pub(super) dies: Option<(u64, usize)>,
 }
 
 fn open(disks: &mut Disks, now: Now) -> Node {
@@ -132,7 +134,7 @@ impl Pair {
         let state = vec![0; (AREA / SECTOR) as usize];
         let states = BTreeMap::new();
         let (points, next, primary) = (BTreeMap::new(), 1, 0);
-        let mut pair = Self { nodes, up: false, now, rng, next, primary, state, states, points, copied: 0 };
+        let mut pair = Self { nodes, up: false, now, rng, next, primary, state, states, points, copied: 0, dies: None };
         pair.settle();
         pair
     }
@@ -148,6 +150,15 @@ impl Pair {
 
     /// Ends one operation, or carries one frame.
     pub(super) fn step(&mut self) -> bool {
+        if let Some((left, node)) = &mut self.dies {
+            if *left == 0 {
+                let node = *node;
+                self.dies = None;
+                self.kill(node);
+                return true;
+            }
+            *left -= 1;
+        }
         for node in &mut self.nodes {
             node.drain();
             if core::mem::take(&mut node.wants_reconnect) {
