@@ -1,12 +1,19 @@
 //! The pair on real daemons: what the standby serves after the primary's death is what the client was told, whatever the
 //! links do.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::Duration,
+};
 use system_tests::{
     client::Model,
     sites::{self, GROUP, Sites},
 };
-use tools::emulator::{LineSettings, Probability};
+use tools::{
+    emulator::{LineSettings, Probability},
+    nbd_client::NbdClient,
+};
 
 const AREA: u64 = 4096;
 
@@ -70,6 +77,72 @@ fn a_delayed_standby_holds_the_restart_point() {
     model.check_exactly(&mut sites.client(1).unwrap(), AREA).unwrap();
     sites.wait(1, "a session", |status| status["connected"] == true).unwrap();
     story(&sites, 15, |_| {});
+}
+
+/// One writer goes round the volumes; whatever the restart point holds is a beginning of what it wrote.
+#[test]
+fn a_restart_point_spans_sixteen_volumes() {
+    const COUNT: u64 = 16;
+    let sites = sites::new(line(1), 16).unwrap();
+    (0..2).for_each(|node| sites.start(node).unwrap());
+    sites.ask(0, &["group", "create", GROUP, "--journal-size", "64MiB"]).unwrap();
+    let names: Vec<String> = (0..COUNT).map(|number| format!("v{number}")).collect();
+    for name in &names {
+        sites.ask(0, &["volume", "create", GROUP, name, "--size", "16MiB"]).unwrap();
+    }
+    sites.pair().unwrap();
+    // So that the writer does not run away from the line.
+    sites.ask(0, &["level", GROUP, "remote"]).unwrap();
+    let clients = |node: usize| -> Vec<NbdClient> {
+        let path = sites.nodes[node].nbd_path();
+        names.iter().map(|name| NbdClient::connect_unix(&path, &format!("{GROUP}/{name}")).unwrap()).collect()
+    };
+    let (answered, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let (before, after) = thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut clients = clients(0);
+            for number in 1.. {
+                if stop.load(Ordering::SeqCst) {
+                    break;
+                }
+                let place = number % (COUNT * 64) / COUNT * 4096;
+                clients[(number % COUNT) as usize].write(place, &number.to_le_bytes().repeat(512)).unwrap();
+                answered.store(number, Ordering::SeqCst);
+            }
+        });
+        let reached = |count| {
+            while answered.load(Ordering::SeqCst) < count {
+                thread::yield_now()
+            }
+        };
+        reached(100);
+        let before = answered.load(Ordering::SeqCst);
+        sites.ask(0, &["restart-point", GROUP, "--wait"]).unwrap();
+        let after = answered.load(Ordering::SeqCst);
+        reached(after + 100);
+        stop.store(true, Ordering::SeqCst);
+        (before, after)
+    });
+    sites.kill(0).unwrap();
+    sites.ask(1, &["promote", GROUP, "--force"]).unwrap();
+    let mut found: Vec<u64> = Vec::new();
+    for client in &mut clients(1) {
+        let data = client.read(0, 64 * 4096).unwrap();
+        found.extend(data.chunks(4096).map(|block| u64::from_le_bytes(block[..8].try_into().unwrap())));
+    }
+    let last = found.iter().copied().max().unwrap();
+    assert!(
+        (before..=after + 1).contains(&last),
+        "the point holds write {last}, declared between {before} and {after}"
+    );
+    for (volume, blocks) in (0u64..).zip(found.chunks(64)) {
+        for (place, value) in (0u64..).zip(blocks) {
+            // The newest number up to the last that goes to this place.
+            let at = place * COUNT + volume;
+            let expected = if last < at { 0 } else { last - (last - at) % (COUNT * 64) };
+            assert_eq!(*value, expected, "volume {volume}, block {place}, up to write {last}");
+        }
+    }
 }
 
 #[test]
