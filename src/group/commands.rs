@@ -42,6 +42,15 @@ pub(super) struct Commands {
     stopping: Option<CommandId>,
 }
 
+impl Commands {
+    /// Whether one waits for an entry that is not durable: a sync may have begun before that was written.
+    pub(super) fn want_sync(&self, durable: Order) -> bool {
+        let opening = matches!(self.promotion, Some(Promotion::Opening { order, .. }) if order > durable);
+        let waits = |waits_for: &WaitsFor| matches!(waits_for, WaitsFor::Durable(order) if *order > durable);
+        opening || self.waiting.iter().any(|(_, waits_for, _)| waits(waits_for))
+    }
+}
+
 impl Group {
     /// An operator's command; it is answered by an [`Output::CommandAnswer`].
     pub fn handle_command(&mut self, now: Now, id: CommandId, command: Command) {

@@ -19,7 +19,7 @@ use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
 use bytes::{Bytes, BytesMut};
 
 /// Questions that are not answered, at most.
-pub(super) const ASKED_MAX: usize = 64;
+pub(super) const ASKED_MAX: usize = 1024;
 /// Bytes that one question is about at most: with digests, and where the primary holds nothing.
 const SIZE_MAX: u64 = 4 << 20;
 pub(super) const HOLE_SIZE_MAX: u64 = 64 << 20;

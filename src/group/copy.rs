@@ -20,7 +20,7 @@ use alloc::{collections::BTreeMap, vec::Vec};
 use bytes::{Bytes, BytesMut};
 
 /// Copies that are sent and not acknowledged, at most.
-const UNACKNOWLEDGED_MAX: usize = 256;
+const UNACKNOWLEDGED_MAX: usize = 1024;
 /// A row of blocks that hold nothing is voided at the peer by one frame if it is so long, else compared.
 const HOLE_COUNT_MIN: u32 = 64;
 

@@ -1,6 +1,6 @@
 //! Histories of a pair: whatever happens, the standby shows a state that the primary went through.
 
-use super::{pair_bench::Pair, tests::pick};
+use super::{CommandId, pair_bench::Pair, tests::pick};
 use crate::{
     command::{Command, CommandError, PromoteTarget},
     pair::{ApplyPolicy, Cause, Level, PairState, Role},
@@ -149,4 +149,24 @@ fn a_standby_that_knows_it_is_behind_is_promoted_only_by_force() {
         assert_eq!(refused, Err(CommandError::Behind { have, peer }));
     }
     assert!(pair.promote(PromoteTarget::RestartPoint));
+}
+
+/// A sync that began before the point was written says nothing of it: another one must follow at once.
+#[test]
+fn a_restart_point_waits_for_no_timer() {
+    let mut pair = Pair::in_step();
+    pair.cut();
+    for round in 0..20 {
+        pair.write();
+        for _ in 0..round % 5 {
+            let rng = &mut pair.rng;
+            pair.nodes[0].step(pair.now, rng);
+        }
+        let id = CommandId(1000 + round);
+        let label = "point".parse().unwrap();
+        pair.nodes[0].group.handle_command(pair.now, id, Command::RestartPoint { label });
+        let rng = &mut pair.rng;
+        while pair.nodes[0].step(pair.now, rng) {}
+        assert!(pair.nodes[0].replies.remove(&id).is_some(), "not answered, though nothing is left to be done");
+    }
 }

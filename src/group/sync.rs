@@ -32,7 +32,8 @@ impl Group {
             return;
         }
         // A secondary acknowledges what is durable, so it syncs all the time.
-        let wanted = self.sync.wanted || self.waiting.wants_sync() || self.pair.role == Role::Secondary;
+        let waited_for = self.waiting.wants_sync() || self.commands.want_sync(self.durable);
+        let wanted = self.sync.wanted || waited_for || self.pair.role == Role::Secondary;
         if !wanted {
             return;
         }

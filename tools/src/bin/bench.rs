@@ -7,12 +7,13 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use tools::bench::{report::Report, wan, write};
+use tools::bench::{life, report::Report, wan, write};
 
 const EXAMPLES: &str = "\
 Examples:
   cargo run --release -p tools --bin bench -- write
   cargo run --release -p tools --bin bench -- wan --rtt 50 --loss 0,1,5
+  cargo run --release -p tools --bin bench -- life --rounds 1
 
 Build everything first (cargo build --release --workspace --bins); `write` needs fio, and measures nbdkit and qemu-nbd
 where they are installed.";
@@ -54,6 +55,15 @@ enum What {
         #[arg(long, value_name = "MIB", default_value_t = 128)]
         size: u32,
     },
+    /// Restart points and takeover at 1 GiB and 1 TiB, resynchronisation, memory
+    Life {
+        /// Blocks of 4 KiB that change between restart points, and in a suspension
+        #[arg(long, value_name = "NUMBER", default_value_t = 100_000)]
+        changed: u32,
+        /// Rate of each of the two links in the resynchronisation
+        #[arg(long, value_name = "MBIT/S", default_value_t = 200)]
+        rate: u32,
+    },
 }
 
 fn main() -> ExitCode {
@@ -75,6 +85,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         What::Wan { rtt, loss, rate, size } => {
             wan::run(&wan::WanOptions { programs, rtt, loss, rate, size, rounds })?.into()
         }
+        What::Life { changed, rate } => life::run(&life::LifeOptions { programs, changed, rate, rounds })?,
     };
     for report in &reports {
         println!("{}", report.table());

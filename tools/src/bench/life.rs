@@ -1,0 +1,225 @@
+//! What an operator waits for in a pair's life: restart points, takeovers, resynchronisation; and what memory a volume takes.
+
+use super::report::Report;
+use crate::{
+    emulator::{LineSettings, QueueLimit},
+    nbd_client::{NbdClient, NbdRequest},
+    sites::{GROUP, SiteOptions, Sites},
+};
+use anyhow::Context;
+use std::{
+    fs,
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How to measure.
+#[derive(Debug)]
+pub struct LifeOptions {
+    /// Where `holdfastd` and `ublk-admin` are.
+    pub programs: PathBuf,
+    /// Blocks of 4 KiB that change between two restart points, and in a suspension.
+    pub changed: u32,
+    /// Megabits a second of each of the two links of the resynchronisation.
+    pub rate: u32,
+    /// Rounds.
+    pub rounds: u32,
+}
+
+const BLOCK: u64 = 4096;
+
+/// Measures, telling on stderr what is being done.
+///
+/// # Errors
+/// When a node or a client fails.
+pub fn run(options: &LifeOptions) -> anyhow::Result<Vec<Report>> {
+    let title = "Restart point and takeover, many blocks changed since the restart point";
+    let mut takeover = Report::new(title, "ms");
+    let mut memory = Report::new("Memory of a daemon", "MiB");
+    let mut resync = Report::new("Resynchronisation after a suspension", "ratio");
+    for round in 1..=options.rounds {
+        for size in ["1GiB", "1TiB"] {
+            eprintln!("Round {round}: takeover of {size}");
+            self::takeover(options, round, size, &mut takeover, &mut memory)?;
+        }
+        for load in [false, true] {
+            eprintln!("Round {round}: resynchronisation{}", if load { " under load" } else { "" });
+            self::resync(options, round, load, &mut resync)?;
+        }
+    }
+    Ok(vec![takeover, memory, resync])
+}
+
+fn sites(options: &LifeOptions, round: u32, size: &'static str, line: LineSettings) -> anyhow::Result<Sites> {
+    let (prefix, programs) = ("holdfast-bench", options.programs.clone());
+    Sites::paired(&SiteOptions { prefix, programs, line, seed: round.into(), size, journal_size: "2GiB" })
+}
+
+fn takeover(
+    options: &LifeOptions,
+    round: u32,
+    size: &'static str,
+    times: &mut Report,
+    memory: &mut Report,
+) -> anyhow::Result<()> {
+    let sites = sites(options, round, size, LineSettings::default())?;
+    let mut client = sites.client(0)?;
+    let mut places = Places::of(client.size(), round);
+    places.write(&mut client, options.changed)?;
+    sites.wait_in_step(0)?;
+    sites.ask(0, &["restart-point", GROUP, "--wait"])?;
+    places.again(round);
+    places.write(&mut client, options.changed)?;
+    sites.wait_in_step(0)?;
+    // Asking for the status costs a process and a turn as well, and changes nothing.
+    for (what, arguments) in
+        [("status is asked", vec!["status", GROUP]), ("a restart point is declared", vec!["restart-point", GROUP])]
+    {
+        let mut longest: Vec<f64> =
+            (0..5).map(|_| longest_write(&sites, &mut client, &arguments)).collect::<Result<_, _>>()?;
+        longest.sort_by(f64::total_cmp);
+        times.add(&format!("longest write, QD 1, while {what} (median of 5)"), size, longest[2]);
+    }
+    memory.add("primary", size, resident(&sites, 0)?);
+    memory.add("standby", size, resident(&sites, 1)?);
+    sites.wait_in_step(0)?;
+    places.again(round);
+    let mut client = sites.client(0)?;
+    places.write(&mut client, options.changed)?;
+    sites.wait_in_step(0)?;
+    sites.kill(0)?;
+    let start = Instant::now();
+    sites.ask(1, &["promote", GROUP, "--force"])?;
+    times.add("promotion to the restart point, answered", size, start.elapsed().as_secs_f64() * 1e3);
+    sites.client(1)?.write(0, &[2; BLOCK as usize])?;
+    times.add("first write served", size, start.elapsed().as_secs_f64() * 1e3);
+    Ok(())
+}
+
+/// Milliseconds of the longest write while a command is given.
+fn longest_write(sites: &Sites, client: &mut NbdClient, arguments: &[&str]) -> anyhow::Result<f64> {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| -> anyhow::Result<Vec<(Instant, Duration)>> {
+            let mut took = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                let start = Instant::now();
+                client.write(0, &[1; BLOCK as usize])?;
+                took.push((start, start.elapsed()));
+            }
+            Ok(took)
+        });
+        thread::park_timeout(Duration::from_millis(200));
+        let start = Instant::now();
+        let answer = sites.ask(0, arguments);
+        let end = Instant::now();
+        stop.store(true, Ordering::Relaxed);
+        let took = writer.join().map_err(|_| anyhow::anyhow!("The writer failed"))??;
+        answer?;
+        let during = took.into_iter().filter(|(at, took)| *at + *took > start && *at <= end);
+        Ok(during.map(|(_, took)| took).max().unwrap_or_default().as_secs_f64() * 1e3)
+    })
+}
+
+fn resync(options: &LifeOptions, round: u32, load: bool, report: &mut Report) -> anyhow::Result<()> {
+    let line = LineSettings {
+        delay: Duration::from_millis(10),
+        rate_bits: Some(u64::from(options.rate) * 1_000_000),
+        queue: QueueLimit::Time(Duration::from_millis(100)),
+        ..LineSettings::default()
+    };
+    let sites = sites(options, round, "8GiB", line)?;
+    let mut client = sites.client(0)?;
+    sites.ask(0, &["pair", "suspend", GROUP])?;
+    let mut places = Places::of(client.size() / 2, round);
+    places.write(&mut client, options.changed)?;
+    let differing = (u64::from(options.changed) * BLOCK) as f64;
+    let offered = || -> u64 { sites.links.iter().map(|link| link.statistics().a_to_b.taken_bytes).sum() };
+    let (before, start, stop) = (offered(), Instant::now(), AtomicBool::new(false));
+    let name = if load { "2,000 writes a second meanwhile" } else { "idle" };
+    thread::scope(|scope| -> anyhow::Result<()> {
+        let writer = scope.spawn(|| -> anyhow::Result<u64> {
+            let half = client.size() / 2;
+            let mut count = 0;
+            while load && !stop.load(Ordering::Relaxed) {
+                client.write(half + count % 4096 * BLOCK, &[3; BLOCK as usize])?;
+                count += 1;
+                // The load is a rate, not as much as there can be.
+                let due = start + Duration::from_micros(500 * count);
+                thread::park_timeout(due.saturating_duration_since(Instant::now()));
+            }
+            Ok(count)
+        });
+        sites.ask(0, &["pair", "resume", GROUP])?;
+        let done = sites.wait(0, "the copy to end", |status| status["pair"]["state"] == "duplex");
+        let took = start.elapsed().as_secs_f64();
+        let sent = (offered() - before) as f64;
+        stop.store(true, Ordering::Relaxed);
+        let count = writer.join().map_err(|_| anyhow::anyhow!("The writer failed"))??;
+        done?;
+        let written = (count * BLOCK) as f64;
+        report.add(
+            "bytes offered to the lines, over bytes that differ or were written meanwhile",
+            name,
+            sent / (differing + written),
+        );
+        let line_rate = 2.0 * f64::from(options.rate) * 1e6 / 8.0;
+        report.add("rate of what differs, over the lines' rate", name, differing / took / line_rate);
+        report.add("rate of all, over the lines' rate", name, (differing + written) / took / line_rate);
+        Ok(())
+    })
+}
+
+/// Distinct random blocks of a volume.
+struct Places {
+    count: u64,
+    state: u64,
+}
+
+impl Places {
+    fn of(size: u64, seed: u32) -> Self {
+        Self { count: size / BLOCK, state: u64::from(seed) }
+    }
+
+    /// The same blocks from the first on.
+    fn again(&mut self, seed: u32) {
+        self.state = seed.into();
+    }
+
+    /// Steps through a permutation: the number of blocks is a power of two, so that an odd multiplier meets each once.
+    fn next(&mut self) -> u64 {
+        self.state += 1;
+        self.state.wrapping_mul(0x9e37_79b9_7f4a_7c15) % self.count
+    }
+
+    fn write(&mut self, client: &mut NbdClient, count: u32) -> anyhow::Result<()> {
+        let mut data = vec![0; BLOCK as usize];
+        for number in 0..count {
+            data.chunks_exact_mut(8)
+                .for_each(|word| word.copy_from_slice(&u64::from(number).wrapping_mul(77).to_le_bytes()));
+            while client.pending_count() >= 16 {
+                client.complete()?;
+            }
+            client.submit(NbdRequest::Write { offset: self.next() * BLOCK, data: &data, durable: false })?;
+        }
+        Ok(client.complete_all()?)
+    }
+}
+
+/// MiB of a node's daemon.
+fn resident(sites: &Sites, node: usize) -> anyhow::Result<f64> {
+    let config = sites.nodes[node].config_path();
+    for entry in fs::read_dir("/proc")? {
+        let folder = entry?.path();
+        let Ok(command) = fs::read_to_string(folder.join("cmdline")) else { continue };
+        if command.contains("holdfastd") && command.contains(&*config.to_string_lossy()) {
+            let status = fs::read_to_string(folder.join("status"))?;
+            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+            let kibibytes: f64 = line.trim().trim_end_matches(" kB").trim().parse()?;
+            return Ok(kibibytes / 1024.0);
+        }
+    }
+    anyhow::bail!("the daemon of {} is not there", config.display())
+}
