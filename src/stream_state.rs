@@ -86,10 +86,13 @@ impl StreamState {
                 keeps = self.restart_point.take_if(|point| !point.info.is_declared()).is_some();
             }
             (Kind::EpochChange, note) => {
-                if let (Note::Fork(fork), Some(point)) = (note, &self.restart_point)
-                    && point.order == *fork
-                {
-                    self.epochs.clone_from(&point.epochs);
+                if let Note::Fork(fork) = note {
+                    if let Some(point) = self.restart_point.as_ref().filter(|point| point.order == *fork) {
+                        self.epochs.clone_from(&point.epochs);
+                    }
+                    // This node is the primary from here on. A primary that only starts anew ends no copy.
+                    self.copying = false;
+                    keeps = self.restart_point.take_if(|point| !point.info.is_declared()).is_some();
                 }
                 // What the new epoch's first record displaces is no part of the history.
                 self.epochs.retain(|start| start.epoch < record.at.epoch && start.first < record.at.seq);
@@ -98,9 +101,6 @@ impl StreamState {
                     self.epochs.remove(0);
                 }
                 self.generation = record.generation;
-                self.copying = false;
-                // It was for this copy only.
-                keeps = self.restart_point.take_if(|point| !point.info.is_declared()).is_some();
             }
             (Kind::RestartPoint, note) => {
                 self.generation = record.generation.next();

@@ -21,6 +21,8 @@ use bytes::{Bytes, BytesMut};
 
 /// Copies that are sent and not acknowledged, at most.
 const UNACKNOWLEDGED_MAX: usize = 1024;
+/// Ranges that are read at once.
+const READING_MAX: usize = 16;
 /// A row of blocks that hold nothing is voided at the peer by one frame if it is so long, else compared.
 const HOLE_COUNT_MIN: u32 = 64;
 
@@ -32,7 +34,6 @@ enum What {
 }
 
 struct Reading {
-    number: ReadCount,
     what: What,
     volume: VolumeId,
     block: u32,
@@ -53,8 +54,8 @@ pub(super) struct Copier {
     running: bool,
     /// Only what differs is sent.
     compares: bool,
-    /// The range that is being read.
-    reading: Option<Reading>,
+    /// The ranges that are being read.
+    readings: BTreeMap<ReadCount, Reading>,
     /// Where to look for the next.
     cursor: (VolumeId, u32),
     /// Parts of blocks whose digests were sent and not answered.
@@ -78,10 +79,8 @@ impl Copier {
 
     /// Whether a range is being read for the copy.
     pub(super) fn is_reading(&self, volume: VolumeId, from: u64, to: u64) -> bool {
-        self.reading
-            .as_ref()
-            .filter(|reading| reading.what == What::Copy)
-            .is_some_and(|reading| reading.volume == volume && from < reading.end && reading.offset < to)
+        let mut copied = self.readings.values().filter(|reading| reading.what == What::Copy);
+        copied.any(|reading| reading.volume == volume && from < reading.end && reading.offset < to)
     }
 
     /// Ends it without an end; the bitmap still has what was not acknowledged.
@@ -170,16 +169,20 @@ impl Group {
         Record { at: self.stream.last, ..self.new_record(kind) }
     }
 
-    /// Reads and sends the next range, one at a time, or ends the copy.
+    /// Reads and sends the next ranges, or ends the copy.
     pub(super) fn copy_next(&mut self) {
-        let (copy, peer) = (&self.copy, &self.peer);
-        let wanted = copy.running && copy.reading.is_none() && !copy.end_sent && peer.is_streaming();
-        if !wanted || peer.credit == 0 || copy.unacknowledged.len() >= UNACKNOWLEDGED_MAX {
-            return;
+        while self.copy.running && !self.copy.end_sent && self.peer.is_streaming() && self.peer.credit > 0 {
+            if self.copy.readings.len() >= READING_MAX || self.copy.unacknowledged.len() >= UNACKNOWLEDGED_MAX {
+                return;
+            }
+            let Some((volume, block, bits, what)) = self.next_to_copy() else {
+                return self.end_copy();
+            };
+            self.copy_read_begin(volume, block, bits, what);
         }
-        if let Some((volume, block, bits, what)) = self.next_to_copy() {
-            return self.copy_read_begin(volume, block, bits, what);
-        }
+    }
+
+    fn end_copy(&mut self) {
         let everything = self.volumes.values().all(|volume| volume.table.dirty_bytes() == 0);
         // The last record that a copied range may contain must be before the end.
         if everything && self.copy.unacknowledged.is_empty() && self.peer.cursor() >= self.copy.newest {
@@ -239,14 +242,13 @@ impl Group {
         *on_the_way.entry((id, block)).or_default() |= bits;
         self.copy.newest = self.journal.last();
         let number = self.reads.next();
-        self.copy.reading = Some(Reading { number, what, volume: id, block, bits, offset, end });
+        self.copy.readings.insert(number, Reading { what, volume: id, block, bits, offset, end });
         self.read(Reader::Copy(number), id, offset, end - offset);
     }
 
     /// The range was read (`None`: it could not be).
     pub(super) fn copy_read(&mut self, number: ReadCount, data: Option<Vec<Bytes>>) {
-        let current = self.copy.reading.take_if(|reading| reading.number == number);
-        let Some(reading) = current else { return };
+        let Some(reading) = self.copy.readings.remove(&number) else { return };
         if !self.copy.running || !self.peer.is_streaming() {
             return;
         }
