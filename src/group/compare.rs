@@ -18,8 +18,9 @@ use crate::{
 use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
 use bytes::{Bytes, BytesMut};
 
-/// Questions that are not answered, at most.
-pub(super) const ASKED_MAX: usize = 1024;
+/// Questions that are not answered, at most, and the bytes that they are about: each node reads those into memory.
+const ASKED_COUNT_MAX: usize = 1024;
+const ASKED_SIZE_MAX: u64 = 64 << 20;
 /// Bytes that one question is about at most: with digests, and where the primary holds nothing.
 const SIZE_MAX: u64 = 4 << 20;
 pub(super) const HOLE_SIZE_MAX: u64 = 64 << 20;
@@ -36,6 +37,12 @@ impl Comparisons {
 }
 
 impl Group {
+    /// How many questions about a block each may wait for an answer.
+    pub(super) fn asked_max(&self) -> usize {
+        let sizes = self.volumes.values().map(|volume| u64::from(volume.table.geometry().block_size));
+        ((ASKED_SIZE_MAX / sizes.max().unwrap_or(1)) as usize).min(ASKED_COUNT_MAX)
+    }
+
     /// On the primary: asks which parts of a range differ.
     pub(super) fn ask(&mut self, volume: VolumeId, offset: u64, size: u64, digests: &Digests) {
         self.send_about(Kind::Compare, volume, offset, size, digests.encode());
@@ -57,7 +64,10 @@ impl Group {
         }
         let digests = Digests::parse(payload, record.size).map_err(|error| format!("{error}"))?;
         let most = if digests.unit == 0 { HOLE_SIZE_MAX } else { SIZE_MAX };
-        if record.size == 0 || record.size > most || self.comparisons.0.len() >= ASKED_MAX {
+        let comparisons = &self.comparisons.0;
+        let asked_size: u64 = comparisons.values().map(|(record, _)| record.size).sum();
+        let too_many = comparisons.len() >= ASKED_COUNT_MAX || asked_size > ASKED_SIZE_MAX;
+        if record.size == 0 || record.size > most || too_many {
             return Err(format!("A comparison of {} bytes came, or too many at once", record.size));
         }
         self.check_range(&record)?;

@@ -5,7 +5,7 @@
 //! make good. Unless an operator wants otherwise, digests of a range go first, and only what differs is copied. Between the first frame of a copy and its last the secondary's latest state is not a state of the
 //! primary, and it keeps its restart point.
 
-use super::{Group, compare::ASKED_MAX, read::Reader, stream::Sent};
+use super::{Group, read::Reader, stream::Sent};
 use crate::{
     format::{
         message::{Digests, Range, encode_history},
@@ -194,11 +194,12 @@ impl Group {
     }
 
     fn next_to_copy(&mut self) -> Option<(VolumeId, u32, u16, What)> {
+        let asked_max = self.asked_max();
         let copy = &mut self.copy;
         if let Some(((id, block), bits)) = copy.differing.first_key_value() {
             return Some((*id, *block, first_run(*bits), What::Copy));
         }
-        if copy.asked.len() >= ASKED_MAX {
+        if copy.asked.len() >= asked_max {
             return None;
         }
         // From where the last one was, then once more from the start.

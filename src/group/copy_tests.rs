@@ -5,7 +5,7 @@ use crate::{
     buffer::AlignedBuffer,
     command::{Command, CommandError, CommandReply, PromoteTarget},
     disk::DiskAction,
-    format::message::Range,
+    format::message::{Digests, Range},
     pair::PairState,
     request::{Durability, Operation},
     units::NodeKey,
@@ -206,6 +206,28 @@ proptest! {
         prop_assert!(pair.promote(target), "not promoted, copying: {}", copying);
         let point = &pair.nodes[1].group.stream.restart_point;
         prop_assert!(point.as_ref().is_none_or(|point| point.info.is_declared()), "the state before a copy is kept for ever");
+        pair.finish();
+    }
+}
+
+/// A peer may ask much, but not make this node read all its memory full.
+#[test]
+fn too_many_or_too_large_comparisons_end_the_session() {
+    for (count, size, unit) in [(1100, 64 << 10, 4096), (1, 8 << 20, 1 << 20), (1, 0, 4096)] {
+        let mut pair = Pair::in_step();
+        pair.write_at(0, 64 << 10);
+        pair.settle();
+        let digests = Digests::of(&alloc::vec![0; size], unit);
+        for _ in 0..count {
+            pair.nodes[0].group.ask(VOLUME, 0, size as u64, &digests);
+        }
+        pair.nodes[0].drain();
+        while let Some(frame) = pair.nodes[0].outbox.pop_front() {
+            assert!(!pair.nodes[1].wants_reconnect || count > 1, "it took only some");
+            pair.nodes[1].group.handle_frame(pair.now, [frame.header, frame.payload].concat().into());
+            pair.nodes[1].drain();
+        }
+        assert!(pair.nodes[1].wants_reconnect, "{count} comparisons of {size} bytes were taken");
         pair.finish();
     }
 }

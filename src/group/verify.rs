@@ -3,11 +3,7 @@
 //! A block is compared as it happens to be first. One that differs is compared again exactly: writes to it wait until its
 //! digests are in the stream behind all that they contain. What differs several times is different.
 
-use super::{
-    Group,
-    compare::{ASKED_MAX, HOLE_SIZE_MAX},
-    read::Reader,
-};
+use super::{Group, compare::HOLE_SIZE_MAX, read::Reader};
 use crate::{
     command::{CommandError, CommandId, CommandReply, Progress},
     format::message::{Digests, RANGE_COUNT_MAX, Range},
@@ -111,9 +107,10 @@ impl Group {
             return self.outputs.push_back(Output::CommandAnswer { id, result: Err(CommandError::PeerLost) });
         }
         self.ask_what_is_ready();
+        let asked_max = self.asked_max();
         while let Some(verifier) = &mut self.verifier
             && verifier.reading.is_none()
-            && verifier.asked.len() < ASKED_MAX
+            && verifier.asked.len() < asked_max
             && self.peer.credit > 0
         {
             if let Some((place, part)) = verifier.again.pop_first() {
