@@ -2,7 +2,10 @@
 
 use std::{
     fs,
-    os::unix::{fs::FileExt, net::UnixListener},
+    os::unix::{
+        fs::{FileExt, PermissionsExt},
+        net::UnixListener,
+    },
     process::Command,
 };
 use system_tests::{
@@ -285,4 +288,29 @@ fn a_verification_finds_rot_on_the_standby_and_mends_it() {
     sites.wait_in_step(0).unwrap();
     let verified = sites.ask(0, &["pair", "verify", GROUP]).unwrap();
     assert_eq!(verified["verified"]["differing_bytes"], 0, "{verified}");
+}
+
+#[test]
+fn events_are_kept_and_handed_to_a_program() {
+    let sites = sites::new(LineSettings::default(), 11).unwrap();
+    let (told, hook) = (sites.workplace.folder().join("told"), sites.workplace.folder().join("hook"));
+    fs::write(&hook, format!("#!/bin/sh\necho \"$1: $HOLDFAST_EVENT\" >>{}\n", told.display())).unwrap();
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    let config = sites.nodes[0].config_path();
+    let text = fs::read_to_string(&config).unwrap() + &format!("[events]\nhook = \"{}\"\n", hook.display());
+    fs::write(&config, text).unwrap();
+    (0..2).for_each(|node| sites.start(node).unwrap());
+    sites.create_volume().unwrap();
+    sites.pair().unwrap();
+    let has = |text: &str| text.contains("Pair state changed") && text.contains("duplex");
+    sites.wait(0, "the hook to be run", |_| fs::read_to_string(&told).is_ok_and(|text| has(&text))).unwrap();
+    let events = sites.ask(0, &["events", GROUP]).unwrap();
+    assert!(has(&events.to_string()) && !events.to_string().contains("Session up"), "{events}");
+    // They outlive the daemon.
+    sites.kill(0).unwrap();
+    sites.start(0).unwrap();
+    let events = sites.ask(0, &["events", "--count", "1000"]).unwrap();
+    assert!(has(&events.to_string()) && events.to_string().contains("Session up"), "{events}");
+    let refusal = sites.refusal(0, &["events", "nothing"]);
+    assert!(refusal.contains("There is no group nothing on this node"), "{refusal}");
 }

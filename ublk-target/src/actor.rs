@@ -4,6 +4,7 @@
 //! what makes group commit work.
 
 use crate::{
+    events::EVENT,
     lock::Patience,
     media::{GroupMedia, MediaOptions, Medium, carry_out},
     peer::Peer,
@@ -360,23 +361,23 @@ impl GroupActor {
         let group = self.label.borrow().name;
         match event {
             Event::RoleChanged { role, epoch } => {
-                info!(%group, %role, %epoch, "Role changed");
+                info!(target: EVENT, %group, %role, %epoch, "Role changed");
                 self.label.borrow_mut().role = role;
             }
-            Event::PairChanged { state } => info!(%group, %state, "Pair state changed"),
-            Event::PeerGreeted { head } => info!(%group, %head, "Peer greeted"),
-            Event::PeerRefused { reason } => warn!(%group, reason, "Peer refused"),
+            Event::PairChanged { state } => info!(target: EVENT, %group, %state, "Pair state changed"),
+            Event::PeerGreeted { head } => info!(target: EVENT, %group, %head, "Peer greeted"),
+            Event::PeerRefused { reason } => warn!(target: EVENT, %group, reason, "Peer refused"),
             Event::RestartPoint { generation, at } => {
-                info!(%group, %generation, %at, "Restart point")
+                info!(target: EVENT, %group, %generation, %at, "Restart point")
             }
-            Event::CopyEnded { bytes, equal_bytes } => info!(%group, bytes, equal_bytes, "Copy ended"),
+            Event::CopyEnded { bytes, equal_bytes } => info!(target: EVENT, %group, bytes, equal_bytes, "Copy ended"),
             Event::MediumFailed { reason } => {
-                error!(%group, reason, "Medium failed; the group has stopped")
+                error!(target: EVENT, %group, reason, "Medium failed; the group has stopped")
             }
             Event::DelayGivenUp => {
-                warn!(%group, "Half of the journal waits for a restart point; what waits is applied without one");
+                warn!(target: EVENT, %group, "Half of the journal waits for a restart point; what waits is applied without one");
             }
-            Event::PoolFull => warn!(%group, "Pool full; destaging waits"),
+            Event::PoolFull => warn!(target: EVENT, %group, "Pool full; destaging waits"),
         }
     }
 }

@@ -169,6 +169,13 @@ pub enum Request {
         /// The policy.
         policy: ApplyPolicy,
     },
+    /// What changed, oldest first.
+    Events {
+        /// Of one group.
+        group: Option<String>,
+        /// The last so many.
+        count: usize,
+    },
     /// One group, or all.
     Status {
         /// The group.

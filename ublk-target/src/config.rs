@@ -35,6 +35,17 @@ pub struct Config {
     /// Media.
     #[serde(default)]
     pub media: MediaConfig,
+    /// What happens when something changes.
+    #[serde(default)]
+    pub events: EventsConfig,
+}
+
+/// `[events]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventsConfig {
+    /// A program that is run for each event, one after the other.
+    pub hook: Option<PathBuf>,
 }
 
 /// `[node]`

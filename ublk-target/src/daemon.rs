@@ -1,6 +1,6 @@
 //! The daemon from start to stop.
 
-use crate::{config::Config, control, key, node::Node, peer::Peer, ublk};
+use crate::{config::Config, control, events, key, node::Node, peer::Peer, ublk};
 use anyhow::Context;
 use replicator::{
     io::{NodeOptions, connect},
@@ -22,6 +22,9 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     runtime.block_on(async {
         // The control socket comes first: it tells a second daemon that it is the second.
         let listener = control::listen(&config.control_path()).await?;
+        let directory = &config.node.directory;
+        events::keep(directory, config.events.hook.clone())
+            .with_context(|| format!("Cannot keep events in {}", directory.display()))?;
         let mut connected = Vec::new();
         for peer in &config.peers {
             let peer_key = peer.key()?;

@@ -9,6 +9,7 @@ pub mod buffers;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod events;
 pub mod exports;
 pub mod key;
 pub mod lock;

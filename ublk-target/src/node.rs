@@ -10,6 +10,7 @@ use crate::{
     actor::{GroupActor, open_media},
     api::{ApiError, Request},
     config::Config,
+    events::{self, EVENT},
     exports::Exports,
     media::MediaOptions,
     nbd::{ListenError, Server},
@@ -98,14 +99,14 @@ impl Node {
         while let Some(event) = events.recv().await {
             match event {
                 Event::Up { session } => {
-                    info!(peer = peer.name, session, "Session up");
+                    info!(target: EVENT, peer = peer.name, session, "Session up");
                     refused.clear();
                     peer.clear();
                     peer.set_up();
                     self.of_peer(&peer).for_each(|group| group.peer_up(peer.clone()));
                 }
                 Event::Down { reason } => {
-                    info!(peer = peer.name, reason, "Session down");
+                    info!(target: EVENT, peer = peer.name, reason, "Session down");
                     peer.up.set(false);
                     peer.clear();
                     self.of_peer(&peer).for_each(|group| group.peer_down());
@@ -121,7 +122,7 @@ impl Node {
                     }
                 }
                 Event::Link { link, state } => {
-                    info!(peer = peer.name, link, ?state, "Link changed")
+                    info!(target: EVENT, peer = peer.name, link, ?state, "Link changed")
                 }
                 Event::Writable => peer.flush(),
                 Event::Refused { link, reason } => {
@@ -250,6 +251,12 @@ impl Node {
             }
             Request::SetPolicy { group, policy } => {
                 self.simple(&group, Command::SetPolicy(policy), "The apply policy of this node is set").await
+            }
+            Request::Events { group, count } => {
+                if let Some(group) = &group {
+                    self.group(group)?;
+                }
+                Ok(events::last(&self.config.node.directory, group.as_deref(), count).into())
             }
             Request::Status { group } => match group {
                 Some(group) => self.group_status(&self.group(&group)?),

@@ -106,6 +106,14 @@ pub enum Command {
         /// When.
         policy: Policy,
     },
+    /// What changed: roles, pairs, sessions, links, media. Oldest first.
+    Events {
+        /// Of one group only.
+        group: Option<String>,
+        /// The last so many.
+        #[arg(long, default_value_t = 50)]
+        count: usize,
+    },
     /// Groups as they are: role, pair, lag, links.
     Status(StatusOptions),
 }

@@ -95,6 +95,7 @@ pub fn run(arguments: &Arguments) -> Result<(), ClientError> {
         Command::Node(NodeCommand::Status) => show::node(&value),
         Command::Group(GroupCommand::List | GroupCommand::Show { .. }) => show::status(&value),
         Command::Volume(VolumeCommand::List { .. }) => show::volumes(&value),
+        Command::Events { .. } => show::events(&value),
         _ => show::answer(&value),
     };
     print(arguments, &value, &text);
@@ -214,6 +215,7 @@ fn request(command: &Command) -> Result<Request, ClientError> {
             Request::Promote { group, latest, generation: generation.map(Generation), force }
         }
         Command::Demote { group, discard_fork } => Request::Demote { group, discard_fork },
+        Command::Events { group, count } => Request::Events { group, count },
         Command::Policy { group, policy } => Request::SetPolicy { group, policy: policy.into() },
         Command::Level { group, level, without_peer } => {
             Request::SetLevel { group, level: level.into(), without_peer: without_peer.map(Into::into) }

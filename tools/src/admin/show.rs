@@ -188,6 +188,21 @@ pub fn node(value: &Value) -> String {
     out
 }
 
+/// Events, one a line.
+pub fn events(value: &Value) -> String {
+    let mut out = String::new();
+    for event in value.as_array().into_iter().flatten() {
+        let _ = write!(out, "{:>12}  {}", age(number(event, "time")), text(event, "event"));
+        for (name, value) in event.as_object().into_iter().flatten() {
+            if name != "time" && name != "event" {
+                let _ = write!(out, " {name}={}", value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+            }
+        }
+        out.push('\n');
+    }
+    if out.is_empty() { "Nothing has changed yet".into() } else { out.trim_end().into() }
+}
+
 /// Any other answer.
 pub fn answer(value: &Value) -> String {
     if let Some(done) = value["done"].as_str() {

@@ -2,8 +2,8 @@
 
 use clap::Parser;
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
-use ublk_target::{config::CONFIG_PATH, daemon};
+use tracing_subscriber::{EnvFilter, Layer, filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt};
+use ublk_target::{config::CONFIG_PATH, daemon, events::EventLayer};
 
 /// Page-aligned buffers come and go with every request: this allocator takes them from lists of used ones, where the C
 /// library searches, splits and joins.
@@ -27,14 +27,16 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,libublk=warn"));
+    let log = tracing_subscriber::registry().with(EventLayer.with_filter(LevelFilter::INFO));
     // Under systemd its journal gets group, epoch and link as fields that can be searched.
     let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
     if let Some(journal) = journal {
-        tracing_subscriber::registry().with(filter).with(journal).init();
+        log.with(journal.with_filter(filter)).init();
     } else {
         // Colours are for people; a file gets plain text.
         let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+        let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
+        log.with(text.with_filter(filter)).init();
     }
     match daemon::run(&arguments.config) {
         Ok(()) => ExitCode::SUCCESS,
