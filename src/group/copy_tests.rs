@@ -4,9 +4,9 @@ use super::{pair_bench::Pair, tests::pick, *};
 use crate::{
     buffer::AlignedBuffer,
     command::{Command, CommandError, CommandReply, PromoteTarget},
-    disk::DiskAction,
+    disk::{DiskAction, DiskError, DiskOperation},
     format::message::{Digests, Range},
-    pair::PairState,
+    pair::{Cause, PairState},
     request::{Durability, Operation},
     units::NodeKey,
 };
@@ -48,8 +48,27 @@ impl Pair {
         true
     }
 
-    /// Begins a verification, and lets the pair go on until it is answered; every few steps `meanwhile` is called.
-    fn verify(&mut self, mend: bool, mut meanwhile: impl FnMut(&mut Self)) -> Result<CommandReply, CommandError> {
+    /// Reads of a node's pool that are under way fail; how many.
+    fn fail_reads(&mut self, node: usize) -> usize {
+        self.nodes[node].drain();
+        let is_read = |operation: &DiskOperation| {
+            operation.medium == MediumId::Pool(VOLUME) && matches!(operation.action, DiskAction::Read { .. })
+        };
+        let failing: Vec<_> = self.nodes[node].operations.extract_if(.., |(operation, _)| is_read(operation)).collect();
+        for (operation, _) in &failing {
+            let group = &mut self.nodes[node].group;
+            group.handle_disk(self.now, operation.id, Err(DiskError::Failed { errno: 5 }));
+        }
+        failing.len()
+    }
+
+    /// Begins a verification, and lets the pair go on until it is answered; `meanwhile` is called `every` so many steps.
+    fn verify(
+        &mut self,
+        mend: bool,
+        every: usize,
+        mut meanwhile: impl FnMut(&mut Self),
+    ) -> Result<CommandReply, CommandError> {
         let id = CommandId(u64::MAX);
         let primary = self.primary;
         self.nodes[primary].group.handle_command(self.now, id, Command::VerifyPair { mend });
@@ -57,7 +76,7 @@ impl Pair {
             if let Some(reply) = self.nodes[primary].replies.remove(&id) {
                 return reply;
             }
-            if round % 4 == 0 {
+            if round % every == 0 {
                 meanwhile(self);
             }
             if !self.step() {
@@ -136,7 +155,7 @@ proptest! {
         damaged.dedup();
         damaged.retain(|unit| pair.damage(*unit));
         // Writes go on where nothing is damaged, into the same blocks again and again.
-        let reply = pair.verify(mend, |pair| {
+        let reply = pair.verify(mend, 4, |pair| {
             let unit = pick(&mut pair.rng, 40);
             pair.write_at(unit * UNIT, UNIT as usize);
         });
@@ -233,6 +252,39 @@ fn too_many_or_too_large_comparisons_end_the_session() {
 }
 
 #[test]
+fn a_block_that_the_standby_cannot_read_counts_as_differing() {
+    let mut pair = pair_of([9; 32]);
+    pair.write_at(64 << 10, 64 << 10);
+    pair.settle();
+    let reply = pair.verify(false, 1, |pair| {
+        pair.fail_reads(1);
+    });
+    let Ok(CommandReply::Verified { differing, .. }) = reply else { panic!("{reply:?}") };
+    assert_eq!(differing, [Range { volume: VOLUME, offset: 64 << 10, size: 64 << 10 }]);
+    pair.finish();
+}
+
+#[test]
+fn a_block_that_cannot_be_copied_suspends_the_pair_until_an_operator_resumes_it() {
+    let mut pair = pair_of([9; 32]);
+    pair.write_at(64 << 10, 64 << 10);
+    pair.settle();
+    pair.command(0, Command::DeletePair).unwrap();
+    pair.cut();
+    pair.command(0, Command::CreatePair { peer: NodeKey([2; 32]) }).unwrap();
+    pair.connect();
+    while pair.fail_reads(0) == 0 {
+        assert!(pair.step(), "nothing is read");
+    }
+    pair.settle();
+    pair.connect();
+    pair.settle();
+    assert_eq!(pair.nodes[0].group.pair.state, PairState::Suspended(Cause::MediumError));
+    pair.command(0, Command::ResumePair { compare: true }).unwrap();
+    pair.finish();
+}
+
+#[test]
 fn what_a_stranger_holds_where_nothing_is_stored_here_is_voided() {
     let mut pair = pair_of([3; 32]);
     let far = crate::units::VOLUME_SIZE_MIN / 2 + 64 * 1024;
@@ -260,9 +312,9 @@ fn a_verification_without_a_peer_is_refused_and_one_that_loses_it_says_so() {
         pair.write();
     }
     pair.settle();
-    let lost = pair.verify(false, Pair::cut);
+    let lost = pair.verify(false, 4, Pair::cut);
     assert_eq!(lost, Err(CommandError::PeerLost));
-    let refused = pair.verify(false, |_| ());
+    let refused = pair.verify(false, 4, |_| ());
     assert!(matches!(refused, Err(CommandError::WrongPairState { .. })), "{refused:?}");
     pair.finish();
 }
