@@ -230,10 +230,14 @@ impl Node {
     pub(super) async fn leave_devices(&self) {
         let numbers: Vec<u32> =
             self.devices.attached.borrow().values().filter_map(|attached| attached.number).collect();
-        let quiet = tokio::task::spawn_blocking(move || {
-            numbers.into_iter().filter(|number| ublk::quiesce(*number, HAND_OVER_PATIENCE)).count()
-        });
-        if let Ok(count @ 1..) = quiet.await {
+        // All at once: what one waits for may never come, and a service manager's patience ends.
+        let quiesce = |number| tokio::task::spawn_blocking(move || ublk::quiesce(number, HAND_OVER_PATIENCE));
+        let waiting: Vec<_> = numbers.into_iter().map(quiesce).collect();
+        let mut count = 0;
+        for quiet in waiting {
+            count += usize::from(quiet.await.unwrap_or(false));
+        }
+        if count > 0 {
             info!(count, "Devices left with nothing under way");
         }
         self.devices.leaving.set(true);
