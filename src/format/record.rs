@@ -133,6 +133,12 @@ pub struct Record {
 }
 
 impl Record {
+    /// The same, with this payload.
+    #[must_use]
+    pub fn carrying(self, payload: &[u8]) -> Self {
+        Self { payload_size: payload.len() as u32, payload_checksum: crc32c::crc32c(payload), ..self }
+    }
+
     /// The header's bytes.
     pub fn encode(&self, group: GroupId) -> [u8; RECORD_HEADER_SIZE] {
         let mut raw = Raw {

@@ -5,7 +5,10 @@
 //! "equal" all the same, the secondary holds already what those records bring, and holds it after them too. If they say
 //! "differs", the range is copied without need, or asked about again.
 
-use super::{Group, read::Reader};
+use super::{
+    Group,
+    read::{Reader, join},
+};
 use crate::{
     format::{
         message::{Digests, RANGE_COUNT_MAX, Range, encode_ranges, parse_ranges},
@@ -16,7 +19,7 @@ use crate::{
     units::VolumeId,
 };
 use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 /// Questions that are not answered, at most, and the bytes that they are about: each node reads those into memory.
 const ASKED_COUNT_MAX: usize = 1024;
@@ -45,16 +48,7 @@ impl Group {
 
     /// On the primary: asks which parts of a range differ.
     pub(super) fn ask(&mut self, volume: VolumeId, offset: u64, size: u64, digests: &Digests) {
-        self.send_about(Kind::Compare, volume, offset, size, digests.encode());
-    }
-
-    fn send_about(&mut self, kind: Kind, volume: VolumeId, offset: u64, size: u64, payload: Bytes) {
-        let mut record = self.new_record(kind);
-        record.at = self.stream.last;
-        (record.volume, record.offset, record.size) = (volume, offset, size);
-        record.payload_size = payload.len() as u32;
-        record.payload_checksum = crc32c::crc32c(&payload);
-        self.send_frame(&record, payload, None);
+        self.send_about(Kind::Compare, Range { volume, offset, size }, digests.encode());
     }
 
     /// On the secondary: the primary asks.
@@ -89,11 +83,7 @@ impl Group {
             return;
         };
         let unit = u64::from(theirs.unit);
-        let ours = data.map(|parts| {
-            let mut joined = BytesMut::with_capacity(record.size as usize);
-            parts.iter().for_each(|part| joined.extend_from_slice(part));
-            Digests::of(&joined, theirs.unit).digests
-        });
+        let ours = data.map(|parts| Digests::of(&join(&parts), theirs.unit).digests);
         let mut ranges: Vec<Range> = Vec::new();
         for (index, digest) in (0u64..).zip(&theirs.digests) {
             // What this node cannot read it does not have.
@@ -112,7 +102,8 @@ impl Group {
 
     fn tell_differing(&mut self, asked: &Record, ranges: &[Range]) {
         let listed = (ranges.len() <= RANGE_COUNT_MAX).then_some(ranges);
-        self.send_about(Kind::Differs, asked.volume, asked.offset, asked.size, encode_ranges(listed));
+        let range = Range { volume: asked.volume, offset: asked.offset, size: asked.size };
+        self.send_about(Kind::Differs, range, encode_ranges(listed));
     }
 
     /// On the primary: the answer. One that nobody waits for is left alone.

@@ -2,10 +2,16 @@
 //!
 //! A copied range is read at one instant and goes into the stream when the read ends. Writes to the range wait
 //! meanwhile, so its content is never older than its place in the stream; it may be newer, which the records that follow
-//! make good. Unless an operator wants otherwise, digests of a range go first, and only what differs is copied. Between the first frame of a copy and its last the secondary's latest state is not a state of the
-//! primary, and it keeps its restart point.
+//! make good. Unless an operator wants otherwise, digests of a range go first, and only what differs is copied.
+//!
+//! Between the first frame of a copy and its last the secondary's latest state is not a state of the primary, and it keeps
+//! its restart point, or the state before the copy.
 
-use super::{Group, read::Reader, stream::Sent};
+use super::{
+    Group,
+    read::{Reader, join},
+    stream::Sent,
+};
 use crate::{
     format::{
         message::{Digests, Range, encode_history},
@@ -17,7 +23,7 @@ use crate::{
     units::{Order, VolumeId, ZEROES_SIZE_MAX},
 };
 use alloc::{collections::BTreeMap, vec::Vec};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 /// Copies that are sent and not acknowledged, at most.
 const UNACKNOWLEDGED_MAX: usize = 1024;
@@ -132,11 +138,8 @@ impl Group {
         let (voids, compares) = (core::mem::take(&mut self.copy.voids), self.copy.compares);
         self.copy = Copier { running: true, compares, newest: last, ..Copier::default() };
         self.peer.stream_after(last);
-        let mut record = self.copy_record(Kind::CopyBegin);
-        record.keeps = true;
         let payload = encode_history(&self.stream.epochs);
-        record.payload_size = payload.len() as u32;
-        record.payload_checksum = crc32c::crc32c(&payload);
+        let record = Record { keeps: true, ..self.copy_record(Kind::CopyBegin) }.carrying(&payload);
         self.send_frame(&record, payload, Some(Sent::CopyBegin));
         if anew {
             self.send_zeroes(&voids);
@@ -257,8 +260,7 @@ impl Group {
             // The block stays dirty; the next pass tries it again.
             return self.suspend(Cause::MediumError);
         };
-        let mut joined = BytesMut::with_capacity((reading.end - reading.offset) as usize);
-        data.iter().for_each(|part| joined.extend_from_slice(part));
+        let joined = join(&data);
         if reading.what == What::Compare {
             let unit = self.volumes.get(&reading.volume).map_or(0, |volume| volume.table.geometry().dirty_unit());
             let digests = Digests::of(&joined, unit.max(512));
@@ -268,9 +270,8 @@ impl Group {
         let is_zero = joined.iter().all(|byte| *byte == 0);
         let mut record = self.copy_record(if is_zero { Kind::CopyZeroes } else { Kind::Copy });
         (record.volume, record.offset, record.size) = (reading.volume, reading.offset, joined.len() as u64);
-        let payload = if is_zero { Bytes::new() } else { joined.freeze() };
-        record.payload_size = payload.len() as u32;
-        record.payload_checksum = crc32c::crc32c(&payload);
+        let payload = if is_zero { Bytes::new() } else { joined };
+        record = record.carrying(&payload);
         // The frame's place is after the last record that was sent, not after the last that was made.
         record.at = self.position_of(self.peer.cursor());
         self.copy.bytes += record.size;

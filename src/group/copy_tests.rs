@@ -10,27 +10,12 @@ use crate::{
     request::{Durability, Operation},
     units::NodeKey,
 };
-use proptest::{prelude::*, test_runner::TestRng};
+use proptest::prelude::*;
 
 const VOLUME: VolumeId = VolumeId(1);
 const UNIT: u64 = 4096;
 
-fn pair_of(seed: [u8; 32]) -> Pair {
-    let mut pair = Pair::in_step();
-    pair.rng = TestRng::from_seed(prop::test_runner::RngAlgorithm::ChaCha, &seed);
-    pair
-}
-
 impl Pair {
-    fn write_at(&mut self, offset: u64, size: usize) {
-        let mut buffer = AlignedBuffer::new(size);
-        let value = self.next;
-        buffer.as_mut_slice().chunks_mut(8).for_each(|word| word.copy_from_slice(&value.to_le_bytes()));
-        self.state[offset as usize / 512..][..size / 512].fill(value);
-        let operation = Operation::Write { offset, data: buffer.freeze(), durability: Durability::Completed };
-        self.request(self.primary, operation);
-    }
-
     /// Changes a unit of the standby's pool behind its back; `false` if nothing is stored there.
     fn damage(&mut self, unit: u64) -> bool {
         let node = &mut self.nodes[1 - self.primary];
@@ -93,7 +78,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
     #[test]
     fn a_copy_sends_only_what_differs(seed in any::<[u8; 32]>(), forks in any::<bool>()) {
-        let mut pair = pair_of(seed);
+        let mut pair = Pair::in_step_with(seed);
         for _ in 0..40 {
             pair.write();
             pair.step();
@@ -144,7 +129,7 @@ proptest! {
 
     #[test]
     fn a_verification_finds_what_differs_and_nothing_else(seed in any::<[u8; 32]>(), mend in any::<bool>()) {
-        let mut pair = pair_of(seed);
+        let mut pair = Pair::in_step_with(seed);
         for _ in 0..60 {
             pair.write();
             pair.step();
@@ -181,8 +166,7 @@ proptest! {
     /// With and without a declared point, whatever kind of copy, and whatever died in it.
     #[test]
     fn a_standby_can_be_promoted_at_every_instant_of_a_copy(seed in any::<[u8; 32]>()) {
-        let mut pair = Pair::in_step();
-        pair.rng = TestRng::from_seed(prop::test_runner::RngAlgorithm::ChaCha, &seed);
+        let mut pair = Pair::in_step_with(seed);
         let declares = pick(&mut pair.rng, 2) == 0;
         for round in 0..20 {
             pair.write();
@@ -253,7 +237,7 @@ fn too_many_or_too_large_comparisons_end_the_session() {
 
 #[test]
 fn a_block_that_the_standby_cannot_read_counts_as_differing() {
-    let mut pair = pair_of([9; 32]);
+    let mut pair = Pair::in_step_with([9; 32]);
     pair.write_at(64 << 10, 64 << 10);
     pair.settle();
     let reply = pair.verify(false, 1, |pair| {
@@ -266,7 +250,7 @@ fn a_block_that_the_standby_cannot_read_counts_as_differing() {
 
 #[test]
 fn a_block_that_cannot_be_copied_suspends_the_pair_until_an_operator_resumes_it() {
-    let mut pair = pair_of([9; 32]);
+    let mut pair = Pair::in_step_with([9; 32]);
     pair.write_at(64 << 10, 64 << 10);
     pair.settle();
     pair.command(0, Command::DeletePair).unwrap();
@@ -286,7 +270,7 @@ fn a_block_that_cannot_be_copied_suspends_the_pair_until_an_operator_resumes_it(
 
 #[test]
 fn what_a_stranger_holds_where_nothing_is_stored_here_is_voided() {
-    let mut pair = pair_of([3; 32]);
+    let mut pair = Pair::in_step_with([3; 32]);
     let far = crate::units::VOLUME_SIZE_MIN / 2 + 64 * 1024;
     for _ in 0..20 {
         pair.write();
@@ -307,7 +291,7 @@ fn what_a_stranger_holds_where_nothing_is_stored_here_is_voided() {
 
 #[test]
 fn a_verification_without_a_peer_is_refused_and_one_that_loses_it_says_so() {
-    let mut pair = pair_of([7; 32]);
+    let mut pair = Pair::in_step_with([7; 32]);
     for _ in 0..20 {
         pair.write();
     }

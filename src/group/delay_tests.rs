@@ -12,12 +12,7 @@ const DELAYED: Command = Command::SetPolicy(ApplyPolicy::Delayed);
 
 impl Pair {
     fn fill(&mut self, offset: u64, size: usize) {
-        let value = self.next;
-        let mut buffer = AlignedBuffer::new(size);
-        buffer.as_mut_slice().chunks_mut(8).for_each(|word| word.copy_from_slice(&value.to_le_bytes()));
-        self.state[offset as usize / 512..][..size / 512].fill(value);
-        let operation = Operation::Write { offset, data: buffer.freeze(), durability: Durability::Completed };
-        self.request(self.primary, operation);
+        self.write_at(offset, size);
         self.settle();
     }
 }

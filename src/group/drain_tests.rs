@@ -14,8 +14,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
     #[test]
     fn the_standby_keeps_the_state_of_the_command(seed in any::<[u8; 32]>()) {
-        let mut pair = Pair::in_step();
-        pair.rng = TestRng::from_seed(prop::test_runner::RngAlgorithm::ChaCha, &seed);
+        let mut pair = Pair::in_step_with(seed);
         for _ in 0..4 {
             for _ in 0..pick(&mut pair.rng, 40) {
                 pair.write();

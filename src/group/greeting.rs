@@ -8,13 +8,13 @@ use super::Group;
 use crate::{
     format::{
         message::{Greeting, RANGE_COUNT_MAX, Range, encode_ranges},
-        record::Kind,
+        record::{Kind, Record},
     },
     output::{Event, Output},
     pair::{Cause, PairState, Role},
     request::RequestError,
     stream_state::{EpochStart, StreamState},
-    units::{Epoch, Monotonic, Now, Position, Seq},
+    units::{Epoch, Monotonic, Now, Position, Seq, VolumeId},
 };
 use alloc::{format, string::String, vec::Vec};
 use bytes::Bytes;
@@ -111,10 +111,13 @@ impl Group {
     }
 
     fn send_message(&mut self, kind: Kind, payload: Bytes) {
-        let mut record = self.new_record(kind);
-        record.at = self.stream.last;
-        record.payload_size = payload.len() as u32;
-        record.payload_checksum = crc32c::crc32c(&payload);
+        self.send_about(kind, Range { volume: VolumeId(0), offset: 0, size: 0 }, payload);
+    }
+
+    /// Sends a frame that is not journalled, about a range of a volume.
+    pub(super) fn send_about(&mut self, kind: Kind, range: Range, payload: Bytes) {
+        let mut record = Record { at: self.stream.last, ..self.new_record(kind) }.carrying(&payload);
+        (record.volume, record.offset, record.size) = (range.volume, range.offset, range.size);
         self.send_frame(&record, payload, None);
     }
 

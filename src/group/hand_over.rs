@@ -13,17 +13,21 @@ use crate::{
 impl Group {
     /// Begins it; answered when this node is durably a secondary.
     pub(super) fn hand_over(&mut self, id: CommandId) -> Result<(), CommandError> {
-        self.require_primary_pair()?;
+        let hint =
+            "the peer must be connected and have everything but the newest records; wait for that, or demote by force";
+        self.require_peer_follows(hint)?;
         if self.handing_over.is_some() {
             return Err(CommandError::InProgress("hand-over"));
-        }
-        if !self.peer_follows() {
-            let hint = "the peer must be connected and have everything but the newest records; wait for that, or demote by force";
-            return Err(CommandError::WrongPairState { state: self.pair.state, hint });
         }
         self.handing_over = Some(id);
         self.again = true;
         Ok(())
+    }
+
+    pub(super) fn require_peer_follows(&self, hint: &'static str) -> Result<(), CommandError> {
+        self.require_primary_pair()?;
+        let state = self.pair.state;
+        if self.peer_follows() { Ok(()) } else { Err(CommandError::WrongPairState { state, hint }) }
     }
 
     /// Whether the peer is there and gets every record as it is made.

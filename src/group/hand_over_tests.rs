@@ -7,14 +7,13 @@ use crate::{
     pair::{PairState, Role},
     request::{Durability, Operation},
 };
-use proptest::{prelude::*, test_runner::TestRng};
+use proptest::prelude::*;
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
     #[test]
     fn the_peer_goes_on_with_everything(seed in any::<[u8; 32]>()) {
-        let mut pair = Pair::in_step();
-        pair.rng = TestRng::from_seed(prop::test_runner::RngAlgorithm::ChaCha, &seed);
+        let mut pair = Pair::in_step_with(seed);
         for _ in 0..10 {
             for _ in 0..pick(&mut pair.rng, 30) {
                 pair.write();

@@ -14,6 +14,7 @@ mod commands;
 mod compare;
 mod copy;
 mod create;
+mod cycle;
 mod delay;
 mod destage;
 mod drain;

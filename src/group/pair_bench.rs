@@ -93,6 +93,12 @@ fn create(node: u8, role: Role, peer: Option<NodeKey>, now: Now) -> Node {
     node
 }
 
+fn filled(value: u64, size: usize) -> Bytes {
+    let mut buffer = AlignedBuffer::new(size);
+    buffer.as_mut_slice().chunks_mut(8).for_each(|word| word.copy_from_slice(&value.to_le_bytes()));
+    buffer.freeze()
+}
+
 impl Node {
     pub(super) fn drain(&mut self) {
         while let Some(output) = self.group.poll_output() {
@@ -145,6 +151,13 @@ impl Pair {
         pair.command(0, Command::CreatePair { peer: NodeKey([2; 32]) }).unwrap();
         pair.connect();
         pair.settle();
+        pair
+    }
+
+    /// The same; `seed` decides what happens next.
+    pub(super) fn in_step_with(seed: [u8; 32]) -> Self {
+        let mut pair = Self::in_step();
+        pair.rng = TestRng::from_seed(prop::test_runner::RngAlgorithm::ChaCha, &seed);
         pair
     }
 
@@ -276,6 +289,14 @@ impl Pair {
         panic!("command never answered");
     }
 
+    /// Writes a number that was not written before.
+    pub(super) fn write_at(&mut self, offset: u64, size: usize) {
+        let (value, sectors) = (self.next, offset / SECTOR..(offset + size as u64) / SECTOR);
+        self.state[sectors.start as usize..sectors.end as usize].fill(value);
+        let operation = Operation::Write { offset, data: filled(value, size), durability: Durability::Completed };
+        self.request(self.primary, operation);
+    }
+
     pub(super) fn write(&mut self) -> RequestId {
         let unit = [SECTOR, 4096, 64 << 10][pick(&mut self.rng, 3) as usize];
         let size = (1 + pick(&mut self.rng, 3)) * unit;
@@ -287,9 +308,7 @@ impl Pair {
             Operation::Discard { offset, size }
         } else {
             self.state[sectors].fill(value);
-            let mut buffer = AlignedBuffer::new(size as usize);
-            buffer.as_mut_slice().chunks_mut(8).for_each(|word| word.copy_from_slice(&value.to_le_bytes()));
-            Operation::Write { offset, data: buffer.freeze(), durability: Durability::Completed }
+            Operation::Write { offset, data: filled(value, size as usize), durability: Durability::Completed }
         };
         let id = self.request(self.primary, operation);
         // A held write has no number yet; the model wants to know it.

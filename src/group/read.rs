@@ -307,6 +307,14 @@ impl Group {
     }
 }
 
+/// The parts in one piece.
+pub(super) fn join(parts: &[Bytes]) -> Bytes {
+    if let [whole] = parts {
+        return whole.clone();
+    }
+    parts.concat().into()
+}
+
 fn push(pieces: &mut Vec<Piece>, source: Source, size: u64) {
     if size == 0 {
         return;

@@ -4,7 +4,10 @@
 //! The stream is *anchored* when the journal (with the bitmap's help) holds everything that the peer lacks. While it is
 //! not, every change is noted in the bitmap and the journal does not wait for the peer.
 
-use super::{Group, read::Reader};
+use super::{
+    Group,
+    read::{Reader, join},
+};
 use crate::{
     format::{
         message::Greeting,
@@ -16,7 +19,7 @@ use crate::{
     units::{FrameCount, Now, Order, Position, Seq, VolumeId},
 };
 use alloc::{collections::VecDeque, vec::Vec};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 /// No peer has this record: whoever comes is copied anew.
 const UNKNOWN: Position = Position { epoch: crate::units::Epoch(u64::MAX), seq: Seq(u64::MAX) };
@@ -272,11 +275,7 @@ impl Group {
             return;
         };
         let record = entry.record;
-        let payload = data.map(|parts| {
-            let mut joined = BytesMut::with_capacity(record.payload_size as usize);
-            parts.iter().for_each(|part| joined.extend_from_slice(part));
-            joined.freeze()
-        });
+        let payload = data.map(|parts| join(&parts));
         match payload.filter(|payload| record.check_payload(payload).is_ok()) {
             Some(payload) => self.send_record(order, &record, payload),
             // The medium no longer has what it promised: the peer gets the present content instead.

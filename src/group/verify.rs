@@ -3,7 +3,11 @@
 //! A block is compared as it happens to be first. One that differs is compared again exactly: writes to it wait until its
 //! digests are in the stream behind all that they contain. What differs several times is different.
 
-use super::{Group, compare::HOLE_SIZE_MAX, read::Reader};
+use super::{
+    Group,
+    compare::HOLE_SIZE_MAX,
+    read::{Reader, join},
+};
 use crate::{
     command::{CommandError, CommandId, CommandReply, Progress},
     format::message::{Digests, RANGE_COUNT_MAX, Range},
@@ -13,7 +17,7 @@ use crate::{
     units::{Order, VolumeId},
 };
 use alloc::{collections::BTreeMap, vec::Vec};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 /// A block that differs so often, the last times exactly, is different.
 const TRY_COUNT: u8 = 4;
@@ -66,13 +70,9 @@ impl Verifier {
 impl Group {
     /// Begins it; answered when everything was compared.
     pub(super) fn verify(&mut self, id: CommandId, mend: bool) -> Result<(), CommandError> {
-        self.require_primary_pair()?;
+        self.require_peer_follows("only a pair in duplex whose standby is connected can be verified")?;
         if self.verifier.is_some() {
             return Err(CommandError::InProgress("verification"));
-        }
-        if !self.peer_follows() {
-            let hint = "only a pair in duplex whose standby is connected can be verified";
-            return Err(CommandError::WrongPairState { state: self.pair.state, hint });
         }
         self.verifier = Some(Verifier {
             command: id,
@@ -174,9 +174,7 @@ impl Group {
             self.again = true;
             return self.outputs.push_back(Output::CommandAnswer { id, result: Err(CommandError::Unreadable) });
         };
-        let mut joined = BytesMut::with_capacity(reading.part.size as usize);
-        data.iter().for_each(|part| joined.extend_from_slice(part));
-        reading.ready = Some((last, Digests::of(&joined, unit)));
+        reading.ready = Some((last, Digests::of(&join(&data), unit)));
         self.again = true;
     }
 

@@ -269,9 +269,8 @@ impl Group {
     }
 
     /// Gives a record its entry.
-    pub(super) fn stage(&mut self, mut record: Record, payload: Bytes, note: Note) -> Order {
-        record.payload_size = payload.len() as u32;
-        record.payload_checksum = crc32c::crc32c(&payload);
+    pub(super) fn stage(&mut self, record: Record, payload: Bytes, note: Note) -> Order {
+        let record = record.carrying(&payload);
         self.memory.stage(payload.len());
         let entry = LiveEntry { record, place: Place::Memory, payload: Some(payload), note, is_void: false };
         self.stage_entry(entry)

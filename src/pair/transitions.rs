@@ -1,12 +1,12 @@
-//! The pair's states as one table: what leads from each to which, and what holds then. The core takes no other way (checked
-//! wherever the state changes), and docs/pair.md shows this table.
+//! The pair's states as one table: what leads from each to which, and what holds then. A primary takes no other way
+//! (every change of its state asserts that where assertions are on, as in all tests), and docs/pair.md shows this table.
 
 use super::PairState;
 use alloc::{format, string::String};
 
 /// Who causes a transition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
+pub enum By {
     /// A command.
     Operator,
     /// What the peer says or has.
@@ -23,18 +23,18 @@ pub struct Transition {
     /// To where.
     pub to: &'static str,
     /// Who causes it.
-    pub by: Cause,
+    pub by: By,
     /// When.
     pub when: &'static str,
     /// What holds from then on.
     pub promise: &'static str,
 }
 
-const fn way(from: &'static str, to: &'static str, by: Cause, when: &'static str, promise: &'static str) -> Transition {
+const fn way(from: &'static str, to: &'static str, by: By, when: &'static str, promise: &'static str) -> Transition {
     Transition { from, to, by, when, promise }
 }
 
-use Cause::{Operator, Peer, Primary};
+use By::{Operator, Peer, Primary};
 
 /// See the module.
 pub const TRANSITIONS: &[Transition] = &[

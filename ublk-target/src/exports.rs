@@ -115,10 +115,10 @@ fn operation(request: ExportRequest) -> Operation {
         ExportRequest::Write { offset, data, fua } => Operation::Write { offset, data, durability: durability(fua) },
         ExportRequest::Flush => Operation::Flush,
         ExportRequest::Discard { offset, size } => Operation::Discard { offset, size },
-        ExportRequest::WriteZeroes { offset, size, keeps, fua } => Operation::WriteZeroes {
+        ExportRequest::WriteZeroes { offset, size, keep_allocated, fua } => Operation::WriteZeroes {
             offset,
             size,
-            space: if keeps { Space::Keep } else { Space::Release },
+            space: if keep_allocated { Space::Keep } else { Space::Release },
             durability: durability(fua),
         },
         ExportRequest::Extents { offset, size } => Operation::Extents { offset, size },

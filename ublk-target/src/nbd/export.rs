@@ -38,7 +38,7 @@ pub enum ExportRequest {
         /// How many bytes.
         size: u64,
         /// The space stays allocated.
-        keeps: bool,
+        keep_allocated: bool,
         /// Answer when it would survive loss of power.
         fua: bool,
     },

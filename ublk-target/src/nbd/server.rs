@@ -407,7 +407,9 @@ fn translate(request: &Request, payload: Bytes, style: ReplyStyle) -> Result<Exp
         Command::Write { fua } => ExportRequest::Write { offset, data: payload, fua },
         Command::Flush => ExportRequest::Flush,
         Command::Trim => ExportRequest::Discard { offset, size },
-        Command::WriteZeroes { fua, no_hole, .. } => ExportRequest::WriteZeroes { offset, size, keeps: no_hole, fua },
+        Command::WriteZeroes { fua, no_hole, .. } => {
+            ExportRequest::WriteZeroes { offset, size, keep_allocated: no_hole, fua }
+        }
         Command::BlockStatus { .. } if style.allocation => ExportRequest::Extents { offset, size },
         Command::BlockStatus { .. } | Command::Invalid { .. } | Command::Disconnect => {
             return Err(ExportError::Invalid);

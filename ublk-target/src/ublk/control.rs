@@ -291,8 +291,8 @@ pub fn resize(number: u32, size: u64) -> Result<bool, AttachError> {
 }
 
 /// Lets a device be handed over without a request under way: new ones wait in the kernel for the next daemon, those that it
-/// has issued are answered first. After this the process must end: its devices are served no more. Blocks for at most `patience`; `false` if the driver cannot do it (before
-/// Linux 6.16) or not in time. The device can be taken over in any case.
+/// has issued are answered first. After this the process must end: its devices are served no more. Blocks for at most
+/// `patience`; `false` if the driver cannot do it (before Linux 6.16) or not in time. The device can be taken over in any case.
 pub fn quiesce(number: u32, patience: Duration) -> bool {
     HANDED_OVER.store(true, Ordering::Release);
     let can = driver_features().is_ok_and(|features| features & u64::from(sys::UBLK_F_QUIESCE) != 0);
