@@ -1,7 +1,7 @@
 //! What an operator does in the life of a node, on real daemons: changing roles, deleting, asking twice.
 
 use std::{
-    fs,
+    fs, io,
     os::unix::{
         fs::{FileExt, PermissionsExt},
         net::UnixListener,
@@ -313,4 +313,15 @@ fn events_are_kept_and_handed_to_a_program() {
     assert!(has(&events.to_string()) && events.to_string().contains("Session up"), "{events}");
     let refusal = sites.refusal(0, &["events", "nothing"]);
     assert!(refusal.contains("There is no group nothing on this node"), "{refusal}");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let sites = alone();
+    let (reader, writer) = io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(sites::programs().join("ublk-admin"));
+    command.arg("--socket").arg(sites.nodes[0].control_path()).args(["status", GROUP]);
+    let ended = command.stdout(writer).output().unwrap();
+    assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
 }

@@ -14,6 +14,7 @@ use hold::Holds;
 use holdfast::units::Generation;
 use serde_json::{Value, json};
 use std::{
+    io::Write,
     path::Path,
     time::{Duration, Instant},
 };
@@ -42,10 +43,8 @@ pub fn run(arguments: &Arguments) -> Result<(), ClientError> {
         let request = Request::Status { group: options.group.clone() };
         loop {
             let value = client.ask(&request)?;
-            if options.watch {
-                print!("\x1b[H\x1b[2J");
-            }
-            print(arguments, &value, &show::status(&value));
+            let clear = if options.watch { "\x1b[H\x1b[2J" } else { "" };
+            print(arguments, &value, &format!("{clear}{}", show::status(&value)));
             if !options.watch {
                 return Ok(());
             }
@@ -108,7 +107,12 @@ pub fn run(arguments: &Arguments) -> Result<(), ClientError> {
 }
 
 fn print(arguments: &Arguments, value: &Value, text: &str) {
-    if arguments.json { println!("{value:#}") } else { println!("{text}") }
+    let mut out = std::io::stdout();
+    let said = if arguments.json { writeln!(out, "{value:#}") } else { writeln!(out, "{text}") };
+    // Whoever reads has seen enough: `ublk-admin status | head -1`.
+    if said.is_err() {
+        std::process::exit(0);
+    }
 }
 
 fn own_key(config: &Path) -> Result<String, ClientError> {
