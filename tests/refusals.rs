@@ -140,12 +140,22 @@ fn a_restart_point_that_the_standby_cannot_keep() {
     sites.ask(0, &["pair", "suspend", GROUP]).unwrap();
     let before = sites.ask(0, &["status", GROUP]).unwrap()["restart_point"].clone();
     let refusal = sites.refusal(0, &["restart-point", GROUP, "--wait"]);
-    says(&refusal, "The pair of group g is suspended: its standby can keep no restart point until the copy has ended");
+    says(&refusal, "The pair of group g is suspended (command): its standby gets no restart point");
     assert_eq!(sites.ask(0, &["status", GROUP]).unwrap()["restart_point"], before, "nothing was declared");
     sites.ask(0, &["restart-point", GROUP]).unwrap();
+    // Resumed, but its standby is away: that will pass, and the point is declared when it has.
+    sites.kill(1).unwrap();
     sites.ask(0, &["pair", "resume", GROUP]).unwrap();
-    sites.wait_in_step(0).unwrap();
-    sites.ask(0, &["restart-point", GROUP, "--wait"]).unwrap();
+    says(
+        &sites.refusal(0, &["restart-point", GROUP, "--wait", "--timeout", "0"]),
+        "Waited 0 s for the standby to have the restart point; the pair is suspended",
+    );
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| sites.ask(0, &["restart-point", GROUP, "--wait"]));
+        sites.start(1).unwrap();
+        let generation = waits.join().unwrap().unwrap()["restart-point"]["generation"].clone();
+        assert_eq!(sites.ask(1, &["status", GROUP]).unwrap()["restart_point"]["generation"], generation);
+    });
 }
 
 #[test]

@@ -87,6 +87,11 @@ pub enum Request {
         /// Its name in the group.
         volume: String,
     },
+    /// Which volume a kernel block device belongs to.
+    VolumeName {
+        /// Such as `/dev/ublkb0`.
+        device: String,
+    },
     /// Makes the group a pair with another node.
     PairCreate {
         /// The group.

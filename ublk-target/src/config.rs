@@ -104,6 +104,17 @@ pub struct NbdConfig {
     pub public: bool,
 }
 
+/// What becomes of the requests under way on a device whose daemon dies; what comes later waits for the next daemon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Recovery {
+    /// The next daemon gets them again.
+    #[default]
+    Reissue,
+    /// They get an I/O error.
+    Fail,
+}
+
 /// `[ublk]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -112,11 +123,13 @@ pub struct UblkConfig {
     pub queues: Spanned<u16>,
     /// Requests in flight on a queue: 1 to 1024.
     pub depth: Spanned<u16>,
+    /// What becomes of the requests under way when the daemon dies. Holds for devices that are made from now on.
+    pub recovery: Recovery,
 }
 
 impl Default for UblkConfig {
     fn default() -> Self {
-        Self { queues: Spanned::new(0..0, 1), depth: Spanned::new(0..0, 128) }
+        Self { queues: Spanned::new(0..0, 1), depth: Spanned::new(0..0, 128), recovery: Recovery::default() }
     }
 }
 

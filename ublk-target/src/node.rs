@@ -207,6 +207,7 @@ impl Node {
                 self.serve_by_nbd(&group, &volume, read_only)
             }
             Request::VolumeDetach { group, volume } => self.detach_volume(&group, &volume).await,
+            Request::VolumeName { device } => self.name_device(&device).await,
             Request::PairCreate { group, peer } => self.create_pair(&group, &peer).await,
             Request::PairDelete { group } => self.simple(&group, Command::DeletePair, "The pair is deleted").await,
             Request::PairSuspend { group, now } => {

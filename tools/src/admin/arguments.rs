@@ -243,6 +243,11 @@ pub enum VolumeCommand {
         /// The volume.
         volume: String,
     },
+    /// Says which volume a block device belongs to, as GROUP/VOLUME; for a udev rule.
+    Name {
+        /// Such as /dev/ublkb0.
+        device: String,
+    },
     /// Lets a standby's volumes be read.
     Export {
         /// The group.
@@ -324,7 +329,7 @@ pub struct RestartPointOptions {
     /// For people.
     #[arg(long, default_value = "")]
     pub label: String,
-    /// Until the standby has it.
+    /// Until the standby has it; if it is being copied to, the point is declared when that has ended.
     #[arg(long)]
     pub wait: bool,
     /// How long to wait, in seconds.

@@ -8,7 +8,7 @@ mod show;
 pub use arguments::Arguments;
 pub use client::ClientError;
 
-use arguments::{Command, GroupCommand, NodeCommand, PairCommand, VolumeCommand};
+use arguments::{Command, GroupCommand, NodeCommand, PairCommand, RestartPointOptions, VolumeCommand};
 use client::Client;
 use hold::Holds;
 use holdfast::units::Generation;
@@ -52,40 +52,13 @@ pub fn run(arguments: &Arguments) -> Result<(), ClientError> {
         }
     }
     let request = request(&arguments.command)?;
-    if let Command::RestartPoint(options) = &arguments.command
-        && options.wait
-    {
-        // Before it is declared: what cannot be kept by the standby is not declared for it.
-        let status = client.ask(&Request::Status { group: Some(options.group.clone()) })?;
-        standby_keeps_points(&options.group, &status).map_err(ClientError::Refused)?;
-    }
-    let mut holds = Holds::default();
-    if let Command::RestartPoint(options) = &arguments.command {
-        if options.exec_before.is_some() || options.exec_after.is_some() {
-            let [before, after] =
-                [&options.exec_before, &options.exec_after].map(|it| it.as_deref().unwrap_or_default());
-            holds.execute(before, after, options.hold_for)?;
-        }
-        options.freeze.iter().try_for_each(|place| holds.freeze(place, options.hold_for))?;
-    }
-    let mut value = client.ask(&request)?;
-    holds.end()?;
-    match &arguments.command {
-        Command::Pair(PairCommand::Create { group, wait: true, timeout, .. }) => {
-            let done = |status: &Value| Ok(status["pair"]["state"] == "duplex");
-            wait(&client, group, *timeout, "the copy to end", done)?;
-        }
-        Command::RestartPoint(options) if options.wait => {
-            let generation = value["restart-point"]["generation"].as_u64().unwrap_or(u64::MAX);
-            wait(&client, &options.group, options.timeout, "the standby to have the restart point", |status| {
-                let has = status["restart_point_acknowledged"].as_u64().is_some_and(|have| have >= generation);
-                if !has {
-                    standby_keeps_points(&options.group, status)?;
-                }
-                Ok(has)
-            })?;
-        }
-        _ => {}
+    let mut value = match &arguments.command {
+        Command::RestartPoint(options) => restart_point(&client, options, &request)?,
+        _ => client.ask(&request)?,
+    };
+    if let Command::Pair(PairCommand::Create { group, wait: true, timeout, .. }) = &arguments.command {
+        let deadline = Deadline::after(*timeout, "the copy to end");
+        wait(&client, group, &deadline, |status| Ok(status["pair"]["state"] == "duplex"))?;
     }
     if value.is_null() {
         value = json!({ "done": "Done" });
@@ -121,35 +94,84 @@ fn own_key(config: &Path) -> Result<String, ClientError> {
     Ok(identity.public().to_string())
 }
 
-/// Whether the standby can get a restart point: in the midst of a copy it has no state of the primary's to keep.
-fn standby_keeps_points(group: &str, status: &Value) -> Result<(), String> {
-    match status["pair"]["state"].as_str() {
-        Some("duplex") => Ok(()),
-        Some("simplex") => Err(format!("Group {group} has no standby; leave out --wait, or create a pair")),
-        state => Err(format!(
-            "The pair of group {group} is {}: its standby can keep no restart point until the copy has ended. Leave out \
-             --wait, or wait for the state duplex (ublk-admin status {group})",
-            state.unwrap_or("unknown")
-        )),
+/// Declares a restart point; with `--wait` one that the standby has. In the midst of a copy the standby has no state of the
+/// primary's to keep, so the point is declared when the copy has ended, and anew if one begins before the point is there.
+fn restart_point(client: &Client, options: &RestartPointOptions, request: &Request) -> Result<Value, ClientError> {
+    let group = &options.group;
+    let deadline = Deadline::after(options.timeout, "the standby to have the restart point");
+    loop {
+        if options.wait {
+            wait(client, group, &deadline, |status| is_in_step(group, status))?;
+        }
+        let mut holds = Holds::default();
+        if options.exec_before.is_some() || options.exec_after.is_some() {
+            let [before, after] =
+                [&options.exec_before, &options.exec_after].map(|it| it.as_deref().unwrap_or_default());
+            holds.execute(before, after, options.hold_for)?;
+        }
+        options.freeze.iter().try_for_each(|place| holds.freeze(place, options.hold_for))?;
+        let value = client.ask(request)?;
+        holds.end()?;
+        let generation = value["restart-point"]["generation"].as_u64().unwrap_or(u64::MAX);
+        let has = |status: &Value| status["restart_point_acknowledged"].as_u64().is_some_and(|have| have >= generation);
+        let done = |status: &Value| Ok(has(status) || !is_in_step(group, status)?);
+        if !options.wait || has(&wait(client, group, &deadline, done)?) {
+            return Ok(value);
+        }
     }
 }
 
+/// Whether the standby gets the restart points that are declared now.
+///
+/// # Errors
+/// Why that will not come about by itself.
+fn is_in_step(group: &str, status: &Value) -> Result<bool, String> {
+    let pair = &status["pair"];
+    match (pair["state"].as_str().unwrap_or("unknown"), pair["cause"].as_str()) {
+        ("duplex", _) => Ok(true),
+        ("initial-copy" | "duplex-pending", _) | ("suspended", Some("journal-full" | "peer")) => Ok(false),
+        ("simplex", _) => Err(format!("Group {group} has no standby; leave out --wait, or create a pair")),
+        (state, cause) => {
+            let cause = cause.map(|cause| format!(" ({cause})")).unwrap_or_default();
+            Err(format!(
+                "The pair of group {group} is {state}{cause}: its standby gets no restart point. Leave out --wait, or resume \
+                 it first: ublk-admin pair resume {group}"
+            ))
+        }
+    }
+}
+
+/// Until when something is waited for.
+struct Deadline {
+    end: Instant,
+    seconds: u64,
+    what: &'static str,
+}
+
+impl Deadline {
+    fn after(seconds: u64, what: &'static str) -> Self {
+        Self { end: Instant::now() + Duration::from_secs(seconds), seconds, what }
+    }
+}
+
+/// Waits until it is done; the status that shows it.
 fn wait(
     client: &Client,
     group: &str,
-    timeout: u64,
-    what: &str,
+    deadline: &Deadline,
     done: impl Fn(&Value) -> Result<bool, String>,
-) -> Result<(), ClientError> {
-    let end = Instant::now() + Duration::from_secs(timeout);
+) -> Result<Value, ClientError> {
     loop {
         let status = client.ask(&Request::Status { group: Some(group.to_owned()) })?;
         if done(&status).map_err(ClientError::Refused)? {
-            return Ok(());
+            return Ok(status);
         }
-        if Instant::now() >= end {
+        if Instant::now() >= deadline.end {
             return Err(ClientError::Refused(format!(
-                "Waited {timeout} s for {what}; it goes on in the background: look at `ublk-admin status {group}`"
+                "Waited {} s for {}; the pair is {}: look at `ublk-admin status {group}`",
+                deadline.seconds,
+                deadline.what,
+                status["pair"]["state"].as_str().unwrap_or("unknown")
             )));
         }
         std::thread::park_timeout(LOOK_AGAIN);
@@ -201,6 +223,7 @@ fn request(command: &Command) -> Result<Request, ClientError> {
             Request::VolumeAttach { group, volume, read_only, nbd }
         }
         Command::Volume(VolumeCommand::Detach { group, volume }) => Request::VolumeDetach { group, volume },
+        Command::Volume(VolumeCommand::Name { device }) => Request::VolumeName { device },
         Command::Volume(VolumeCommand::Export { group, read_only }) => {
             if !read_only {
                 return refuse("A primary's volumes are exported without being asked; on a standby say --read-only");

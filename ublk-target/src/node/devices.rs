@@ -145,6 +145,7 @@ impl Node {
             read_only,
             queues: *self.config.ublk.queues.get_ref(),
             depth: *self.config.ublk.depth.get_ref(),
+            recovery: self.config.ublk.recovery,
         };
         let (sender, requests) = mpsc::unbounded_channel();
         self.devices.attached.borrow_mut().insert(key.clone(), Attached { wish: wish.clone(), number: None });
@@ -254,6 +255,21 @@ impl Node {
         }
     }
 
+    /// Which volume a device belongs to: what a udev rule asks, also while the device is being made.
+    pub(super) async fn name_device(&self, device: &str) -> Answer {
+        let refuse = || ApiError::new(format!("{device} is no device of this node; see: ublk-admin status"));
+        let name = device.strip_prefix("/dev/").unwrap_or(device);
+        let number: u32 = name.strip_prefix("ublkb").and_then(|number| number.parse().ok()).ok_or_else(refuse)?;
+        let found = tokio::task::spawn_blocking(move || ublk::device_info(number)).await.map_err(ApiError::new)?;
+        let found = found.ok_or_else(refuse)?;
+        let mut volumes = self.groups().into_iter().flat_map(|actor| {
+            let label = actor.label();
+            label.volumes.into_iter().map(move |spec| (label.name, spec))
+        });
+        let (group, spec) = volumes.find(|(_, spec)| mark(spec.pool) == found.mark).ok_or_else(refuse)?;
+        Ok(json!({ "done": format!("{group}/{}", spec.name), "group": group.as_str(), "volume": spec.name.as_str() }))
+    }
+
     /// The device of a volume, if it has one.
     pub(super) fn device_of(&self, group: &str, volume: &str) -> Option<Value> {
         let devices = self.devices.attached.borrow();
@@ -360,6 +376,10 @@ fn name_of(group: &str, volume: &str) -> PathBuf {
 /// Makes the device's stable name. It is replaced whatever it was: numbers change when the machine starts.
 fn give_name(group: &str, volume: &str, number: u32) -> io::Result<()> {
     let name = name_of(group, volume);
+    // Where a udev rule gives names, it may have been first.
+    if fs::canonicalize(&name).is_ok_and(|found| found == device_path(number)) {
+        return Ok(());
+    }
     fs::create_dir_all(Path::new(NAMES).join(group))?;
     let new = name.with_extension("new");
     let _ = fs::remove_file(&new);

@@ -4,6 +4,7 @@ use super::{
     device_path,
     queue::{QueueRequest, Replies, serve},
 };
+use crate::config::Recovery;
 use libublk::{
     UblkError, UblkFlags,
     ctrl::{UblkCtrl, UblkCtrlBuilder},
@@ -82,6 +83,8 @@ pub struct Shape {
     pub queues: u16,
     /// Requests in flight on a queue.
     pub depth: u16,
+    /// What becomes of requests under way when this process dies.
+    pub recovery: Recovery,
 }
 
 impl Shape {
@@ -161,7 +164,8 @@ pub fn attached() -> Vec<DeviceInfo> {
     numbers.into_iter().filter_map(device_info).collect()
 }
 
-fn device_info(number: u32) -> Option<DeviceInfo> {
+/// A device as the driver knows it; `None` if it is not there. Blocks for a moment.
+pub fn device_info(number: u32) -> Option<DeviceInfo> {
     let info = UblkCtrl::new_simple(number as i32).ok()?.dev_info();
     Some(DeviceInfo {
         number,
@@ -250,7 +254,10 @@ fn run(
 }
 
 fn open(shape: &Shape, old: Option<DeviceInfo>, features: u64) -> Result<UblkCtrl, AttachError> {
-    let mut flags = sys::UBLK_F_USER_COPY | sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE;
+    let mut flags = sys::UBLK_F_USER_COPY | sys::UBLK_F_USER_RECOVERY;
+    if shape.recovery == Recovery::Reissue {
+        flags |= sys::UBLK_F_USER_RECOVERY_REISSUE;
+    }
     if features & u64::from(sys::UBLK_F_QUIESCE) != 0 {
         flags |= sys::UBLK_F_QUIESCE;
     }

@@ -11,7 +11,9 @@
 mod control;
 mod queue;
 
-pub use control::{AttachError, Device, DeviceInfo, Shape, attach, attached, detach, driver_features, quiesce, resize};
+pub use control::{
+    AttachError, Device, DeviceInfo, Shape, attach, attached, detach, device_info, driver_features, quiesce, resize,
+};
 pub use queue::{Answer, Asker, QueueRequest, Sleeper};
 
 use std::{
