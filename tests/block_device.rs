@@ -34,6 +34,7 @@ fn what_a_newer_driver_can_do() {
     in_guest(
         "qemu-new",
         600,
-        "a_file_system_grows_with_its_volume a_daemon_replaced_in_good_order_is_missed_by_nobody",
+        "a_file_system_grows_with_its_volume a_daemon_replaced_in_good_order_is_missed_by_nobody \
+         what_is_under_way_is_issued_again_or_fails",
     );
 }

@@ -119,7 +119,7 @@ pub enum Recovery {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct UblkConfig {
-    /// Queues of a device, each with a thread: 1 to 64.
+    /// Hardware queues of a device: 1 to 64.
     pub queues: Spanned<u16>,
     /// Requests in flight on a queue: 1 to 1024.
     pub depth: Spanned<u16>,

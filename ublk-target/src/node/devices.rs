@@ -7,7 +7,7 @@ use crate::{
     actor::GroupActor,
     api::ApiError,
     nbd::ListenAddress,
-    ublk::{self, DeviceInfo, QueueRequest, Shape, device_path},
+    ublk::{self, DeviceInfo, NewQueue, Queue, Shape, device_path},
 };
 use holdfast::{
     command::VolumeSpec,
@@ -147,11 +147,11 @@ impl Node {
             depth: *self.config.ublk.depth.get_ref(),
             recovery: self.config.ublk.recovery,
         };
-        let (sender, requests) = mpsc::unbounded_channel();
+        let (sender, queues) = mpsc::unbounded_channel();
         self.devices.attached.borrow_mut().insert(key.clone(), Attached { wish: wish.clone(), number: None });
         let access = if read_only { Access::ReadOnly } else { Access::ReadWrite };
-        tokio_uring::spawn(serve(actor, spec, access, requests, self.devices.leaving.clone()));
-        let made = tokio::task::spawn_blocking(move || ublk::attach(shape, sender)).await;
+        tokio_uring::spawn(serve(actor, spec.id, access, queues, self.devices.leaving.clone()));
+        let made = tokio::task::spawn_blocking(move || ublk::attach(shape, &sender)).await;
         match made
             .map_err(ApiError::new)
             .and_then(|made| made.map_err(|error| ApiError::new(format!("{title}: {error}"))))
@@ -330,38 +330,36 @@ impl Node {
     }
 }
 
-/// Hands a device's requests to its group until the device is gone.
+/// Serves a device's queues until the device is gone.
 async fn serve(
     actor: Rc<GroupActor>,
-    spec: VolumeSpec,
+    volume: VolumeId,
     access: Access,
-    mut requests: mpsc::UnboundedReceiver<QueueRequest>,
+    mut queues: mpsc::UnboundedReceiver<NewQueue>,
     leaving: Rc<Cell<bool>>,
 ) {
-    let volume: VolumeId = spec.id;
-    let in_flight = Rc::new(Cell::new(0u32));
     actor.add_client(volume);
-    while let Some(request) = requests.recv().await {
-        let (operation, asker) = request.split();
-        let answer = actor.request(volume, access, operation);
-        let (leaving, others) = (leaving.clone(), in_flight.clone());
-        others.set(others.get() + 1);
-        tokio_uring::spawn(async move {
-            let answer = answer.await.unwrap_or(Err(RequestError::Stopped));
-            others.set(others.get() - 1);
-            if answer == Err(RequestError::Stopped) && leaving.get() {
-                return;
-            }
-            if let Some(sleeper) = asker.answer(answer) {
-                // Waking is dear: the other answers of this turn, if there may be any, come first.
-                if others.get() > 0 {
-                    tokio::task::yield_now().await;
+    let mut served = Vec::new();
+    while let Some(new) = queues.recv().await {
+        let Some(queue) = Queue::new(new) else { continue };
+        let (actor, leaving) = (actor.clone(), leaving.clone());
+        served.push(tokio_uring::spawn(queue.serve(move |operation, asker| {
+            let (answer, leaving) = (actor.request(volume, access, operation), leaving.clone());
+            tokio_uring::spawn(async move {
+                let answer = answer.await.unwrap_or(Err(RequestError::Stopped));
+                // What cannot be answered any more is for the next daemon.
+                if answer != Err(RequestError::Stopped) || !leaving.get() {
+                    asker.answer(answer);
                 }
-                sleeper.wake();
-            }
-        });
+            });
+        })));
+    }
+    for queue in served {
+        // One that has panicked is served no more than one that has ended.
+        let _ = queue.await;
     }
     actor.remove_client(volume);
+    info!(group = %actor.label().name, %volume, "Device not served any more");
 }
 
 /// Whether it is ours and the process that served it is gone.

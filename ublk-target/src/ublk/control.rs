@@ -1,9 +1,6 @@
 //! A device's life: made, taken over from a daemon that is gone, stopped.
 
-use super::{
-    device_path,
-    queue::{QueueRequest, Replies, serve},
-};
+use super::{device_path, queue::NewQueue};
 use crate::config::Recovery;
 use libublk::{
     UblkError, UblkFlags,
@@ -15,14 +12,12 @@ use nix::libc;
 use std::{
     fs::OpenOptions,
     io,
-    os::unix::fs::OpenOptionsExt,
+    os::{fd::BorrowedFd, unix::fs::OpenOptionsExt},
     path::Path,
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
+    sync::mpsc,
     time::Duration,
 };
-use tokio::sync::{mpsc::UnboundedSender, oneshot};
-use tracing::{info, warn};
+use tokio::sync::mpsc::UnboundedSender;
 
 /// Where the driver is asked.
 const CONTROL: &str = "/dev/ublk-control";
@@ -30,9 +25,6 @@ const CONTROL: &str = "/dev/ublk-control";
 const REQUEST_SIZE_MAX: u32 = 1 << 20;
 /// Bytes of a discard or write-zeroes at most.
 const ZEROES_SIZE_MAX: u32 = 1 << 30;
-
-/// This process is about to end, and its devices wait for the next one.
-static HANDED_OVER: AtomicBool = AtomicBool::new(false);
 
 /// Why a volume is not attached or detached.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +71,7 @@ pub struct Shape {
     pub logical_block_size: u32,
     /// Writes are refused.
     pub read_only: bool,
-    /// Hardware queues, each with a thread.
+    /// Hardware queues.
     pub queues: u16,
     /// Requests in flight on a queue.
     pub depth: u16,
@@ -180,7 +172,7 @@ pub fn device_info(number: u32) -> Option<DeviceInfo> {
 ///
 /// # Errors
 /// When the driver is not there, lacks something, or refuses.
-pub fn attach(shape: Shape, requests: UnboundedSender<QueueRequest>) -> Result<Device, AttachError> {
+pub fn attach(mut shape: Shape, queues: &UnboundedSender<NewQueue>) -> Result<Device, AttachError> {
     let features = driver_features()?;
     for (bit, name) in [
         (sys::UBLK_F_USER_COPY, "USER_COPY (Linux 6.5)"),
@@ -192,65 +184,45 @@ pub fn attach(shape: Shape, requests: UnboundedSender<QueueRequest>) -> Result<D
         }
     }
     let old = attached().into_iter().find(|device| device.mark == shape.mark);
-    let (ready, started) = oneshot::channel();
-    let thread = thread::Builder::new().name("ublk".into()).spawn(move || run(shape, old, features, requests, ready));
-    thread.map_err(|error| AttachError::Refused { what: "start a thread", reason: error.to_string() })?;
-    let gone = || AttachError::Refused { what: "start the device", reason: "its thread ended".into() };
-    started.blocking_recv().unwrap_or_else(|_| Err(gone()))
-}
-
-/// The control thread: until the device is stopped.
-fn run(
-    mut shape: Shape,
-    old: Option<DeviceInfo>,
-    features: u64,
-    requests: UnboundedSender<QueueRequest>,
-    ready: oneshot::Sender<Result<Device, AttachError>>,
-) {
     if let Some(old) = old {
         // Queues are as they were made.
         (shape.queues, shape.depth) = (old.queues, old.depth);
     }
-    let control = match open(&shape, old, features) {
-        Ok(control) => control,
-        Err(error) => return drop(ready.send(Err(error))),
-    };
-    let number = control.dev_info().dev_id;
-    let ready = std::sync::Arc::new(std::sync::Mutex::new(Some(ready)));
-    let tell = {
-        let ready = ready.clone();
-        move |what: Result<Device, AttachError>| {
-            if let Some(ready) = ready.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
-                // Whoever asked may be gone.
-                let _ = ready.send(what);
-            }
+    let control = open(&shape, old, features)?;
+    if let Err(error) = start(&control, &shape, queues) {
+        if old.is_none() {
+            let _ = control.del_dev();
         }
-    };
+        return Err(error);
+    }
+    Ok(Device { number: control.dev_info().dev_id, taken_over: old.is_some() })
+}
+
+/// Lets the disk thread serve the queues, and starts the device.
+fn start(control: &UblkCtrl, shape: &Shape, queues: &UnboundedSender<NewQueue>) -> Result<(), AttachError> {
+    let (tell, told) = mpsc::channel();
     let set_up = |device: &mut UblkDev| {
         device.tgt.dev_size = shape.size;
         device.tgt.params = shape.parameters();
         Ok(())
     };
-    let serve = move |index: u16, device: &UblkDev| {
-        match Replies::new() {
-            Ok(replies) => serve(index, device, &requests, &replies),
-            Err(error) => warn!(%error, "ublk queue not served"),
-        }
-        // libublk would stop the device, and with it fail what waits for the next daemon.
-        while HANDED_OVER.load(Ordering::Acquire) {
-            thread::park();
-        }
-    };
-    let started = tell.clone();
-    let is_up = move |_: &UblkCtrl| started(Ok(Device { number, taken_over: old.is_some() }));
-    if let Err(error) = control.run_target(set_up, serve, is_up) {
-        if old.is_none() {
-            let _ = control.del_dev();
-        }
-        tell(Err(refused("start the device")(error)));
-        return;
+    let device = UblkDev::new("holdfast".into(), set_up, control).map_err(refused("open the device"))?;
+    for index in 0..shape.queues {
+        // SAFETY: libublk's object owns the descriptor and lives until the end of this function.
+        let file = unsafe { BorrowedFd::borrow_raw(device.tgt.fds[0]) }.try_clone_to_owned();
+        let file = file.map_err(|error| refused("open the device")(UblkError::IOError(error)))?.into();
+        // A receiver that is gone drops it, and tells nothing.
+        let _ = queues.send(NewQueue { file, index, depth: shape.depth, told: tell.clone() });
+        control.configure_queue(&device, index, 0).map_err(refused("make its queues"))?;
     }
-    info!(device = %device_path(number).display(), "Device not served any more");
+    drop(tell);
+    // The driver would wait for ever for a queue that is not served.
+    for _ in 0..shape.queues {
+        let served = told.recv().unwrap_or_else(|_| Err(io::Error::other("the daemon is going down")));
+        served.map_err(|error| refused("serve its queues")(UblkError::IOError(error)))?;
+    }
+    control.start_dev(&device).map_err(refused("start the device"))?;
+    Ok(())
 }
 
 fn open(shape: &Shape, old: Option<DeviceInfo>, features: u64) -> Result<UblkCtrl, AttachError> {
@@ -301,7 +273,6 @@ pub fn resize(number: u32, size: u64) -> Result<bool, AttachError> {
 /// has issued are answered first. After this the process must end: its devices are served no more. Blocks for at most
 /// `patience`; `false` if the driver cannot do it (before Linux 6.16) or not in time. The device can be taken over in any case.
 pub fn quiesce(number: u32, patience: Duration) -> bool {
-    HANDED_OVER.store(true, Ordering::Release);
     let can = driver_features().is_ok_and(|features| features & u64::from(sys::UBLK_F_QUIESCE) != 0);
     let milliseconds = patience.as_millis() as u64;
     can && UblkCtrl::new_simple(number as i32).is_ok_and(|control| control.quiesce_dev(milliseconds).is_ok())

@@ -14,7 +14,7 @@ mod queue;
 pub use control::{
     AttachError, Device, DeviceInfo, Shape, attach, attached, detach, device_info, driver_features, quiesce, resize,
 };
-pub use queue::{Answer, Asker, QueueRequest, Sleeper};
+pub use queue::{Answer, Asker, NewQueue, Queue};
 
 use std::{
     os::unix::fs::MetadataExt,

@@ -1,4 +1,9 @@
-//! One queue of a device: its thread, and what goes between it and the disk thread.
+//! One queue of a device, served on the disk thread by a ring of its own: the engine answers where a request comes in, and
+//! nothing goes from thread to thread.
+//!
+//! The kernel's side (see its Documentation/block/ublk.rst): a command per tag waits in the kernel until a request with that tag
+//! comes; the next command of the tag carries the answer, and waits again. What a request is stands in memory that the kernel
+//! shares; its data is read and written as the device's file.
 
 use bytes::Bytes;
 use holdfast::{
@@ -6,176 +11,184 @@ use holdfast::{
     request::{Durability, Operation, Reply, RequestError, Space},
 };
 use io_uring::{IoUring, opcode, types};
-use libublk::{
-    BufDesc, UblkError, UblkIORes, UblkUringData,
-    io::{BufDescList, UblkDev, UblkIOCtx, UblkQueue, ublk_init_task_ring},
-    sys,
-};
+use libublk::{io::UblkIOCtx, sys};
 use nix::{
     libc,
-    sys::eventfd::{EfdFlags, EventFd},
+    sys::mman::{MapFlags, ProtFlags, mmap, munmap},
 };
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
+    ffi::c_void,
     fs::File,
-    mem::ManuallyDrop,
+    io,
+    num::NonZeroUsize,
     os::{
-        fd::{AsRawFd, FromRawFd},
+        fd::{AsRawFd, BorrowedFd, OwnedFd},
         unix::fs::FileExt,
     },
-    sync::{Arc, Mutex, PoisonError},
+    ptr::NonNull,
+    rc::Rc,
+    sync::mpsc,
 };
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::Notify,
+};
 use tracing::error;
 
-/// What the disk thread said to a request; an error if it has stopped.
+/// What the engine said to a request; an error if it has stopped.
 pub type Answer = Result<Reply, RequestError>;
 
-/// A request of a queue, and where its answer goes.
-pub struct QueueRequest {
-    /// What to do.
-    pub operation: Operation,
-    tag: u16,
-    replies: Arc<Replies>,
+/// A queue that waits to be served.
+pub struct NewQueue {
+    /// The device's file.
+    pub(super) file: File,
+    pub(super) index: u16,
+    pub(super) depth: u16,
+    /// Is told when it is served, or why not.
+    pub(super) told: mpsc::Sender<io::Result<()>>,
 }
 
-impl QueueRequest {
-    /// What to do, and who waits for the answer.
-    pub fn split(self) -> (Operation, Asker) {
-        (self.operation, Asker { tag: self.tag, replies: self.replies })
-    }
+/// A queue that is served.
+pub struct Queue {
+    /// Tells when the ring has something.
+    watch: AsyncFd<OwnedFd>,
+    ring: RefCell<IoUring>,
+    requests: Requests,
+    file: File,
+    index: u16,
+    depth: u16,
+    /// Commands that wait in the kernel, and requests that wait for their answers.
+    waiting: Cell<u32>,
+    asked: Cell<u32>,
+    answered: Notify,
+    told: mpsc::Sender<io::Result<()>>,
 }
 
-/// Who waits for an answer.
+/// A request that is not answered yet.
 pub struct Asker {
+    queue: Rc<Queue>,
     tag: u16,
-    replies: Arc<Replies>,
 }
 
 impl Asker {
-    /// Puts the answer down. If it is the first one there, the queue's thread must be woken with what is returned; one call will
-    /// do for all answers until then.
-    pub fn answer(self, answer: Answer) -> Option<Sleeper> {
-        self.replies.put(self.tag, answer).then_some(Sleeper(self.replies))
+    /// Gives the kernel the answer, together with others of the same turn.
+    pub fn answer(self, answer: Answer) {
+        let result = self.queue.result(self.tag, answer);
+        self.queue.complete(self.tag, result);
     }
 }
 
-/// A queue's thread that has answers to take.
-pub struct Sleeper(Arc<Replies>);
-
-impl Sleeper {
-    /// Wakes it.
-    pub fn wake(self) {
-        // A counter that is full is readable already.
-        let _ = self.0.event.write(1);
-    }
-}
-
-/// Answers on their way to a queue's thread.
-pub(super) struct Replies {
-    waiting: Mutex<Vec<(u16, Answer)>>,
-    event: EventFd,
-}
-
-impl Replies {
-    pub(super) fn new() -> nix::Result<Arc<Self>> {
-        let event = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Arc::new(Self { waiting: Mutex::default(), event }))
+impl Queue {
+    /// Prepares to serve a queue on this thread, within a tokio runtime. `None` if there are not enough descriptors or memory for
+    /// the ring; whoever made the queue is told.
+    pub fn new(new: NewQueue) -> Option<Rc<Self>> {
+        let told = new.told.clone();
+        // A device whose maker is gone is stopped.
+        Self::open(new).map_err(|error| told.send(Err(error))).ok()
     }
 
-    /// `true` if it is the only one.
-    fn put(&self, tag: u16, answer: Answer) -> bool {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.push((tag, answer));
-        waiting.len() == 1
+    fn open(new: NewQueue) -> io::Result<Rc<Self>> {
+        let depth = u32::from(new.depth);
+        // Nobody else submits to it, and it need not interrupt. Deferred task work is not for a ring that is polled: who sleeps
+        // in epoll is not always told of it.
+        let ring =
+            IoUring::builder().setup_cqsize(2 * depth).setup_coop_taskrun().setup_single_issuer().build(depth)?;
+        // SAFETY: the ring is open.
+        let watched = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) }.try_clone_to_owned()?;
+        // SAFETY: it owns its descriptor until it is dropped itself, and always names the same one.
+        let watch = unsafe { AsyncFd::register_with_interest(watched, Interest::READABLE) }?;
+        Ok(Rc::new(Self {
+            watch,
+            ring: RefCell::new(ring),
+            requests: Requests::of(&new.file, new.index, new.depth)?,
+            file: new.file,
+            index: new.index,
+            depth: new.depth,
+            waiting: Cell::new(0),
+            asked: Cell::new(0),
+            answered: Notify::new(),
+            told: new.told,
+        }))
     }
 
-    fn take(&self) -> Vec<(u16, Answer)> {
-        let _ = self.event.read();
-        std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-/// Serves a queue until its device is stopped.
-pub(super) fn serve(index: u16, device: &UblkDev, requests: &UnboundedSender<QueueRequest>, replies: &Arc<Replies>) {
-    if let Err(error) = run(index, device, requests, replies) {
-        error!(device = device.dev_info.dev_id, queue = index, %error, "ublk queue not served");
-    }
-}
-
-fn run(
-    index: u16,
-    device: &UblkDev,
-    requests: &UnboundedSender<QueueRequest>,
-    replies: &Arc<Replies>,
-) -> Result<(), UblkError> {
-    let depth = u32::from(device.dev_info.queue_depth);
-    // libublk would make a ring without these two: nobody else submits to it, and completions wait for their reader.
-    ublk_init_task_ring(|cell| {
-        let ring = IoUring::builder()
-            .setup_cqsize(2 * depth + 2)
-            .setup_coop_taskrun()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .build(depth + 1)?;
-        cell.set(RefCell::new(ring)).map_err(|_| UblkError::OtherError(-libc::EEXIST))
-    })?;
-    let queue = UblkQueue::new(index, device)?.submit_fetch_commands_unified(BufDescList::Slices(None))?;
-    await_replies(&queue, replies)?;
-    let data = Data::of(device, index);
-    queue.wait_and_handle_io(|queue, tag, event| {
-        if event.is_tgt_io() {
-            for (tag, answer) in replies.take() {
-                let result = data.answer(queue.get_iod(tag), tag, answer);
-                complete(queue, tag, result);
+    /// Serves it until the device is stopped: hands each request to `ask`.
+    pub async fn serve(self: Rc<Self>, ask: impl Fn(Operation, Asker)) {
+        (0..self.depth).for_each(|tag| self.command(sys::UBLK_U_IO_FETCH_REQ, tag, 0));
+        // The device is started when this is submitted; until then nothing comes.
+        let _ = self.told.send(Ok(()));
+        loop {
+            if let Err(error) = self.turn(&ask) {
+                error!(queue = self.index, %error, "ublk queue not served");
+                return;
             }
-            // Only a ring that is broken refuses; then no request comes either.
-            let _ = await_replies(queue, replies);
-            return;
-        }
-        match data.operation(queue.get_iod(tag), tag) {
-            Ok(operation) => {
-                let request = QueueRequest { operation, tag, replies: replies.clone() };
-                // Nobody is there: the daemon is going down, and the next one gets the request again.
-                let _ = requests.send(request);
+            if self.waiting.get() == 0 && self.asked.get() == 0 {
+                return;
             }
-            Err(errno) => complete(queue, tag, -errno),
+            tokio::select! {
+                biased;
+                () = self.answered.notified() => {}
+                ready = self.watch.readable() => match ready {
+                    Ok(mut ready) => ready.clear_ready(),
+                    Err(error) => return error!(queue = self.index, %error, "ublk queue not served"),
+                },
+            }
         }
-    });
-    Ok(())
-}
-
-fn await_replies(queue: &UblkQueue<'_>, replies: &Replies) -> Result<(), UblkError> {
-    let poll = opcode::PollAdd::new(types::Fd(replies.event.as_raw_fd()), libc::POLLIN as u32).build();
-    queue.ublk_submit_sqe_sync(poll.user_data(UblkUringData::Target as u64))
-}
-
-fn complete(queue: &UblkQueue<'_>, tag: u16, result: i32) {
-    if let Err(error) = queue.complete_io_cmd_unified(tag, BufDesc::Slice(&[]), Ok(UblkIORes::Result(result))) {
-        error!(tag, %error, "ublk request not completed");
     }
-}
 
-/// The requests' data, which the kernel shows as a file.
-struct Data {
-    file: ManuallyDrop<File>,
-    queue: u16,
-}
+    /// Submits answers and takes the requests that have come.
+    fn turn(self: &Rc<Self>, ask: &impl Fn(Operation, Asker)) -> io::Result<()> {
+        if !self.ring.borrow_mut().submission().is_empty() {
+            self.ring.borrow().submit()?;
+        }
+        loop {
+            let Some(entry) = self.ring.borrow_mut().completion().next() else {
+                return Ok(());
+            };
+            let tag = entry.user_data() as u16;
+            self.waiting.set(self.waiting.get() - 1);
+            // Anything else: the device is being stopped, and the command has come back.
+            if entry.result() == sys::UBLK_IO_RES_OK as i32 {
+                self.asked.set(self.asked.get() + 1);
+                match self.operation(tag) {
+                    Ok(operation) => ask(operation, Asker { queue: self.clone(), tag }),
+                    Err(errno) => self.complete(tag, -errno),
+                }
+            }
+        }
+    }
 
-impl Data {
-    fn of(device: &UblkDev, queue: u16) -> Self {
-        // SAFETY: the descriptor belongs to `device`, which outlives the queue's thread; ManuallyDrop never closes it.
-        let file = ManuallyDrop::new(unsafe { File::from_raw_fd(device.tgt.fds[0]) });
-        Self { file, queue }
+    fn complete(&self, tag: u16, result: i32) {
+        self.asked.set(self.asked.get() - 1);
+        self.command(sys::UBLK_U_IO_COMMIT_AND_FETCH_REQ, tag, result);
+        self.answered.notify_one();
+    }
+
+    /// Lines a command up for the next turn.
+    fn command(&self, command: u32, tag: u16, result: i32) {
+        let mut payload = [0; 16];
+        payload[0..2].copy_from_slice(&self.index.to_ne_bytes());
+        payload[2..4].copy_from_slice(&tag.to_ne_bytes());
+        payload[4..8].copy_from_slice(&result.to_ne_bytes());
+        let file = types::Fd(self.file.as_raw_fd());
+        let entry = opcode::UringCmd16::new(file, command).cmd(payload).build().user_data(tag.into());
+        // SAFETY: the command has no memory but the entry's own, and its file lives as long as the ring.
+        let pushed = unsafe { self.ring.borrow_mut().submission().push(&entry) };
+        // It has room for a command of every tag.
+        if pushed.is_err() {
+            return error!(queue = self.index, tag, "ublk command not submitted");
+        }
+        self.waiting.set(self.waiting.get() + 1);
     }
 
     /// A request in the core's words; an errno if there is no such request.
-    fn operation(&self, request: &sys::ublksrv_io_desc, tag: u16) -> Result<Operation, i32> {
+    fn operation(&self, tag: u16) -> Result<Operation, i32> {
+        let request = self.requests.get(tag);
         let offset = request.start_sector << 9;
-        let size = u64::from(request.nr_sectors) << 9;
-        let durable = request.op_flags & sys::UBLK_IO_F_FUA != 0;
+        let size = u64::from(request.sector_count) << 9;
+        let durable = request.flags & sys::UBLK_IO_F_FUA != 0;
         let durability = if durable { Durability::Durable } else { Durability::Completed };
-        match request.op_flags & 0xff {
+        match request.flags & 0xff {
             sys::UBLK_IO_OP_READ => Ok(Operation::Read { offset, size: size as u32 }),
             sys::UBLK_IO_OP_WRITE => {
                 let mut buffer = AlignedBuffer::new(size as usize);
@@ -186,7 +199,7 @@ impl Data {
             sys::UBLK_IO_OP_FLUSH => Ok(Operation::Flush),
             sys::UBLK_IO_OP_DISCARD => Ok(Operation::Discard { offset, size }),
             sys::UBLK_IO_OP_WRITE_ZEROES => {
-                let keep = request.op_flags & sys::UBLK_IO_F_NOUNMAP != 0;
+                let keep = request.flags & sys::UBLK_IO_F_NOUNMAP != 0;
                 let space = if keep { Space::Keep } else { Space::Release };
                 Ok(Operation::WriteZeroes { offset, size, space, durability })
             }
@@ -195,9 +208,10 @@ impl Data {
     }
 
     /// The kernel's word for an answer: how many bytes, or which error.
-    fn answer(&self, request: &sys::ublksrv_io_desc, tag: u16, answer: Answer) -> i32 {
+    fn result(&self, tag: u16, answer: Answer) -> i32 {
+        let request = self.requests.get(tag);
         match answer {
-            Ok(Reply::Done) if request.op_flags & 0xff == sys::UBLK_IO_OP_WRITE => (request.nr_sectors << 9) as i32,
+            Ok(Reply::Done) if request.flags & 0xff == sys::UBLK_IO_OP_WRITE => (request.sector_count << 9) as i32,
             Ok(Reply::Done | Reply::Extents(_)) => 0,
             Ok(Reply::Data(pieces)) => self.give(tag, &pieces),
             Err(RequestError::Invalid) => -libc::EINVAL,
@@ -218,6 +232,51 @@ impl Data {
     }
 
     fn position(&self, tag: u16) -> u64 {
-        UblkIOCtx::ublk_user_copy_pos(self.queue, tag, 0)
+        UblkIOCtx::ublk_user_copy_pos(self.index, tag, 0)
+    }
+}
+
+/// What the kernel says of a request: `struct ublksrv_io_desc`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Description {
+    flags: u32,
+    sector_count: u32,
+    start_sector: u64,
+    _address: u64,
+}
+
+/// The descriptions of a queue's requests, in memory shared with the kernel.
+struct Requests {
+    memory: NonNull<c_void>,
+    size: NonZeroUsize,
+    count: u16,
+}
+
+impl Requests {
+    fn of(file: &File, queue: u16, count: u16) -> io::Result<Self> {
+        let page = 4096;
+        let size_of = |count: usize| (count * size_of::<Description>()).next_multiple_of(page);
+        let size = NonZeroUsize::new(size_of(count.into())).ok_or(io::ErrorKind::InvalidInput)?;
+        let place =
+            sys::UBLKSRV_CMD_BUF_OFFSET as usize + usize::from(queue) * size_of(sys::UBLK_MAX_QUEUE_DEPTH as usize);
+        // SAFETY: a new mapping, which takes no memory's place.
+        let memory =
+            unsafe { mmap(None, size, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, file, place as libc::off_t) };
+        Ok(Self { memory: memory?, size, count })
+    }
+
+    fn get(&self, tag: u16) -> Description {
+        assert!(tag < self.count, "the kernel answers only tags that were asked for");
+        // SAFETY: it lies within the mapping, which begins at a page and lives as long as this. The kernel does not change it
+        // while the request is ours.
+        unsafe { self.memory.cast::<Description>().add(tag.into()).read_volatile() }
+    }
+}
+
+impl Drop for Requests {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's own, and nothing borrows from it.
+        let _ = unsafe { munmap(self.memory, self.size.get()) };
     }
 }
