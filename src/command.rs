@@ -73,6 +73,12 @@ pub enum Command {
     SetWithoutPeer(WithoutPeer),
     /// Sets when this node, as a secondary, applies what it receives.
     SetPolicy(ApplyPolicy),
+    /// From now on this primary answers only as long as its peer has promised not to be promoted.
+    SetLease {
+        /// How long a promise lasts, at most [`LEASE_MILLIS_MAX`](crate::format::message::LEASE_MILLIS_MAX); 0: it answers
+        /// without.
+        millis: u32,
+    },
     /// Declares that the application can restart from the present state.
     RestartPoint {
         /// For people.
@@ -200,6 +206,14 @@ pub enum CommandError {
     /// What was to be compared could not be read.
     #[error("A part of a volume cannot be read; the log says which medium failed")]
     Unreadable,
+    /// The primary may still answer its hosts.
+    #[error(
+        "The primary has this node's promise for {seconds} s more and may still answer its hosts; wait, or use --force if it is surely dead"
+    )]
+    Leased {
+        /// How long.
+        seconds: u64,
+    },
     /// There are records that only this node has.
     #[error("{record_count} records since {fork} exist only on this node; give them up with --discard-fork")]
     ForkWouldBeLost {
@@ -267,6 +281,8 @@ pub struct Status {
     pub without_peer: WithoutPeer,
     /// When this node, as a secondary, applies what it receives.
     pub policy: ApplyPolicy,
+    /// Fencing by lease, if it is on.
+    pub lease: Option<LeaseStatus>,
     /// Under the policy `delayed`: the journal cannot hold the open interval, which is therefore applied.
     pub delay_given_up: bool,
     /// The epoch.
@@ -301,6 +317,15 @@ pub struct Status {
     pub fork: Option<Fork>,
     /// Why the group has stopped, if it has.
     pub stopped: Option<&'static str>,
+}
+
+/// Fencing by lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct LeaseStatus {
+    /// How long a lease lasts.
+    pub millis: u32,
+    /// On a primary: how long it may still answer its hosts. Else: how long this node must not be promoted.
+    pub left_millis: u64,
 }
 
 /// What a former primary wrote that is no part of the present primary's history. It is kept, and can be read, until an

@@ -97,6 +97,10 @@ pub enum Event {
     },
     /// Under the policy `delayed`: half of the journal waits for a restart point, and is applied without one.
     DelayGivenUp,
+    /// This primary may answer its hosts.
+    LeaseHeld,
+    /// The peer's promise is over: this primary answers nothing until it has another.
+    LeaseLost,
     /// The pool has no free block; destaging waits.
     PoolFull,
 }

@@ -8,7 +8,7 @@ use holdfast::{
         FormatError,
         batch::{self, BatchEntry, BatchHeader, Placement},
         journal_superblock::{JournalSuperblock, PairRecord},
-        message::{self, Digests, Greeting, Range},
+        message::{self, Digests, Greeting, LEASE_MILLIS_MAX, Lease, Range},
         pool_superblock::PoolSuperblock,
         record::{Kind, Record},
         table_page::{self, Entry, TABLE_PAGE_ENTRY_COUNT},
@@ -133,6 +133,7 @@ fn journal_superblock() -> JournalSuperblock {
             level: Level::Remote,
             without_peer: WithoutPeer::Freeze,
             policy: ApplyPolicy::Delayed,
+            lease_millis: 10_000,
             peer: Some(NodeKey([0x44; 32])),
             synced: at(3, 60),
             peer_epoch: Epoch(3 << 32),
@@ -228,8 +229,10 @@ fn kept(name: &str) -> Vec<u8> {
 }
 
 #[test]
-fn journal_superblocks_of_versions_1_and_2_are_read() {
+fn journal_superblocks_of_versions_1_to_3_are_read() {
     let mut expected = journal_superblock();
+    expected.pair.lease_millis = 0;
+    assert_eq!(JournalSuperblock::parse(&kept("journal_superblock_3")), Ok(expected.clone()));
     expected.pair.policy = ApplyPolicy::Snapshot;
     assert_eq!(JournalSuperblock::parse(&kept("journal_superblock_2")), Ok(expected.clone()));
     let point = expected.stream.restart_point.as_mut().unwrap();
@@ -269,6 +272,12 @@ fn messages_keep_their_bytes() {
     golden("ranges", &message::encode_ranges(Some(&ranges)));
     assert_eq!(message::parse_ranges(&message::encode_ranges(Some(&ranges))), Ok(Some(ranges.to_vec())));
     assert_eq!(message::parse_ranges(&message::encode_ranges(None)), Ok(None));
+    let lease = Lease { number: 258, millis: 10_000 };
+    golden("lease", &lease.encode());
+    assert_eq!(Lease::parse(&lease.encode()), Ok(lease));
+    let longest = Lease { millis: LEASE_MILLIS_MAX, ..lease };
+    assert_eq!(Lease::parse(&longest.encode()), Ok(longest));
+    assert!(Lease::parse(&Lease { millis: LEASE_MILLIS_MAX + 1, ..lease }.encode()).is_err());
     let label = "nightly".parse().unwrap();
     golden("label", &message::encode_label(label));
     assert_eq!(message::parse_label(&message::encode_label(label)), Ok(label));
@@ -277,16 +286,16 @@ fn messages_keep_their_bytes() {
 #[test]
 fn another_version_is_refused_with_its_number() {
     let newer = |mut bytes: Vec<u8>, at: usize| {
-        bytes[at] = 4;
+        bytes[at] = 5;
         bytes
     };
     let said = |error: FormatError| error.to_string();
     let journal = said(JournalSuperblock::parse(&newer(journal_superblock().encode().to_vec(), 12)).unwrap_err());
-    assert!(journal.contains("format version 4, but this program reads versions up to 3"), "{journal}");
+    assert!(journal.contains("format version 5, but this program reads versions up to 4"), "{journal}");
     let pool = said(PoolSuperblock::parse(&newer(pool_superblock().encode().to_vec(), 12)).unwrap_err());
-    assert!(pool.contains("pool superblock has format version 4"), "{pool}");
+    assert!(pool.contains("pool superblock has format version 5"), "{pool}");
     let batch = said(batch::parse_header_size(&newer(batch_bytes().to_vec(), 4), GROUP).unwrap_err());
-    assert!(batch.contains("journal batch has format version 4"), "{batch}");
+    assert!(batch.contains("journal batch has format version 5"), "{batch}");
 }
 
 proptest! {
@@ -324,6 +333,7 @@ proptest! {
         let _ = Greeting::parse(&bytes);
         let _ = message::parse_ranges(&bytes);
         let _ = Digests::parse(&bytes, 65_536);
+        let _ = Lease::parse(&bytes);
         let _ = message::parse_history(&bytes);
         let _ = message::parse_label(&bytes);
         let _ = batch::parse_blocks(&bytes);

@@ -7,6 +7,7 @@ use std::{
         net::UnixListener,
     },
     process::Command,
+    time::{Duration, Instant},
 };
 use system_tests::{
     client::Model,
@@ -61,6 +62,10 @@ fn a_pair_is_switched_again_and_again_and_nothing_is_lost() {
         sites
             .wait(from, "a pair", |status| status["pair"]["state"] == "duplex" && status["connected"] == true)
             .unwrap();
+        // With a lease and without.
+        if round == 3 {
+            sites.ask(1, &["fence", GROUP, "lease"]).unwrap();
+        }
         let refusal = sites.refusal(to, &["pair", "switch", GROUP]);
         assert!(refusal.contains("Group g is secondary on this node; switch it on the primary"), "{refusal}");
         sites.ask(from, &["pair", "switch", GROUP]).unwrap();
@@ -68,11 +73,44 @@ fn a_pair_is_switched_again_and_again_and_nothing_is_lost() {
         assert_eq!(sites.ask(from, &["status", GROUP]).unwrap()["role"], "secondary");
         model.check_exactly(&mut sites.client(to).unwrap(), AREA).unwrap();
     }
+    assert_eq!(sites.ask(0, &["status", GROUP]).unwrap()["lease"]["millis"], 10_000);
+    sites.ask(0, &["fence", GROUP, "none"]).unwrap();
     sites.wait_in_step(0).unwrap();
     sites.kill(1).unwrap();
     let refusal = sites.refusal(0, &["pair", "switch", GROUP]);
     assert!(refusal.contains("Group g: its standby cannot be reached"), "{refusal}");
     model.write(&mut sites.client(0).unwrap(), 10, AREA).unwrap();
+}
+
+#[test]
+fn with_a_lease_two_nodes_never_serve_at_once() {
+    let sites = sites::paired(LineSettings::default(), 9).unwrap();
+    sites.ask(0, &["fence", GROUP, "lease", "--seconds", "1"]).unwrap();
+    sites.wait(0, "a lease", |status| status["lease"]["left_millis"].as_u64() > Some(0)).unwrap();
+    let mut model = Model::new(6);
+    model.write(&mut sites.client(0).unwrap(), 100, AREA).unwrap();
+    sites.wait_in_step(0).unwrap();
+    // Neither node sees the other, and both are alive.
+    sites.links.iter().for_each(|link| link.cut());
+    sites.wait(0, "the lease to be over", |status| status["lease"]["left_millis"] == 0).unwrap();
+    let mut client = sites.client(0).unwrap();
+    // Not joined before it must have ended: a test that fails must not wait for a host that is frozen.
+    let frozen = std::thread::spawn(move || client.write(0, &[9; 4096]));
+    let end = Instant::now() + Duration::from_secs(60);
+    while let Err(refusal) = sites.ask(1, &["promote", GROUP, "--latest"]) {
+        assert!(format!("{refusal:#}").contains("may still answer its hosts"), "{refusal:#}");
+        assert!(Instant::now() < end, "{refusal:#}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+    model.write(&mut sites.client(1).unwrap(), 100, AREA).unwrap();
+    assert_eq!(sites.ask(0, &["status", GROUP]).unwrap()["role"], "primary");
+    assert!(!frozen.is_finished(), "the former primary has answered");
+    sites.links.iter().for_each(|link| link.heal());
+    sites.wait(0, "the fence", |status| status["role"] == "fenced").unwrap();
+    assert!(frozen.join().unwrap().is_err(), "the former primary took a write");
+    model.check_exactly(&mut sites.client(1).unwrap(), AREA).unwrap();
+    let refusal = sites.refusal(1, &["fence", GROUP, "lease", "--seconds", "0"]);
+    assert!(refusal.contains("0 is not in 1..=3600"), "{refusal}");
 }
 
 #[test]

@@ -84,8 +84,8 @@ fn a_medium_that_belongs_to_another_group() {
 fn a_superblock_of_a_newer_version() {
     let sites = alone();
     sites.create_volume().unwrap();
-    let words = after(&sites, "journal", |file| file.write_all_at(&[4, 0], (64 << 10) + 12).unwrap());
-    says(&words, "The journal superblock has format version 4, but this program reads versions up to 3");
+    let words = after(&sites, "journal", |file| file.write_all_at(&[5, 0], (64 << 10) + 12).unwrap());
+    says(&words, "The journal superblock has format version 5, but this program reads versions up to 4");
 }
 
 #[test]

@@ -5,13 +5,15 @@
 //!  slot: 0 magic "HOLDFAST"  8 kind "JRNL"  12 version  14 0  16 checksum (of all 36,864 bytes)  20 volume count
 //!  24 write count  32 group  48 medium  64 name  128 ring size  136 tail position  144 tail order
 //!  152 tail previous checksum  156 clean  160 stream state at the tail (1,168)  1328 pair (80)  1408 clean order
-//!  1416 the epochs that led to the restart point (16 + 64 × 16)  2456 0 … 4096
+//!  1416 how many epochs led to the restart point  1420 lease in milliseconds  1424 0  1432 those epochs (64 × 16)
+//!  2456 0 … 4096
 //!  4096: 64 volumes of 512 bytes
 //! ```
-//! Versions 1 and 2 lack the pair's apply policy, version 1 the epochs that led to the restart point, which are then taken for
+//! Versions 1 to 3 lack the lease, versions 1 and 2 the pair's apply policy, version 1 the epochs that led to the restart point, which are then taken for
 //! unknown.
 
 use super::{
+    message::LEASE_MILLIS_MAX,
     parts::{FormatError, RawPosition, U16, U32, U64, checksum_without, prefix, require},
     text::Name,
 };
@@ -38,7 +40,7 @@ pub const RING_OFFSET: u64 = 128 << 10;
 /// Longest path of a pool in bytes.
 pub const POOL_PATH_SIZE_MAX: usize = 255;
 
-const VERSION: u16 = 3;
+const VERSION: u16 = 4;
 const MAGIC: [u8; 8] = *b"HOLDFAST";
 const KIND: [u8; 4] = *b"JRNL";
 const WHAT: &str = "journal superblock";
@@ -102,7 +104,8 @@ struct RawHead {
     pair: RawPair,
     clean_order: U64,
     restart_epoch_count: U32,
-    reserved2: [u8; 12],
+    lease_millis: U32,
+    reserved2: [u8; 8],
     restart_epochs: [RawPosition; EPOCH_HISTORY_MAX],
     reserved3: [u8; 1640],
 }
@@ -139,6 +142,8 @@ pub struct PairRecord {
     pub without_peer: WithoutPeer,
     /// When this node applies what it receives.
     pub policy: ApplyPolicy,
+    /// How long a lease is that a primary needs in order to answer, or that this node has promised one; 0: none.
+    pub lease_millis: u32,
     /// The peer.
     pub peer: Option<NodeKey>,
     /// The last record that both nodes are known to have.
@@ -222,7 +227,8 @@ impl JournalSuperblock {
             },
             clean_order: self.clean.unwrap_or_default().0.into(),
             restart_epoch_count: (restart_epochs.len() as u32).into(),
-            reserved2: [0; 12],
+            lease_millis: self.pair.lease_millis.into(),
+            reserved2: [0; 8],
             restart_epochs: encode_epochs(restart_epochs),
             reserved3: [0; 1640],
         };
@@ -258,7 +264,13 @@ impl JournalSuperblock {
         require(raw.ring_size.get().is_multiple_of(ALIGNMENT as u64) && raw.ring_size.get() > 0, WHAT, "ring size")?;
         require(raw.tail_position.get().is_multiple_of(ALIGNMENT as u64), WHAT, "tail position")?;
         require(raw.clean <= 1 && raw.reserved1 == [0; 3] && raw.reserved0.get() == 0, WHAT, "reserved field")?;
-        require(raw.reserved2 == [0; 12] && raw.reserved3.iter().all(|byte| *byte == 0), WHAT, "reserved field")?;
+        require(
+            raw.reserved2 == [0; 8]
+                && raw.lease_millis.get() <= LEASE_MILLIS_MAX
+                && raw.reserved3.iter().all(|byte| *byte == 0),
+            WHAT,
+            "reserved field",
+        )?;
         let mut volumes = Vec::with_capacity(count);
         let mut rest = rest;
         for _ in 0..count {
@@ -277,7 +289,7 @@ impl JournalSuperblock {
             tail_previous_checksum: raw.tail_previous_checksum.get(),
             clean: (raw.clean == 1).then_some(Order(raw.clean_order.get())),
             stream: parse_stream(&raw.stream, parse_epochs(&raw.restart_epochs, raw.restart_epoch_count)?)?,
-            pair: parse_pair(&raw.pair)?,
+            pair: parse_pair(&raw.pair, raw.lease_millis.get())?,
             volumes,
         })
     }
@@ -294,7 +306,7 @@ fn encode_state(state: PairState) -> (u8, u8) {
     }
 }
 
-fn parse_pair(raw: &RawPair) -> Result<PairRecord, FormatError> {
+fn parse_pair(raw: &RawPair, lease_millis: u32) -> Result<PairRecord, FormatError> {
     let bad = |field| FormatError::Field { what: WHAT, field };
     let state = match (raw.state, raw.cause) {
         (0, 0) => PairState::Simplex,
@@ -310,6 +322,7 @@ fn parse_pair(raw: &RawPair) -> Result<PairRecord, FormatError> {
     };
     require(raw.reserved == 0, WHAT, "reserved field")?;
     Ok(PairRecord {
+        lease_millis,
         policy: match raw.policy {
             0 => ApplyPolicy::Snapshot,
             1 => ApplyPolicy::Delayed,

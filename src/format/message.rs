@@ -6,6 +6,7 @@
 //!  greeting:  0 role  1 copying  2 has restart point  3 ranges known  4 generation  8 head (16)
 //!             24 restart point's generation  28 0  32 restart point (16)  48 volume digest  52 0  56: history
 //!  digests:   0 unit in bytes (0: the range holds nothing)  4 count  8: BLAKE3 digest, first 16 bytes, each
+//!  lease:     0 number  8 milliseconds  12 0
 //!  ranges:    0 count  4 complete (1 or 0)  8: (volume 2, 0 6, offset 8, size 8) each
 //! ```
 
@@ -24,6 +25,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Most digests in one message.
 pub const DIGEST_COUNT_MAX: usize = 64;
+/// Longest lease in milliseconds.
+pub const LEASE_MILLIS_MAX: u32 = 3_600_000;
 /// Most ranges in one message.
 pub const RANGE_COUNT_MAX: usize = 16_384;
 
@@ -66,6 +69,14 @@ struct RawRange {
     size: U64,
 }
 
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawLease {
+    number: U64,
+    millis: U32,
+    reserved: U32,
+}
+
 const _: () = assert!(size_of::<RawGreeting>() == 56 && size_of::<RawRange>() == 24);
 
 /// What each node tells the other first.
@@ -96,6 +107,32 @@ pub struct Range {
     pub offset: u64,
     /// How many bytes.
     pub size: u64,
+}
+
+/// A lease that is asked for or granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Which one, counted from 1 by who asks; 0: who asked relies on none any more.
+    pub number: u64,
+    /// How long it lasts; with number 0: how long others will.
+    pub millis: u32,
+}
+
+impl Lease {
+    /// Its bytes.
+    pub fn encode(&self) -> Bytes {
+        let raw = RawLease { number: self.number.into(), millis: self.millis.into(), reserved: 0.into() };
+        Bytes::copy_from_slice(raw.as_bytes())
+    }
+
+    /// Reads it.
+    pub fn parse(payload: &[u8]) -> Result<Self, FormatError> {
+        const WHAT: &str = "lease";
+        let (raw, rest) = prefix::<RawLease>(payload, WHAT)?;
+        require(rest.is_empty() && raw.reserved.get() == 0, WHAT, "reserved field")?;
+        require(raw.millis.get() <= LEASE_MILLIS_MAX, WHAT, "duration")?;
+        Ok(Self { number: raw.number.get(), millis: raw.millis.get() })
+    }
 }
 
 /// A restart point's payload.

@@ -51,6 +51,10 @@ pub enum Kind {
     Compare = 131,
     /// Not journalled: the answer to [`Kind::Compare`], the parts of the range that differ.
     Differs = 132,
+    /// Not journalled: a primary asks for a lease.
+    LeaseAsk = 133,
+    /// Not journalled: the answer to [`Kind::LeaseAsk`].
+    LeaseGrant = 134,
 }
 
 impl Kind {
@@ -58,7 +62,7 @@ impl Kind {
         use Kind::*;
         [Write, Discard, WriteZeroes, RestartPoint, EpochChange, Copy, CopyZeroes, CopyBegin, CopyEnd]
             .into_iter()
-            .chain([Greeting, ForkRanges, Refusal, Compare, Differs])
+            .chain([Greeting, ForkRanges, Refusal, Compare, Differs, LeaseAsk, LeaseGrant])
             .find(|kind| *kind as u8 == byte)
     }
 

@@ -137,6 +137,7 @@ impl Group {
                 self.pair.policy = policy;
                 self.again = true;
             }
+            Command::SetLease { millis } => self.set_lease(millis)?,
             Command::RestartPoint { label } => return self.restart_point(label).map(Some),
             Command::Promote { target, force } => return self.promote(id, target, force).map(|()| None),
             Command::Demote { discard_fork } => self.demote(discard_fork)?,
@@ -193,6 +194,7 @@ impl Group {
 
     fn delete_pair(&mut self) {
         self.pair.peer = None;
+        self.pair.lease_millis = 0;
         self.peer.lose_anchor();
         self.peer.forget_session();
         self.copy.stop();
@@ -264,6 +266,9 @@ impl Group {
             }
             _ => {}
         }
+        if !force {
+            self.check_promise()?;
+        }
         let seen = self.peer.primary_head;
         if !force && (self.stream.copying || seen > self.stream.last) {
             let point = self.stream.restart_point.as_ref().map(|point| point.info.at);
@@ -275,6 +280,11 @@ impl Group {
         self.sync.wanted = true;
         self.commands.promotion = Some(Promotion::Settling { id, target });
         Ok(())
+    }
+
+    /// Whether this node is on its way to be the primary.
+    pub(super) fn is_promoting(&self) -> bool {
+        self.commands.promotion.is_some()
     }
 
     /// Answers a command when this superblock is durable.
@@ -319,6 +329,7 @@ impl Group {
             Some(Promotion::Settling { id, target }) if self.is_settled() => self.switch(id, target),
             Some(Promotion::Opening { id, order, reply }) if self.durable >= order => {
                 self.pair.role = Role::Primary;
+                self.lease_after_promotion();
                 self.pair.state = if self.pair.peer.is_some() { PairState::Duplex } else { PairState::Simplex };
                 // The peer, when it comes back, has at most what was common before this epoch.
                 self.peer.stream_after(Order(order.0 - 1));

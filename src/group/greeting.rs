@@ -67,6 +67,7 @@ impl Group {
     pub fn handle_peer_up(&mut self, now: Now) {
         self.now = now;
         self.peer.forget_session();
+        self.leasing.forget_session();
         self.copy.stop();
         self.comparisons.forget();
         self.give_up_draining();
@@ -78,6 +79,7 @@ impl Group {
     pub fn handle_peer_down(&mut self, now: Now) {
         self.now = now;
         self.peer.forget_session();
+        self.leasing.forget_session();
         self.copy.stop();
         self.comparisons.forget();
         self.give_up_draining();
@@ -110,7 +112,7 @@ impl Group {
         self.tell_fork();
     }
 
-    fn send_message(&mut self, kind: Kind, payload: Bytes) {
+    pub(super) fn send_message(&mut self, kind: Kind, payload: Bytes) {
         self.send_about(kind, Range { volume: VolumeId(0), offset: 0, size: 0 }, payload);
     }
 
@@ -151,6 +153,8 @@ impl Group {
         self.peer.is_blank = greeting.head == StreamState::new().last && !greeting.copying;
         if greeting.role == Role::Primary {
             self.peer.primary_head = greeting.head;
+        } else {
+            self.leasing.release();
         }
         let kept = greeting
             .restart_point

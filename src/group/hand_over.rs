@@ -66,6 +66,7 @@ impl Group {
 
     /// From now on this node is a secondary.
     pub(super) fn step_down(&mut self) {
+        self.release_peer(self.pair.lease_millis);
         self.pair.role = Role::Secondary;
         self.pair.fork = Position::default();
         self.confirmation = Confirmation::default();

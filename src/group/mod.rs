@@ -22,6 +22,7 @@ mod fault;
 mod greeting;
 mod grow;
 mod hand_over;
+mod lease;
 mod open;
 mod plan;
 mod read;
@@ -47,6 +48,8 @@ mod fault_tests;
 mod grow_tests;
 #[cfg(test)]
 mod hand_over_tests;
+#[cfg(test)]
+mod lease_tests;
 #[cfg(test)]
 mod pair_bench;
 #[cfg(test)]
@@ -129,6 +132,7 @@ pub struct Group {
     copy: copy::Copier,
     comparisons: compare::Comparisons,
     verifier: Option<verify::Verifier>,
+    leasing: lease::Leasing,
     commands: commands::Commands,
     growth: Option<grow::Growth>,
     /// The command for which this primary steps down as soon as the peer has everything.
@@ -183,7 +187,8 @@ impl Group {
         if self.stopped.is_some() {
             return None;
         }
-        [self.destage_timeout(), self.checkpoint_timeout(), self.confirm_timeout()].into_iter().flatten().min()
+        let times = [self.destage_timeout(), self.checkpoint_timeout(), self.confirm_timeout(), self.lease_timeout()];
+        times.into_iter().flatten().min()
     }
 
     /// Starts whatever can be started now.
@@ -192,6 +197,7 @@ impl Group {
             return;
         }
         self.confirm();
+        self.keep_lease();
         self.release_held();
         self.seal();
         self.start_sync();

@@ -7,7 +7,7 @@
 
 use super::{
     FormatError, Group, JournalLabel, Volume, batch::Memory, create::read_superblock, greeting::Confirmation,
-    stream::Peer, superblock::SuperblockWriter,
+    lease::Leasing, stream::Peer, superblock::SuperblockWriter,
 };
 use crate::{
     disk::{DiskError, MediumId, Storage},
@@ -167,6 +167,7 @@ impl Group {
             copy: Default::default(),
             comparisons: Default::default(),
             verifier: None,
+            leasing: Leasing::after_restart(pair.role, pair.lease_millis, now.monotonic),
             commands: Default::default(),
             growth: None,
             handing_over: None,

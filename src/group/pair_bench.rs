@@ -51,8 +51,15 @@ pub(super) struct Pair {
     pub(super) points: BTreeMap<Position, State>,
     /// Bytes of copied ranges that arrived.
     pub(super) copied: u64,
+    /// How fast the nodes' clocks run, in hundredths.
+    pub(super) rates: [u64; 2],
     /// After so many steps this node's daemon dies.
     pub(super) dies: Option<(u64, usize)>,
+}
+
+/// What a clock shows that runs so fast.
+fn at_rate(now: Now, hundredths: u64) -> Now {
+    Now { monotonic: Monotonic(now.monotonic.0 * hundredths / 100), ..now }
 }
 
 fn open(disks: &mut Disks, now: Now) -> Node {
@@ -140,7 +147,20 @@ impl Pair {
         let state = vec![0; (AREA / SECTOR) as usize];
         let states = BTreeMap::new();
         let (points, next, primary) = (BTreeMap::new(), 1, 0);
-        let mut pair = Self { nodes, up: false, now, rng, next, primary, state, states, points, copied: 0, dies: None };
+        let mut pair = Self {
+            nodes,
+            up: false,
+            now,
+            rng,
+            next,
+            primary,
+            state,
+            states,
+            points,
+            copied: 0,
+            rates: [100; 2],
+            dies: None,
+        };
         pair.settle();
         pair
     }
@@ -194,8 +214,9 @@ impl Pair {
     fn turn(&mut self, index: usize, what: usize) -> bool {
         let [a, b] = &mut self.nodes;
         let (from, to) = if index == 0 { (a, b) } else { (b, a) };
+        let [from_now, to_now] = [index, 1 - index].map(|index| at_rate(self.now, self.rates[index]));
         match what {
-            0 => from.step(self.now, &mut self.rng),
+            0 => from.step(from_now, &mut self.rng),
             1 if self.up => {
                 let Some(frame) = from.outbox.pop_front() else {
                     return false;
@@ -204,15 +225,15 @@ impl Pair {
                 if body[5] == Kind::Copy as u8 {
                     self.copied += frame.payload.len() as u64;
                 }
-                from.group.handle_stream_credit(self.now, body.len() as u64);
-                to.group.handle_frame(self.now, Bytes::from(body));
+                from.group.handle_stream_credit(from_now, body.len() as u64);
+                to.group.handle_frame(to_now, Bytes::from(body));
                 true
             }
             2 if self.up => {
                 let Some(count) = from.durable.take() else {
                     return false;
                 };
-                to.group.handle_durable(self.now, count);
+                to.group.handle_durable(to_now, count);
                 true
             }
             _ => false,
@@ -221,8 +242,8 @@ impl Pair {
 
     pub(super) fn cut(&mut self) {
         self.up = false;
-        for node in &mut self.nodes {
-            node.group.handle_peer_down(self.now);
+        for (node, rate) in self.nodes.iter_mut().zip(self.rates) {
+            node.group.handle_peer_down(at_rate(self.now, rate));
             node.drain();
             node.outbox.clear();
             node.durable = None;
@@ -233,27 +254,38 @@ impl Pair {
     pub(super) fn connect(&mut self) {
         self.cut();
         self.up = true;
-        for node in &mut self.nodes {
-            node.group.handle_peer_up(self.now);
-            node.group.handle_stream_credit(self.now, 4 << 20);
+        for (node, rate) in self.nodes.iter_mut().zip(self.rates) {
+            node.group.handle_peer_up(at_rate(self.now, rate));
+            node.group.handle_stream_credit(at_rate(self.now, rate), 4 << 20);
         }
     }
 
     pub(super) fn settle(&mut self) {
         for _ in 0..100_000 {
             while self.step() {}
-            let timeouts = self.nodes.iter().filter_map(|node| node.group.poll_timeout());
-            let Some(at) = timeouts.min() else { return };
-            self.now.monotonic = self.now.monotonic.max(at);
-            self.nodes.iter_mut().for_each(|node| node.group.handle_timeout(self.now));
+            let Some(at) = self.next_timeout() else { return };
+            self.pass_to(at);
         }
         panic!("never settles");
     }
 
+    /// When the first node wants to be called.
+    pub(super) fn next_timeout(&self) -> Option<Monotonic> {
+        let times = self.nodes.iter().zip(self.rates);
+        times.filter_map(|(node, rate)| Some(Monotonic((node.group.poll_timeout()?.0 * 100).div_ceil(rate)))).min()
+    }
+
+    /// Lets the clocks go on.
+    pub(super) fn pass_to(&mut self, at: Monotonic) {
+        self.now.monotonic = self.now.monotonic.max(at);
+        for (node, rate) in self.nodes.iter_mut().zip(self.rates) {
+            node.group.handle_timeout(at_rate(self.now, rate));
+        }
+    }
+
     /// Long enough for what has come to be destaged.
     pub(super) fn idle(&mut self) {
-        self.now.monotonic = self.now.monotonic.after(200_000);
-        self.nodes.iter_mut().for_each(|node| node.group.handle_timeout(self.now));
+        self.pass_to(self.now.monotonic.after(200_000));
     }
 
     pub(super) fn request(&mut self, index: usize, operation: Operation) -> RequestId {
@@ -264,7 +296,7 @@ impl Pair {
         let id = RequestId(self.next);
         self.next += 1;
         let request = Request { id, volume: VolumeId(1), access, operation };
-        self.nodes[index].group.handle_request(self.now, request).expect("not busy");
+        self.nodes[index].group.handle_request(at_rate(self.now, self.rates[index]), request).expect("not busy");
         self.nodes[index].drain();
         id
     }
@@ -272,18 +304,17 @@ impl Pair {
     pub(super) fn command(&mut self, index: usize, command: Command) -> Result<CommandReply, CommandError> {
         let id = CommandId(self.next);
         self.next += 1;
-        self.nodes[index].group.handle_command(self.now, id, command);
+        self.nodes[index].group.handle_command(at_rate(self.now, self.rates[index]), id, command);
         for _ in 0..10_000 {
             self.nodes[index].drain();
             if let Some(reply) = self.nodes[index].replies.remove(&id) {
                 return reply;
             }
             if !self.step() {
-                let Some(at) = self.nodes[index].group.poll_timeout() else {
+                let Some(at) = self.next_timeout() else {
                     break;
                 };
-                self.now.monotonic = self.now.monotonic.max(at);
-                self.nodes.iter_mut().for_each(|node| node.group.handle_timeout(self.now));
+                self.pass_to(at);
             }
         }
         panic!("command never answered");
@@ -314,9 +345,8 @@ impl Pair {
         // A held write has no number yet; the model wants to know it.
         while !self.nodes[self.primary].group.held.is_empty() {
             if !self.step() {
-                let at = self.nodes[self.primary].group.poll_timeout().expect("held for ever");
-                self.now.monotonic = self.now.monotonic.max(at);
-                self.nodes.iter_mut().for_each(|node| node.group.handle_timeout(self.now));
+                let at = self.next_timeout().expect("held for ever");
+                self.pass_to(at);
             }
         }
         let last = self.nodes[self.primary].group.stream.last;
@@ -341,7 +371,7 @@ impl Pair {
                 break;
             }
             let rng = &mut self.rng;
-            self.nodes[index].step(self.now, rng);
+            self.nodes[index].step(at_rate(self.now, self.rates[index]), rng);
         }
         let Some(Ok(Reply::Data(parts))) = self.nodes[index].answers.remove(&id) else { panic!("read failed") };
         let data: Vec<u8> = parts.concat();
@@ -391,7 +421,7 @@ impl Pair {
     pub(super) fn reopen(&mut self, index: usize) {
         self.cut();
         let mut disks = self.nodes[index].disks.clone();
-        self.nodes[index] = open(&mut disks, self.now);
+        self.nodes[index] = open(&mut disks, at_rate(self.now, self.rates[index]));
         self.nodes[index].disks = disks;
     }
 
@@ -401,7 +431,7 @@ impl Pair {
         self.cut();
         for _ in 0..pick(&mut self.rng, 10) {
             let rng = &mut self.rng;
-            self.nodes[index].step(self.now, rng);
+            self.nodes[index].step(at_rate(self.now, self.rates[index]), rng);
         }
         let before = self.nodes[index].group.position_of(self.nodes[index].group.completed).seq;
         self.reopen(index);
@@ -421,8 +451,7 @@ impl Pair {
     }
 
     fn content_after_confirm(&mut self, index: usize) -> State {
-        self.now.monotonic = self.now.monotonic.after(10_000_000);
-        self.nodes[index].group.handle_timeout(self.now);
+        self.pass_to(self.now.monotonic.after(10_000_000));
         self.content(index)
     }
 

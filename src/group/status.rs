@@ -20,6 +20,7 @@ impl Group {
             level: self.pair.level,
             without_peer: self.pair.without_peer,
             policy: self.pair.policy,
+            lease: self.lease_status(now),
             delay_given_up: self.has_given_up_delay(),
             epoch: self.epoch(),
             head: self.stream.last,

@@ -120,9 +120,9 @@ impl Group {
     }
 
     /// A write to a range that is being read for a copy waits, so that the copy is not older than its place in the
-    /// stream; and nothing is served before it is known whether this node is still the primary.
+    /// stream; and nothing is served while it is not known whether this node is still the primary.
     fn must_hold(&self, request: &Request) -> bool {
-        if !self.is_confirmed() || self.waits_for_hand_over(request) {
+        if !self.is_confirmed() || !self.is_leased() || self.waits_for_hand_over(request) {
             return true;
         }
         let (offset, size) = match &request.operation {
@@ -303,6 +303,9 @@ impl Group {
         }
         while let Some(waiter) = self.waiting.durable.pop_front_if(|waiter| waiter.order <= self.durable) {
             self.waiting.remote.push_back(waiter);
+        }
+        if !self.is_leased() {
+            return;
         }
         if self.waits_for_peer() {
             let acknowledged = self.peer.acknowledged();

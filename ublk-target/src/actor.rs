@@ -377,6 +377,10 @@ impl GroupActor {
             Event::DelayGivenUp => {
                 warn!(target: EVENT, %group, "Half of the journal waits for a restart point; what waits is applied without one");
             }
+            Event::LeaseHeld => info!(target: EVENT, %group, "Lease held"),
+            Event::LeaseLost => {
+                warn!(target: EVENT, %group, "Lease lost; nothing is answered until the peer grants another")
+            }
             Event::PoolFull => warn!(target: EVENT, %group, "Pool full; destaging waits"),
         }
     }

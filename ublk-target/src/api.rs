@@ -174,6 +174,13 @@ pub enum Request {
         /// The policy.
         policy: ApplyPolicy,
     },
+    /// Sets whether a primary needs its peer's promises.
+    SetFence {
+        /// The group.
+        group: String,
+        /// How long a promise lasts, 1 to 3600; 0: it needs none.
+        lease_seconds: u32,
+    },
     /// What changed, oldest first.
     Events {
         /// Of one group.

@@ -250,6 +250,13 @@ impl Node {
                 }
                 self.simple(&group, Command::SetLevel(level), "The acknowledgement level is set").await
             }
+            Request::SetFence { group, lease_seconds } if lease_seconds > 3600 => {
+                Err(ApiError::new(format!("Group {group}: a lease of {lease_seconds} s is not between 1 and 3600 s")))
+            }
+            Request::SetFence { group, lease_seconds } => {
+                let millis = lease_seconds * 1000;
+                self.simple(&group, Command::SetLease { millis }, "Fencing is set").await
+            }
             Request::SetPolicy { group, policy } => {
                 self.simple(&group, Command::SetPolicy(policy), "The apply policy of this node is set").await
             }

@@ -106,6 +106,22 @@ pub enum Command {
         /// When.
         policy: Policy,
     },
+    /// Sets, on the primary, whether it answers its hosts only while the standby promises not to be promoted.
+    ///
+    /// A primary that has no such promise answers nothing until it has one again, and a standby that gave one is not promoted
+    /// before it is over: never do both serve. With `none` the primary goes on alone, and it is up to you that only one serves.
+    ///
+    /// Example: ublk-admin fence db lease --seconds 10
+    #[command(verbatim_doc_comment)]
+    Fence {
+        /// The group.
+        group: String,
+        /// By what.
+        by: Fence,
+        /// How long a promise lasts: the primary freezes at most so long after it has lost its standby.
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
+        seconds: u32,
+    },
     /// What changed: roles, pairs, sessions, links, media. Oldest first.
     Events {
         /// Of one group only.
@@ -375,6 +391,15 @@ impl From<Level> for pair::Level {
             Level::Remote => Self::Remote,
         }
     }
+}
+
+/// What keeps two nodes from serving at once.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Fence {
+    /// Nothing but the operator.
+    None,
+    /// The standby's promises.
+    Lease,
 }
 
 /// When a standby applies what it receives.

@@ -8,7 +8,7 @@ mod show;
 pub use arguments::Arguments;
 pub use client::ClientError;
 
-use arguments::{Command, GroupCommand, NodeCommand, PairCommand, RestartPointOptions, VolumeCommand};
+use arguments::{Command, Fence, GroupCommand, NodeCommand, PairCommand, RestartPointOptions, VolumeCommand};
 use client::Client;
 use hold::Holds;
 use holdfast::units::Generation;
@@ -243,6 +243,10 @@ fn request(command: &Command) -> Result<Request, ClientError> {
         }
         Command::Demote { group, discard_fork } => Request::Demote { group, discard_fork },
         Command::Events { group, count } => Request::Events { group, count },
+        Command::Fence { group, by, seconds } => {
+            let lease_seconds = if matches!(by, Fence::Lease) { seconds } else { 0 };
+            Request::SetFence { group, lease_seconds }
+        }
         Command::Policy { group, policy } => Request::SetPolicy { group, policy: policy.into() },
         Command::Level { group, level, without_peer } => {
             Request::SetLevel { group, level: level.into(), without_peer: without_peer.map(Into::into) }

@@ -60,6 +60,17 @@ fn group(value: &Value) -> String {
     let _ = writeln!(out, "{}: {}, {}{cause}{peer}", text(value, "group"), text(value, "role"), text(pair, "state"));
     let _ = writeln!(out, "  level       {}", text(value, "level"));
     let _ = writeln!(out, "  last record {}", place(&value["head"]));
+    let lease = &value["lease"];
+    if lease.is_object() {
+        let (seconds, left) = (number(lease, "millis") / 1000, number(lease, "left_millis"));
+        let how = match (text(value, "role"), left) {
+            ("primary", 0) => "LOST: nothing is answered until the standby grants another".to_owned(),
+            ("primary", _) => "held".to_owned(),
+            (_, 0) => "not promised".to_owned(),
+            (_, left) => format!("promised for another {} s: promotion waits", left.div_ceil(1000)),
+        };
+        let _ = writeln!(out, "  lease       {seconds} s, {how}");
+    }
     if value["policy"] == "delayed" {
         let how = if value["delay_given_up"] == true {
             ", given up until the next restart point: the journal is half full"

@@ -1,0 +1,221 @@
+//! Fencing by lease: a primary answers only as long as its peer has promised not to be promoted.
+//!
+//! The primary asks again and again; a lease runs from when it *asked*. The peer promises from when it *granted*, which is
+//! later, and for a sixteenth longer. So the two clocks need not agree: it is enough that the primary's runs at least 16/17 as
+//! fast as the peer's. What was promised is durable before it is granted, and a peer that is started anew counts from then.
+//! After Gray and Cheriton, Leases (1989).
+
+use super::Group;
+use crate::{
+    command::{CommandError, LeaseStatus},
+    format::{
+        message::{LEASE_MILLIS_MAX, Lease},
+        record::Kind,
+    },
+    output::Event,
+    pair::Role,
+    units::{Monotonic, Now},
+};
+use alloc::{collections::VecDeque, format, string::String};
+use bytes::Bytes;
+
+/// Leases that were asked for and not granted, at most.
+const ASKED_MAX: usize = 8;
+/// A lease is asked for so many times while one lasts.
+const ASKS: u64 = 3;
+/// What a promise is longer than its lease besides a sixteenth, for what is under way in the primary.
+const GRACE_MICROS: u64 = 50_000;
+
+/// The state of the lease.
+#[derive(Default)]
+pub(super) struct Leasing {
+    /// Primary: the leases asked for and not granted, and when.
+    asked: VecDeque<(u64, Monotonic)>,
+    number: u64,
+    /// Primary: when to ask again.
+    ask_at: Monotonic,
+    /// Primary: until when it may answer.
+    until: Monotonic,
+    /// Primary: what the last event said.
+    told: bool,
+    /// Peer: a grant that waits for a superblock.
+    granting: Option<(Lease, u64)>,
+    /// Peer: until when it must not be promoted.
+    promised: Monotonic,
+    /// Peer: the primary has stepped down in this session.
+    is_released: bool,
+}
+
+impl Leasing {
+    /// When a group is opened: a lease of so long may have been granted a moment ago.
+    pub(super) fn after_restart(role: Role, millis: u32, now: Monotonic) -> Self {
+        let is_primary = role == Role::Primary;
+        let promised = if is_primary { Monotonic(0) } else { promise(now, millis) };
+        Self { promised, told: !is_primary || millis == 0, ..Self::default() }
+    }
+
+    /// The session is over, or another begins: asks at once, and waits for nothing that was sent before.
+    pub(super) fn forget_session(&mut self) {
+        self.asked.clear();
+        self.ask_at = Monotonic(0);
+        self.granting = None;
+        self.is_released = false;
+    }
+
+    /// The peer is no primary: nobody relies on what was promised.
+    pub(super) fn release(&mut self) {
+        self.promised = Monotonic(0);
+    }
+}
+
+/// Until when a lease that is granted now must be honoured.
+fn promise(now: Monotonic, millis: u32) -> Monotonic {
+    let micros = u64::from(millis) * 1000;
+    if micros == 0 { Monotonic(0) } else { now.after(micros + micros / 16 + GRACE_MICROS) }
+}
+
+impl Group {
+    fn needs_lease(&self) -> bool {
+        self.pair.lease_millis > 0 && self.pair.role == Role::Primary && self.pair.peer.is_some()
+    }
+
+    /// Whether this node may answer its hosts, as far as leases go.
+    pub(super) fn is_leased(&self) -> bool {
+        !self.needs_lease() || self.now.monotonic < self.leasing.until
+    }
+
+    /// An operator's command: `millis` 0 ends fencing by lease.
+    pub(super) fn set_lease(&mut self, millis: u32) -> Result<(), CommandError> {
+        self.require_primary_pair()?;
+        if millis > 0 && !self.peer.greeted {
+            let hint = "the peer must be connected: without its promise this node would answer nothing";
+            return Err(CommandError::WrongPairState { state: self.pair.state, hint });
+        }
+        // What is not held yet is not lost.
+        self.leasing.told &= millis == 0 || self.pair.lease_millis > 0;
+        if millis == 0 {
+            self.release_peer(millis);
+        }
+        self.pair.lease_millis = millis;
+        self.leasing.forget_session();
+        self.again = true;
+        Ok(())
+    }
+
+    /// Tells the peer that this node relies on no promise; leases are to be so long from now on.
+    pub(super) fn release_peer(&mut self, millis: u32) {
+        if self.pair.lease_millis > 0 && self.peer.greeted {
+            self.tell_lease(Kind::LeaseAsk, Lease { number: 0, millis });
+        }
+    }
+
+    /// After a promotion: unless the other node has stepped down for this one, nobody may be there who could grant a lease.
+    pub(super) fn lease_after_promotion(&mut self) {
+        if !self.leasing.is_released {
+            self.pair.lease_millis = 0;
+        }
+        self.leasing = Leasing { told: true, ..Leasing::default() };
+    }
+
+    /// Asks for leases, tells what became of them, and grants what the peer asked for.
+    pub(super) fn keep_lease(&mut self) {
+        let (now, held) = (self.now.monotonic, self.is_leased());
+        if self.leasing.told != held {
+            self.leasing.told = held;
+            self.event(if held { Event::LeaseHeld } else { Event::LeaseLost });
+            self.answer_waiting();
+        }
+        if self.needs_lease() && self.peer.greeted && now >= self.leasing.ask_at {
+            let lease = &mut self.leasing;
+            lease.number += 1;
+            lease.asked.push_back((lease.number, now));
+            if lease.asked.len() > ASKED_MAX {
+                lease.asked.pop_front();
+            }
+            lease.ask_at = now.after(u64::from(self.pair.lease_millis) * 1000 / ASKS);
+            let ask = Lease { number: lease.number, millis: self.pair.lease_millis };
+            self.tell_lease(Kind::LeaseAsk, ask);
+        }
+        if let Some((lease, _)) = self.leasing.granting.take_if(|(_, count)| self.superblock.is_durable(*count)) {
+            self.grant(lease);
+        }
+    }
+
+    /// When something is to be done about it.
+    pub(super) fn lease_timeout(&self) -> Option<Monotonic> {
+        let ask = (self.needs_lease() && self.peer.greeted).then_some(self.leasing.ask_at);
+        let lost = (self.needs_lease() && self.leasing.told).then_some(self.leasing.until);
+        ask.into_iter().chain(lost).min()
+    }
+
+    fn tell_lease(&mut self, kind: Kind, lease: Lease) {
+        self.send_message(kind, lease.encode());
+    }
+
+    /// On the peer: the primary asks for a lease, or says that it relies on none any more.
+    pub(super) fn lease_asked(&mut self, payload: &Bytes) -> Result<(), String> {
+        let lease = Lease::parse(payload).map_err(|error| format!("{error}"))?;
+        if self.pair.role == Role::Primary || !self.peer.greeted {
+            return Err(format!("A lease was asked for, but this node is {} and sent no invitation", self.pair.role));
+        }
+        if self.is_promoting() {
+            return Ok(());
+        }
+        let releases = lease.number == 0;
+        self.leasing.is_released = releases;
+        if releases {
+            self.leasing.release();
+            self.leasing.granting = None;
+        }
+        // A longer one that was granted before is remembered until it is over.
+        let longer = self.leasing.promised > promise(self.now.monotonic, lease.millis);
+        if lease.millis > self.pair.lease_millis || (lease.millis < self.pair.lease_millis && !longer) {
+            self.pair.lease_millis = lease.millis;
+            let count = self.superblock.request();
+            self.leasing.granting = (!releases).then_some((lease, count));
+        } else if let Some((waiting, _)) = &mut self.leasing.granting {
+            *waiting = lease;
+        } else if !releases {
+            self.grant(lease);
+        }
+        self.again = true;
+        Ok(())
+    }
+
+    fn grant(&mut self, lease: Lease) {
+        if lease.millis == 0 || self.pair.role == Role::Primary || self.is_promoting() {
+            return;
+        }
+        self.leasing.promised = self.leasing.promised.max(promise(self.now.monotonic, lease.millis));
+        self.tell_lease(Kind::LeaseGrant, lease);
+    }
+
+    /// On the primary: the peer has granted one.
+    pub(super) fn lease_granted(&mut self, payload: &Bytes) -> Result<(), String> {
+        let lease = Lease::parse(payload).map_err(|error| format!("{error}"))?;
+        let asked = self.leasing.asked.iter().position(|(number, _)| *number == lease.number);
+        // One that nobody waits for any more is left alone.
+        if let Some((_, at)) = asked.and_then(|index| self.leasing.asked.drain(..=index).next_back()) {
+            self.leasing.until = self.leasing.until.max(at.after(u64::from(lease.millis) * 1000));
+            self.again = true;
+        }
+        Ok(())
+    }
+
+    /// Refuses to promote this node while the primary may still answer.
+    pub(super) fn check_promise(&self) -> Result<(), CommandError> {
+        let left = self.leasing.promised.0.saturating_sub(self.now.monotonic.0);
+        if left == 0 { Ok(()) } else { Err(CommandError::Leased { seconds: left.div_ceil(1_000_000) }) }
+    }
+
+    /// As an operator sees it.
+    pub(super) fn lease_status(&self, now: Now) -> Option<LeaseStatus> {
+        let end = if self.pair.role == Role::Primary { self.leasing.until } else { self.leasing.promised };
+        (self.pair.lease_millis > 0).then(|| LeaseStatus {
+            millis: self.pair.lease_millis,
+            left_millis: end.0.saturating_sub(now.monotonic.0) / 1000,
+        })
+    }
+}
+
+const _: () = assert!(LEASE_MILLIS_MAX as u64 * 1000 < u64::MAX / 32);

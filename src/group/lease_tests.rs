@@ -1,0 +1,217 @@
+//! Fencing by lease.
+
+use super::pair_bench::Pair;
+use crate::{
+    command::{Command, CommandError, CommandReply, PromoteTarget},
+    pair::{PairState, Role},
+    request::{Operation, Reply, RequestError, RequestId},
+};
+use alloc::vec::Vec;
+use proptest::prelude::*;
+
+const MILLIS: u32 = 3_000;
+const LEASE: u64 = MILLIS as u64 * 1000;
+/// What the peer waits at most: a sixteenth longer, and a moment.
+const PROMISE: u64 = LEASE + LEASE / 16 + 50_000;
+const PROMOTE: Command = Command::Promote { target: PromoteTarget::Latest, force: false };
+
+impl Pair {
+    fn leased(seed: [u8; 32], rates: [u64; 2]) -> Self {
+        let mut pair = Self::in_step_with(seed);
+        pair.rates = rates;
+        pair.command(0, Command::SetLease { millis: MILLIS }).unwrap();
+        pair.run_for(10_000);
+        assert!(pair.left(0) > 0, "no lease was granted");
+        pair
+    }
+
+    /// Everything that happens within so many microseconds.
+    fn run_for(&mut self, micros: u64) {
+        let end = self.now.monotonic.after(micros);
+        loop {
+            while self.step() {}
+            let next = self.next_timeout().filter(|at| *at < end);
+            self.pass_to(next.unwrap_or(end));
+            if next.is_none() {
+                while self.step() {}
+                return;
+            }
+        }
+    }
+
+    fn left(&self, node: usize) -> u64 {
+        let group = &self.nodes[node].group;
+        group.lease_status(group.now).map_or(0, |status| status.left_millis)
+    }
+
+    fn write_to(&mut self, node: usize) -> RequestId {
+        self.primary = node;
+        let id = RequestId(self.next);
+        self.write_at(0, 4096);
+        id
+    }
+
+    fn is_answered(&self, node: usize, id: RequestId) -> bool {
+        self.nodes[node].answers.get(&id) == Some(&Ok(Reply::Done))
+    }
+}
+
+#[test]
+fn a_primary_answers_only_while_its_peer_promises() {
+    let mut pair = Pair::leased([1; 32], [100; 2]);
+    pair.run_for(10 * LEASE);
+    let id = pair.write_to(0);
+    pair.run_for(1_000);
+    assert!(pair.is_answered(0, id));
+    pair.cut();
+    pair.run_for(LEASE / 2);
+    let id = pair.write_to(0);
+    pair.run_for(1_000);
+    assert!(pair.is_answered(0, id), "the lease is not over");
+    assert!(matches!(pair.command(1, PROMOTE), Err(CommandError::Leased { seconds: 1..=2 })));
+    pair.run_for(LEASE / 2);
+    let late = pair.write_to(0);
+    pair.run_for(60_000_000);
+    assert!(!pair.is_answered(0, late), "answered without a lease");
+    // The peer is back: it goes on where it was.
+    pair.connect();
+    pair.run_for(1_000_000);
+    assert!(pair.is_answered(0, late));
+    pair.command(0, Command::SetLease { millis: 0 }).unwrap();
+    pair.cut();
+    pair.run_for(10 * LEASE);
+    let id = pair.write_to(0);
+    pair.run_for(1_000);
+    assert!(pair.is_answered(0, id), "without fencing it goes on alone");
+    pair.finish();
+}
+
+#[test]
+fn a_promotion_waits_for_what_was_promised() {
+    let mut pair = Pair::leased([2; 32], [100; 2]);
+    pair.cut();
+    // Its daemon is started anew and knows no time; it counts from now.
+    pair.run_for(LEASE);
+    pair.reopen(1);
+    assert!(matches!(pair.command(1, PROMOTE), Err(CommandError::Leased { seconds: 4 })));
+    pair.run_for(PROMISE + 1);
+    let CommandReply::Promoted { .. } = pair.command(1, PROMOTE).unwrap() else { panic!() };
+    // It serves alone; nobody could grant it a lease.
+    let id = pair.write_to(1);
+    pair.run_for(1_000);
+    assert!(pair.is_answered(1, id));
+    // The former primary, started anew, answers nothing until it hears of the promotion.
+    pair.reopen(0);
+    let id = pair.write_to(0);
+    pair.run_for(60_000_000);
+    assert!(!pair.nodes[0].answers.contains_key(&id));
+    pair.connect();
+    pair.run_for(1_000_000);
+    assert_eq!(pair.nodes[0].answers.get(&id), Some(&Err(RequestError::NotPrimary)));
+    assert_eq!(pair.nodes[0].group.pair.role, Role::Fenced);
+}
+
+#[test]
+fn a_primary_that_steps_down_releases_its_peer() {
+    let mut pair = Pair::leased([3; 32], [100; 2]);
+    pair.command(0, Command::HandOver).unwrap();
+    pair.run_for(1_000);
+    pair.command(1, PROMOTE).unwrap();
+    pair.run_for(1_000_000);
+    pair.connect();
+    pair.run_for(1_000_000);
+    // Both are there: the new primary has the old one's promise now.
+    let id = pair.write_to(1);
+    pair.run_for(1_000);
+    assert!(pair.is_answered(1, id) && pair.left(1) > 0);
+    assert_eq!(pair.nodes[1].group.pair.state, PairState::Duplex);
+    assert!(matches!(pair.command(0, PROMOTE), Err(CommandError::Leased { .. })));
+}
+
+#[test]
+fn a_lease_wants_a_peer_that_is_there() {
+    let mut pair = Pair::in_step();
+    pair.cut();
+    let refused = pair.command(0, Command::SetLease { millis: MILLIS });
+    assert!(matches!(refused, Err(CommandError::WrongPairState { .. })), "{refused:?}");
+    let refused = pair.command(1, Command::SetLease { millis: MILLIS });
+    assert!(matches!(refused, Err(CommandError::WrongRole { .. })), "{refused:?}");
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Cut,
+    Connect,
+    /// Time passes, and whatever is to happen meanwhile does.
+    Pass(u64),
+    /// Time passes, and neither a disk nor a link does anything.
+    Stall(u64),
+    /// So many disk operations end or frames arrive.
+    Step(u64),
+    Write,
+    Restart(usize),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        1 => Just(Act::Cut),
+        2 => Just(Act::Connect),
+        2 => (1u64..5_000_000).prop_map(Act::Pass),
+        4 => (1u64..2_000_000).prop_map(Act::Stall),
+        4 => (1u64..12).prop_map(Act::Step),
+        2 => Just(Act::Write),
+        1 => (0usize..2).prop_map(Act::Restart),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+    /// Whatever the disks, links and daemons do, and with clocks that run 5 % apart: once the peer is primary without force, the
+    /// former primary answers nothing.
+    #[test]
+    fn two_nodes_never_answer_at_once(
+        seed: [u8; 32], slow in 95u64..=100, which in 0usize..2, acts in prop::collection::vec(act(), 1..30),
+    ) {
+        let mut rates = [100; 2];
+        rates[which] = slow;
+        let mut pair = Pair::leased(seed, rates);
+        let mut asked = Vec::new();
+        for act in acts {
+            match act {
+                Act::Cut => pair.cut(),
+                Act::Connect => pair.connect(),
+                Act::Pass(micros) => pair.run_for(micros),
+                Act::Stall(micros) => pair.pass_to(pair.now.monotonic.after(micros)),
+                Act::Step(count) => {
+                    for _ in 0..count {
+                        pair.step();
+                    }
+                }
+                Act::Write => asked.push(pair.write_to(0)),
+                Act::Restart(node) => pair.reopen(node),
+            }
+        }
+        asked.push(pair.write_to(0));
+        pair.cut();
+        // The first instant at which the peer may be promoted.
+        let mut tries = 0;
+        while let Err(error) = pair.command(1, PROMOTE) {
+            // Else the peer knows that it lacks something, and is not promoted without force at all.
+            if !matches!(error, CommandError::Leased { .. }) {
+                return Ok(());
+            }
+            tries += 1;
+            prop_assert!(tries < 1_000, "never promoted");
+            pair.pass_to(pair.now.monotonic.after(5_000));
+        }
+        asked.retain(|id| !pair.is_answered(0, *id));
+        asked.push(pair.write_to(0));
+        let read = pair.request(0, Operation::Read { offset: 0, size: 4096 });
+        pair.run_for(20_000_000);
+        for id in asked {
+            prop_assert!(!pair.is_answered(0, id), "answered after the promotion");
+        }
+        prop_assert!(!pair.nodes[0].answers.contains_key(&read), "read after the promotion");
+    }
+}
