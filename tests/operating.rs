@@ -354,6 +354,32 @@ fn events_are_kept_and_handed_to_a_program() {
 }
 
 #[test]
+fn a_peer_is_alive_suspect_or_dead() {
+    let sites = sites::paired(LineSettings::default(), 12).unwrap();
+    let becomes = |presence: &str| {
+        let end = Instant::now() + Duration::from_secs(60);
+        loop {
+            let status = sites.ask(0, &["node", "status"]).unwrap();
+            if status["peers"][0]["presence"] == presence {
+                return;
+            }
+            assert!(Instant::now() < end, "never {presence}: {status}");
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+    };
+    becomes("alive");
+    sites.links.iter().for_each(|link| link.cut());
+    becomes("suspect");
+    becomes("dead");
+    sites.links.iter().for_each(|link| link.heal());
+    becomes("alive");
+    let events = sites.ask(0, &["events", "--count", "1000"]).unwrap();
+    let seen = events.as_array().unwrap().iter().filter_map(|event| event["presence"].as_str());
+    let seen: Vec<&str> = seen.skip_while(|presence| *presence != "suspect").take(2).collect();
+    assert_eq!(seen, ["suspect", "dead"], "{events}");
+}
+
+#[test]
 fn a_reader_that_has_seen_enough_is_no_error() {
     let sites = alone();
     let (reader, writer) = io::pipe().unwrap();

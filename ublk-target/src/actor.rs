@@ -4,7 +4,7 @@
 //! what makes group commit work.
 
 use crate::{
-    events::EVENT,
+    events::{self, EVENT},
     lock::Patience,
     media::{GroupMedia, MediaOptions, Medium, carry_out},
     peer::Peer,
@@ -24,7 +24,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     path::Path,
     rc::Rc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 use tokio::{
     sync::{Notify, oneshot},
@@ -398,8 +398,7 @@ impl State {
 
 /// The clocks, for the core.
 fn now(start: Instant) -> Now {
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
-    Now { monotonic: Monotonic(start.elapsed().as_micros() as u64 + 1), wall: WallClock(wall) }
+    Now { monotonic: Monotonic(start.elapsed().as_micros() as u64 + 1), wall: WallClock(events::now()) }
 }
 
 /// Opens the media of a group: the journal, then the pools that it names.

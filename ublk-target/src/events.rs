@@ -47,6 +47,11 @@ pub fn keep(directory: &Path, hook: Option<PathBuf>) -> io::Result<()> {
     Ok(())
 }
 
+/// The wall clock, in microseconds since 1970.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64
+}
+
 /// The last events, oldest first; of one group if it is named.
 pub fn last(directory: &Path, group: Option<&str>, count: usize) -> Vec<Value> {
     let newest = file(directory);
@@ -99,8 +104,7 @@ impl<S: Subscriber> Layer<S> for EventLayer {
             return;
         }
         let Some(events) = EVENTS.get() else { return };
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
-        let mut fields = Fields(Map::from_iter([("time".to_owned(), time.into())]));
+        let mut fields = Fields(Map::from_iter([("time".to_owned(), now().into())]));
         event.record(&mut fields);
         // Its own trouble must not become that of the group.
         let _ = events.try_send(fields.0);

@@ -17,5 +17,6 @@ pub mod media;
 pub mod nbd;
 pub mod node;
 pub mod peer;
+pub mod presence;
 pub mod provision;
 pub mod ublk;

@@ -15,6 +15,7 @@ use crate::{
     media::MediaOptions,
     nbd::{ListenError, Server},
     peer::Peer,
+    presence::Presence,
 };
 use bytes::Bytes;
 use holdfast::{
@@ -24,7 +25,7 @@ use holdfast::{
     units::NodeKey,
 };
 use replicator::{
-    ChannelId,
+    ChannelId, LinkState,
     io::{Event, PeerKey},
 };
 use serde_json::{Value, json};
@@ -97,6 +98,7 @@ impl Node {
     pub async fn follow(self: Rc<Self>, peer: Rc<Peer>, mut events: mpsc::UnboundedReceiver<Event>) {
         let mut refused = String::new();
         while let Some(event) = events.recv().await {
+            self.watch(&peer, &event);
             match event {
                 Event::Up { session } => {
                     info!(target: EVENT, peer = peer.name, session, "Session up");
@@ -133,6 +135,22 @@ impl Node {
                     }
                 }
             }
+        }
+    }
+
+    /// Tells when a peer is heard no more, or again.
+    fn watch(&self, peer: &Peer, event: &Event) {
+        let (now, mut monitor) = (events::now(), peer.monitor.borrow_mut());
+        let changed = match event {
+            Event::Up { .. } => monitor.session(now, true),
+            Event::Down { .. } => monitor.session(now, false),
+            Event::Link { link, state } => monitor.link(now, link.clone(), *state == LinkState::Up),
+            _ => None,
+        };
+        match changed {
+            Some(presence @ Presence::Alive) => info!(target: EVENT, peer = peer.name, %presence, "Peer changed"),
+            Some(presence) => warn!(target: EVENT, peer = peer.name, %presence, "Peer changed"),
+            None => {}
         }
     }
 
@@ -297,7 +315,11 @@ impl Node {
         let peers: Vec<Value> = self
             .peers
             .iter()
-            .map(|peer| json!({ "name": peer.name, "key": peer.key.to_string(), "session": peer.status() }))
+            .map(|peer| {
+                let (presence, since) = peer.monitor.borrow().presence();
+                let (key, session) = (peer.key.to_string(), peer.status());
+                json!({ "name": peer.name, "key": key, "presence": presence, "since": since, "session": session })
+            })
             .collect();
         let groups: Vec<String> = self.groups.borrow().keys().cloned().collect();
         json!({ "name": self.config.node.name.get_ref(), "key": self.key.to_string(), "groups": groups, "peers": peers })

@@ -1,6 +1,6 @@
 //! A peer on the disk thread: frames of all groups go out through it, in order, as the carrier takes them.
 
-use crate::actor::GroupActor;
+use crate::{actor::GroupActor, events, presence::Monitor};
 use replicator::{
     ChannelId, Frame, SessionStatus,
     io::{Handle, PeerKey},
@@ -28,6 +28,8 @@ pub struct Peer {
     outbox: RefCell<VecDeque<(Weak<GroupActor>, Frame)>>,
     /// A session is up.
     pub up: Cell<bool>,
+    /// Whether it is heard.
+    pub monitor: RefCell<Monitor>,
     came_up: Notify,
     restarting: Cell<bool>,
 }
@@ -35,8 +37,16 @@ pub struct Peer {
 impl Peer {
     /// A peer with which `handle` talks.
     pub fn new(name: String, key: PeerKey, handle: Handle) -> Rc<Self> {
-        let (up, restarting) = (Cell::new(false), Cell::new(false));
-        Rc::new(Self { name, key, handle, outbox: RefCell::default(), up, came_up: Notify::new(), restarting })
+        Rc::new(Self {
+            name,
+            key,
+            handle,
+            outbox: RefCell::default(),
+            up: Cell::new(false),
+            monitor: RefCell::new(Monitor::new(events::now())),
+            came_up: Notify::new(),
+            restarting: Cell::new(false),
+        })
     }
 
     /// Sends a frame of a group, now or when there is room.

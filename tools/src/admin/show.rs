@@ -192,7 +192,8 @@ pub fn node(value: &Value) -> String {
     let mut out = format!("{}  {}\n", text(value, "name"), text(value, "key"));
     for peer in value["peers"].as_array().into_iter().flatten() {
         let up = if peer["session"]["up"] == true { "session up" } else { "no session" };
-        let _ = writeln!(out, "peer {}: {up}", text(peer, "name"));
+        let (presence, since) = (text(peer, "presence"), age(number(peer, "since")));
+        let _ = writeln!(out, "peer {}: {presence} since {}, {up}", text(peer, "name"), since.trim_end_matches(" ago"));
         out += &session(&peer["session"]);
     }
     out.truncate(out.trim_end().len());

@@ -139,7 +139,12 @@ impl Queue {
     /// Submits answers and takes the requests that have come.
     fn turn(self: &Rc<Self>, ask: &impl Fn(Operation, Asker)) -> io::Result<()> {
         if !self.ring.borrow_mut().submission().is_empty() {
-            self.ring.borrow().submit()?;
+            match self.ring.borrow().submit().map_err(|error| (error.raw_os_error(), error)) {
+                Ok(_) => {}
+                // The kernel is short of something for the moment: what is left is submitted next time.
+                Err((Some(libc::EAGAIN | libc::EBUSY | libc::EINTR), _)) => self.answered.notify_one(),
+                Err((_, error)) => return Err(error),
+            }
         }
         loop {
             let Some(entry) = self.ring.borrow_mut().completion().next() else {
