@@ -45,6 +45,11 @@ pub enum Command {
         /// The size of its pool's medium in bytes; see [`grown_pool_size`](crate::group::grown_pool_size).
         pool_size: u64,
     },
+    /// Makes the journal's ring as large as its medium allows; writes wait for a moment.
+    GrowJournal {
+        /// The size of the journal's medium in bytes.
+        size: u64,
+    },
     /// Makes the group a pair with the node that has this key; what is stored is copied to it.
     CreatePair {
         /// The peer.
@@ -214,6 +219,9 @@ pub enum CommandError {
         /// How long.
         seconds: u64,
     },
+    /// The journal cannot be made larger.
+    #[error("The journal: {0}")]
+    Journal(&'static str),
     /// There are records that only this node has.
     #[error("{record_count} records since {fork} exist only on this node; give them up with --discard-fork")]
     ForkWouldBeLost {

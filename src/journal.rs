@@ -220,6 +220,15 @@ impl Journal {
         true
     }
 
+    /// Begins anew, empty, in a larger ring; no batch must be live. Positions go on rising, so that nothing that an earlier lap
+    /// left is taken for part of this one.
+    pub fn restart_with(&mut self, ring_size: u64) {
+        debug_assert!(self.batches.is_empty() && ring_size >= self.ring_size, "what is live lies elsewhere then");
+        self.ring_size = ring_size;
+        self.head = self.next_lap(self.head);
+        self.tail = self.head;
+    }
+
     /// A superblock with this tail is durable.
     pub fn tail_is_durable(&mut self, tail: u64, order: Order) {
         self.durable_tail = tail;

@@ -354,6 +354,30 @@ fn events_are_kept_and_handed_to_a_program() {
 }
 
 #[test]
+fn journals_grow_while_they_are_used() {
+    let sites = sites::paired(LineSettings::default(), 13).unwrap();
+    let mut model = Model::new(7);
+    for round in 1..4 {
+        model.write(&mut sites.client(0).unwrap(), 200, AREA).unwrap();
+        let size = format!("{}MiB", 64 + 32 * round);
+        for node in 0..2 {
+            sites.ask(node, &["group", "resize", GROUP, "--journal-size", &size]).unwrap();
+            let status = sites.ask(node, &["status", GROUP]).unwrap();
+            assert_eq!(status["journal_size"], ((64 + 32 * round) << 20) - (128 << 10), "{status}");
+        }
+    }
+    model.write(&mut sites.client(0).unwrap(), 200, AREA).unwrap();
+    sites.kill(0).unwrap();
+    sites.start(0).unwrap();
+    model.check_exactly(&mut sites.client(0).unwrap(), AREA).unwrap();
+    sites.wait_in_step(0).unwrap();
+    let refusal = sites.refusal(0, &["group", "resize", GROUP, "--journal-size", "64MiB"]);
+    assert!(refusal.contains("Group g: The journal: it can be made larger, not smaller"), "{refusal}");
+    sites.ask(1, &["volume", "export", GROUP, "--read-only"]).unwrap();
+    model.check_exactly(&mut sites.client(1).unwrap(), AREA).unwrap();
+}
+
+#[test]
 fn a_peer_is_alive_suspect_or_dead() {
     let sites = sites::paired(LineSettings::default(), 12).unwrap();
     let becomes = |presence: &str| {

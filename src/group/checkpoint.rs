@@ -6,6 +6,7 @@
 use super::{Group, Purpose};
 use crate::{
     disk::{DiskAction, DiskOutcome, MediumId},
+    journal::Journal,
     units::{Monotonic, Order, VolumeId},
 };
 use alloc::{vec, vec::Vec};
@@ -232,7 +233,14 @@ impl Group {
         if !crowded && !all {
             return;
         }
-        while self.journal.entry_count() > ENTRY_COUNT_MAX || self.journal.live_size() > 2 * stride || all {
+        self.retire_up_to(limit, |journal| {
+            journal.entry_count() > ENTRY_COUNT_MAX || journal.live_size() > 2 * stride || all
+        });
+    }
+
+    /// Lets go of batches up to `limit` while there are too many.
+    pub(super) fn retire_up_to(&mut self, limit: Order, too_many: impl Fn(&Journal) -> bool) {
+        while too_many(&self.journal) {
             let mut gone = Vec::new();
             if !self.journal.retire(limit, |order, entry| gone.push((order, entry.record.payload_size))) {
                 break;

@@ -108,6 +108,11 @@ impl Group {
                     return Ok(None);
                 }
             }
+            Command::GrowJournal { size } => {
+                if !self.grow_journal(id, size)? {
+                    return Ok(None);
+                }
+            }
             Command::CreatePair { peer } => self.create_pair(peer)?,
             Command::DeletePair => self.delete_pair(),
             Command::SuspendPair { now } => {
@@ -311,6 +316,7 @@ impl Group {
         }
         self.continue_promotion();
         self.continue_growth();
+        self.continue_journal_growth();
         self.continue_hand_over();
         self.continue_drain();
         self.continue_stop();

@@ -1,11 +1,12 @@
 //! Making a group's media, and reading who they belong to.
 
+use super::journal_growth::ring_size_of;
 use crate::{
     command::VolumeSpec,
     disk::{DiskError, MediumId, Storage},
     format::{
         FormatError as BytesError,
-        journal_superblock::{JOURNAL_SUPERBLOCK_SIZE, JournalSuperblock, PairRecord, RING_OFFSET, SLOTS},
+        journal_superblock::{JOURNAL_SUPERBLOCK_SIZE, JournalSuperblock, PairRecord, SLOTS},
         text::Name,
     },
     pair::{ApplyPolicy, Level, PairState, Role, WithoutPeer},
@@ -94,7 +95,7 @@ pub fn format_journal(storage: &mut dyn Storage, spec: &GroupSpec) -> Result<(),
         group: spec.id,
         medium: spec.journal,
         name: spec.name,
-        ring_size: (size - RING_OFFSET) & !0xFFFF,
+        ring_size: ring_size_of(size),
         tail_position: 0,
         tail_order: Order(0),
         tail_previous_checksum: 0,

@@ -29,7 +29,7 @@ impl Group {
         self.pair.role == Role::Secondary
             && self.pair.policy == ApplyPolicy::Delayed
             && !copies
-            && !self.destage.hurry
+            && !self.hurries()
             && self.delay.overflow.is_none()
     }
 

@@ -105,7 +105,7 @@ impl Group {
         // In the ring an entry takes up to twice what it counts for here.
         let backlog = self.destage.backlog >= BACKLOG_SIZE.min(self.journal.ring_size() / 16);
         let idle = now >= self.destage.touched.after(IDLE_MICROS);
-        if !(backlog || idle || self.destage.hurry) {
+        if !(backlog || idle || self.hurries()) {
             return;
         }
         if self.durable == self.applied {

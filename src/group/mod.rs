@@ -22,6 +22,7 @@ mod fault;
 mod greeting;
 mod grow;
 mod hand_over;
+mod journal_growth;
 mod lease;
 mod open;
 mod plan;
@@ -48,6 +49,8 @@ mod fault_tests;
 mod grow_tests;
 #[cfg(test)]
 mod hand_over_tests;
+#[cfg(test)]
+mod journal_growth_tests;
 #[cfg(test)]
 mod lease_tests;
 #[cfg(test)]
@@ -135,6 +138,7 @@ pub struct Group {
     leasing: lease::Leasing,
     commands: commands::Commands,
     growth: Option<grow::Growth>,
+    journal_growth: Option<journal_growth::JournalGrowth>,
     /// The command for which this primary steps down as soon as the peer has everything.
     handing_over: Option<CommandId>,
 

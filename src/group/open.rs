@@ -170,6 +170,7 @@ impl Group {
             leasing: Leasing::after_restart(pair.role, pair.lease_millis, now.monotonic),
             commands: Default::default(),
             growth: None,
+            journal_growth: None,
             handing_over: None,
             draining: None,
             operations: BTreeMap::new(),

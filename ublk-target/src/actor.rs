@@ -172,11 +172,11 @@ impl GroupActor {
         result
     }
 
-    /// The file or device of a volume's pool.
-    pub fn pool_file(&self, volume: VolumeId) -> std::io::Result<std::fs::File> {
+    /// The file or device of a medium.
+    pub fn medium_file(&self, medium: MediumId) -> std::io::Result<std::fs::File> {
         let state = self.state.borrow();
-        let pool = state.media.0.get(&MediumId::Pool(volume));
-        pool.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))?.file()
+        let medium = state.media.0.get(&medium);
+        medium.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))?.file()
     }
 
     /// Adds a volume whose pool is formatted.

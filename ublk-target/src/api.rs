@@ -28,6 +28,13 @@ pub enum Request {
         /// Media in the node's directory are removed.
         erase: bool,
     },
+    /// Makes a group's journal larger on this node.
+    GroupResize {
+        /// Its name.
+        group: String,
+        /// Size of the journal in bytes.
+        journal_size: u64,
+    },
     /// Makes a volume.
     VolumeCreate {
         /// The group.

@@ -211,6 +211,7 @@ impl Node {
                 let asked = groups::NewVolume { volume, size, logical_block_size, table_block_size, pool, preallocate };
                 self.add_volume(&group, asked).await
             }
+            Request::GroupResize { group, journal_size } => self.resize_journal(&group, journal_size).await,
             Request::VolumeResize { group, volume, size } => self.resize_volume(&group, &volume, size).await,
             Request::VolumeDelete { group, volume } => self.delete_volume(&group, &volume).await,
             Request::VolumeExport { group, read_only } => {

@@ -170,6 +170,17 @@ pub enum GroupCommand {
         /// Its name.
         group: String,
     },
+    /// Makes a group's journal larger on this node, while it is used; writes wait for a moment.
+    ///
+    /// Example: ublk-admin group resize db --journal-size 8GiB
+    #[command(verbatim_doc_comment)]
+    Resize {
+        /// Its name.
+        group: String,
+        /// Its new size, such as 8GiB.
+        #[arg(long, value_parser = bytes)]
+        journal_size: u64,
+    },
     /// Forgets a group on this node.
     Delete {
         /// Its name.

@@ -1,6 +1,7 @@
-//! Making a volume larger: its pools on both nodes first, then the volume on the standby, then here, then its block device.
+//! Making a volume larger: its pools on both nodes first, then the volume on the standby, then here, then its block device. And
+//! making a journal larger, on each node for itself.
 //!
-//! The standby goes first because it may be the larger one, never the smaller. Whatever is interrupted is done again by the same
+//! A volume's standby goes first because it may be the larger one, never the smaller. Whatever is interrupted is done again by the same
 //! command.
 
 use super::{Answer, Node, command, pairs::silence};
@@ -13,10 +14,12 @@ use crate::{
 };
 use holdfast::{
     command::{Command, VolumeSpec},
+    disk::MediumId,
     group::{grown_pool_size, smallest_pool_size},
     pair::Role,
     units::{NodeKey, VolumeId},
 };
+use nix::fcntl::FallocateFlags;
 use serde_json::json;
 use std::{rc::Rc, time::Duration};
 use tokio::time::timeout;
@@ -59,6 +62,27 @@ impl Node {
         }
         done += "; NBD clients see it when they connect again";
         Ok(json!({ "done": done, "size": size }))
+    }
+
+    pub(super) async fn resize_journal(&self, group: &str, size: u64) -> Answer {
+        let actor = self.group(group)?;
+        let at = |error: &dyn std::fmt::Display| ApiError::new(format!("The journal of group {group}: {error}"));
+        let journal = actor.medium_file(MediumId::Journal).map_err(|error| at(&error))?;
+        let grow = move || {
+            let metadata = journal.metadata()?;
+            if metadata.is_file() && metadata.len() < size {
+                // All of it at once, as when it was made; the ring may rely on it from now on.
+                nix::fcntl::fallocate(&journal, FallocateFlags::empty(), 0, size as i64)?;
+                journal.sync_all()?;
+            }
+            std::io::Seek::seek(&mut &journal, std::io::SeekFrom::End(0))
+        };
+        let has = tokio::task::spawn_blocking(grow).await.map_err(ApiError::new)?.map_err(|error| at(&error))?;
+        if has < size {
+            return Err(at(&format!("its device has {has} bytes; enlarge it first")));
+        }
+        command(&actor, Command::GrowJournal { size }).await?;
+        Ok(json!({ "done": format!("The journal of group {group} has {size} bytes now on this node"), "size": size }))
     }
 
     async fn grow_at(
@@ -110,7 +134,7 @@ impl Node {
 async fn enlarge_pool(actor: &Rc<GroupActor>, spec: &VolumeSpec, size: u64) -> Result<u64, ApiError> {
     let wanted = grown_pool_size(size, spec.table_block_size);
     let at = |error: &dyn std::fmt::Display| ApiError::new(format!("{}: {error}", spec.pool_path));
-    let pool = actor.pool_file(spec.id).map_err(|error| at(&error))?;
+    let pool = actor.medium_file(MediumId::Pool(spec.id)).map_err(|error| at(&error))?;
     let grow = move || {
         let metadata = pool.metadata()?;
         if metadata.is_file() && metadata.len() < wanted {
