@@ -17,7 +17,7 @@ const WINDOW_MIN: u64 = 32 << 10;
 /// How much more is sent than was delivered, by phase, in hundredths: a probe, its drain, then steady.
 const PHASES: [u64; 8] = [125, 75, 100, 100, 100, 100, 100, 100];
 /// While there is a standing queue.
-const DRAIN: u64 = 80;
+const DRAIN: u64 = 70;
 /// A queue of ours is shorter after so many rounds of sending less than it delivers.
 const DRAIN_ROUNDS: u32 = 6;
 /// While the path's capacity is unknown the rate grows so much a round, in hundredths.
@@ -36,8 +36,8 @@ pub struct RateModel {
     /// The best rate when it last grew by a quarter, and rounds since.
     plateau: (u64, u32),
     is_starting: bool,
-    /// Rounds since a standing queue began to be drained, and the round trip then.
-    drained: (u32, u64),
+    /// Rounds since a standing queue began to be drained, the round trip then, and the rate that was delivered through it.
+    drained: (u32, u64, u64),
 }
 
 impl RateModel {
@@ -53,7 +53,7 @@ impl RateModel {
             rtt: 0,
             plateau: (0, 0),
             is_starting: true,
-            drained: (0, 0),
+            drained: (0, 0, 0),
         }
     }
 
@@ -83,7 +83,10 @@ impl RateModel {
             if !self.round_limited {
                 self.check_plateau();
             }
-            self.check_drain(now);
+            self.check_drain(now, rate);
+        }
+        if self.is_starting || !self.has_queue() {
+            self.drained = (0, 0, 0);
         }
         (self.round_start, self.round_delivered, self.round_limited) = (now, 0, false);
     }
@@ -101,20 +104,17 @@ impl RateModel {
     }
 
     /// Finds out whether a queue becomes shorter by sending less.
-    fn check_drain(&mut self, now: u64) {
-        if self.is_starting || !self.has_queue() {
-            self.drained = (0, 0);
-            return;
-        }
+    fn check_drain(&mut self, now: u64, rate: u64) {
         match self.drained {
-            (0, _) => self.drained = (1, self.rtt),
-            (rounds, before) if rounds >= DRAIN_ROUNDS => {
+            // What comes through a standing queue is what the path has, also if it had more before.
+            (0, ..) => self.drained = (1, self.rtt, rate),
+            (rounds, before, _) if rounds >= DRAIN_ROUNDS => {
                 if self.rtt * 10 > before * 9 {
                     self.rtt_min = Some((self.rtt, now));
                 }
-                self.drained = (0, 0);
+                self.drained = (0, 0, 0);
             }
-            (rounds, before) => self.drained = (rounds + 1, before),
+            (rounds, before, through) => self.drained = (rounds + 1, before, through),
         }
     }
 
@@ -139,13 +139,14 @@ impl RateModel {
         if best == 0 {
             return None;
         }
-        let gain = match (self.is_starting, self.has_queue()) {
-            (true, _) => STARTUP,
+        let (rate, gain) = match (self.is_starting, self.has_queue(), self.drained) {
+            (true, ..) => (best, STARTUP),
             // A standing queue is drained before anything else is tried.
-            (false, true) => DRAIN,
-            (false, false) => PHASES[self.round % PHASES.len()],
+            (false, true, (1.., _, through)) => (best.min(through), DRAIN),
+            (false, true, _) => (best, DRAIN),
+            (false, false, _) => (best, PHASES[self.round % PHASES.len()]),
         };
-        Some((best * gain / 100).max(64 << 10))
+        Some((rate * gain / 100).max(64 << 10))
     }
 
     /// Bytes that may be on their way.
@@ -237,6 +238,16 @@ mod tests {
         for delay in [15_000, 20_000, 50_000, 150_000] {
             let (used, _) = run(line, 5 * SECOND, Line { delay, ..line }, 7 * SECOND);
             assert!(used > 0.8, "{delay} us: {used}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_becomes_slower_has_no_standing_queue() {
+        let fast = Line { rate: 12_500_000, delay: 10_000, loss_percent: 0 };
+        for rate in [10_000_000, 8_000_000, 6_250_000, 5_000_000, 4_000_000, 2_500_000, 1_800_000, 1_250_000] {
+            let (used, queue) = run(fast, 5 * SECOND, Line { rate, ..fast }, 8 * SECOND);
+            assert!(used > 0.8, "{rate} B/s: {used}");
+            assert!(queue <= 60_000, "{rate} B/s: a queue of {queue} us");
         }
     }
 
