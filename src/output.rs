@@ -99,6 +99,8 @@ pub enum Event {
     DelayGivenUp,
     /// This primary may answer its hosts.
     LeaseHeld,
+    /// This node was promoted without the other one's consent, and serves without a lease from now on.
+    LeaseDropped,
     /// The peer's promise is over: this primary answers nothing until it has another.
     LeaseLost,
     /// The pool has no free block; destaging waits.

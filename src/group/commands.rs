@@ -199,7 +199,11 @@ impl Group {
 
     fn delete_pair(&mut self) {
         self.pair.peer = None;
-        self.pair.lease_millis = 0;
+        // A standby remembers what it has promised.
+        if self.pair.role == Role::Primary {
+            self.pair.lease_millis = 0;
+            self.leasing.renounce();
+        }
         self.peer.lose_anchor();
         self.peer.forget_session();
         self.copy.stop();
@@ -420,8 +424,14 @@ impl Group {
             return;
         };
         if self.superblock.clean.is_none() {
-            let idle = self.is_settled() && self.in_flight.is_empty() && self.waiting.is_empty();
-            if idle {
+            let settled = self.is_settled() && self.in_flight.is_empty();
+            if settled && (!self.is_leased() || !self.peer.is_streaming()) {
+                // Whoever waits for the peer would wait for ever.
+                for id in self.waiting.take_all().into_iter().chain(self.leasing.take_withheld()) {
+                    self.answer(id, Err(RequestError::Stopped));
+                }
+            }
+            if settled && self.waiting.is_empty() {
                 self.superblock.clean = Some(self.journal.last());
                 let count = self.superblock.request();
                 self.answer_when_stored(id, count, CommandReply::Done);
@@ -445,6 +455,7 @@ impl Group {
     pub(super) fn take_commands(&mut self) -> Vec<CommandId> {
         let commands = core::mem::take(&mut self.commands);
         let growth = self.growth.take().map(|growth| growth.command());
+        let journal_growth = self.journal_growth.take().map(|growth| growth.command());
         let verification = self.verifier.take().map(|verifier| verifier.command());
         let promotion = commands.promotion.map(|promotion| match promotion {
             Promotion::Settling { id, .. } | Promotion::Opening { id, .. } => id,
@@ -455,6 +466,7 @@ impl Group {
             .map(|(id, ..)| id)
             .chain(promotion)
             .chain(growth)
+            .chain(journal_growth)
             .chain(verification)
             .chain(self.draining.take().map(|draining| draining.command))
             .chain(self.handing_over.take())

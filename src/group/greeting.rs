@@ -204,7 +204,7 @@ impl Group {
         self.confirmation.until = None;
         self.peer.lose_anchor();
         self.copy.stop();
-        for id in self.waiting.take_all() {
+        for id in self.waiting.take_all().into_iter().chain(self.leasing.take_withheld()) {
             self.answer(id, Err(RequestError::NotPrimary));
         }
         self.superblock.wanted = true;

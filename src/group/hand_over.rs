@@ -72,7 +72,7 @@ impl Group {
         self.confirmation = Confirmation::default();
         self.peer.lose_anchor();
         self.copy.stop();
-        for id in self.waiting.take_all() {
+        for id in self.waiting.take_all().into_iter().chain(self.leasing.take_withheld()) {
             self.answer(id, Err(RequestError::NotPrimary));
         }
         self.event(Event::RoleChanged { role: Role::Secondary, epoch: self.epoch() });

@@ -31,6 +31,13 @@ pub(super) struct JournalGrowth {
     step: Step,
 }
 
+impl JournalGrowth {
+    /// Whose command it is.
+    pub(super) fn command(&self) -> CommandId {
+        self.id
+    }
+}
+
 impl Group {
     /// `true` if there is nothing to do. `size`: of the medium.
     pub(super) fn grow_journal(&mut self, id: CommandId, size: u64) -> Result<bool, CommandError> {

@@ -14,9 +14,10 @@ use crate::{
     },
     output::Event,
     pair::Role,
+    request::{Reply, RequestError, RequestId},
     units::{Monotonic, Now},
 };
-use alloc::{collections::VecDeque, format, string::String};
+use alloc::{collections::VecDeque, format, string::String, vec::Vec};
 use bytes::Bytes;
 
 /// Leases that were asked for and not granted, at most.
@@ -38,8 +39,12 @@ pub(super) struct Leasing {
     until: Monotonic,
     /// Primary: what the last event said.
     told: bool,
-    /// Peer: a grant that waits for a superblock.
-    granting: Option<(Lease, u64)>,
+    /// Peer: what was asked for and is not granted yet.
+    granting: Option<Lease>,
+    /// Peer: the superblock that says how long promises are.
+    stored: u64,
+    /// Primary: reads that ended without a lease.
+    withheld: Vec<(RequestId, Result<Reply, RequestError>)>,
     /// Peer: until when it must not be promoted.
     promised: Monotonic,
     /// Peer: the primary has stepped down in this session.
@@ -66,6 +71,18 @@ impl Leasing {
     pub(super) fn release(&mut self) {
         self.promised = Monotonic(0);
     }
+
+    /// This node relies on no promise that it has.
+    pub(super) fn renounce(&mut self) {
+        self.asked.clear();
+        self.until = Monotonic(0);
+        self.told = true;
+    }
+
+    /// Reads that were not answered; nobody will answer them otherwise.
+    pub(super) fn take_withheld(&mut self) -> impl Iterator<Item = RequestId> + use<> {
+        core::mem::take(&mut self.withheld).into_iter().map(|(id, _)| id)
+    }
 }
 
 /// Until when a lease that is granted now must be honoured.
@@ -91,10 +108,13 @@ impl Group {
             let hint = "the peer must be connected: without its promise this node would answer nothing";
             return Err(CommandError::WrongPairState { state: self.pair.state, hint });
         }
-        // What is not held yet is not lost.
-        self.leasing.told &= millis == 0 || self.pair.lease_millis > 0;
         if millis == 0 {
             self.release_peer(millis);
+        }
+        if millis == 0 || self.pair.lease_millis == 0 {
+            self.leasing.renounce();
+            // What is not held yet is not lost.
+            self.leasing.told = millis == 0;
         }
         self.pair.lease_millis = millis;
         self.leasing.forget_session();
@@ -104,15 +124,16 @@ impl Group {
 
     /// Tells the peer that this node relies on no promise; leases are to be so long from now on.
     pub(super) fn release_peer(&mut self, millis: u32) {
-        if self.pair.lease_millis > 0 && self.peer.greeted {
+        if self.needs_lease() && self.peer.greeted {
             self.tell_lease(Kind::LeaseAsk, Lease { number: 0, millis });
         }
     }
 
     /// After a promotion: unless the other node has stepped down for this one, nobody may be there who could grant a lease.
     pub(super) fn lease_after_promotion(&mut self) {
-        if !self.leasing.is_released {
+        if !self.leasing.is_released && self.pair.lease_millis > 0 {
             self.pair.lease_millis = 0;
+            self.event(Event::LeaseDropped);
         }
         self.leasing = Leasing { told: true, ..Leasing::default() };
     }
@@ -122,8 +143,14 @@ impl Group {
         let (now, held) = (self.now.monotonic, self.is_leased());
         if self.leasing.told != held {
             self.leasing.told = held;
-            self.event(if held { Event::LeaseHeld } else { Event::LeaseLost });
-            self.answer_waiting();
+            if self.needs_lease() {
+                self.event(if held { Event::LeaseHeld } else { Event::LeaseLost });
+            }
+        }
+        if held {
+            for (id, result) in core::mem::take(&mut self.leasing.withheld) {
+                self.answer(id, result);
+            }
         }
         if self.needs_lease() && self.peer.greeted && now >= self.leasing.ask_at {
             let lease = &mut self.leasing;
@@ -136,8 +163,18 @@ impl Group {
             let ask = Lease { number: lease.number, millis: self.pair.lease_millis };
             self.tell_lease(Kind::LeaseAsk, ask);
         }
-        if let Some((lease, _)) = self.leasing.granting.take_if(|(_, count)| self.superblock.is_durable(*count)) {
+        let is_stored = self.superblock.is_durable(self.leasing.stored);
+        if let Some(lease) = self.leasing.granting.take_if(|_| is_stored) {
             self.grant(lease);
+        }
+    }
+
+    /// A host's read has ended. What it read may be out of date if this node has no lease now.
+    pub(super) fn read_ended(&mut self, id: RequestId, result: Result<Reply, RequestError>) {
+        if self.is_leased() {
+            self.answer(id, result);
+        } else {
+            self.leasing.withheld.push((id, result));
         }
     }
 
@@ -171,12 +208,10 @@ impl Group {
         let longer = self.leasing.promised > promise(self.now.monotonic, lease.millis);
         if lease.millis > self.pair.lease_millis || (lease.millis < self.pair.lease_millis && !longer) {
             self.pair.lease_millis = lease.millis;
-            let count = self.superblock.request();
-            self.leasing.granting = (!releases).then_some((lease, count));
-        } else if let Some((waiting, _)) = &mut self.leasing.granting {
-            *waiting = lease;
-        } else if !releases {
-            self.grant(lease);
+            self.leasing.stored = self.superblock.request();
+        }
+        if !releases {
+            self.leasing.granting = Some(lease);
         }
         self.again = true;
         Ok(())
@@ -197,6 +232,8 @@ impl Group {
         // One that nobody waits for any more is left alone.
         if let Some((_, at)) = asked.and_then(|index| self.leasing.asked.drain(..=index).next_back()) {
             self.leasing.until = self.leasing.until.max(at.after(u64::from(lease.millis) * 1000));
+            // They may have waited for nothing else since an acknowledgement that came too late.
+            self.answer_waiting();
             self.again = true;
         }
         Ok(())

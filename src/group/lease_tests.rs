@@ -2,7 +2,7 @@
 
 use super::pair_bench::Pair;
 use crate::{
-    command::{Command, CommandError, CommandReply, PromoteTarget},
+    command::{Command, CommandError, CommandId, CommandReply, PromoteTarget},
     pair::{PairState, Role},
     request::{Operation, Reply, RequestError, RequestId},
 };
@@ -37,6 +37,11 @@ impl Pair {
                 return;
             }
         }
+    }
+
+    /// Frames arrive, and no disk operation ends.
+    fn carry(&mut self) {
+        while (0..2).any(|node| self.turn(node, 1) || self.turn(node, 2)) {}
     }
 
     fn left(&self, node: usize) -> u64 {
@@ -126,6 +131,71 @@ fn a_primary_that_steps_down_releases_its_peer() {
     assert!(pair.is_answered(1, id) && pair.left(1) > 0);
     assert_eq!(pair.nodes[1].group.pair.state, PairState::Duplex);
     assert!(matches!(pair.command(0, PROMOTE), Err(CommandError::Leased { .. })));
+}
+
+#[test]
+fn what_is_promised_is_durable_first() {
+    let mut pair = Pair::in_step_with([6; 32]);
+    let id = CommandId(pair.next);
+    pair.next += 1;
+    pair.nodes[0].group.handle_command(pair.now, id, Command::SetLease { millis: MILLIS });
+    // The standby hears of it again and again over a link that flaps, and its disk does nothing meanwhile.
+    for _ in 0..20 {
+        pair.pass_to(pair.now.monotonic.after(LEASE / 2));
+        pair.connect();
+        for _ in 0..100 {
+            pair.nodes.iter_mut().for_each(|node| node.drain());
+            pair.carry();
+        }
+    }
+    assert!(pair.nodes[1].group.pair.lease_millis == MILLIS && pair.left(0) == 0, "granted before it was durable");
+    pair.run_for(LEASE);
+    assert!(pair.left(0) > 0);
+}
+
+#[test]
+fn a_lease_that_was_given_up_is_worth_nothing() {
+    let mut pair = Pair::leased([7; 32], [100; 2]);
+    pair.command(0, Command::SetLease { millis: 0 }).unwrap();
+    pair.run_for(1_000);
+    // Asked for anew, and cut off before it is granted.
+    let id = CommandId(pair.next);
+    pair.next += 1;
+    pair.nodes[0].group.handle_command(pair.now, id, Command::SetLease { millis: MILLIS });
+    pair.cut();
+    pair.run_for(1_000);
+    pair.command(1, PROMOTE).unwrap();
+    let id = pair.write_to(0);
+    pair.run_for(LEASE);
+    assert!(!pair.is_answered(0, id), "answered under a promise that was released");
+}
+
+#[test]
+fn a_daemon_without_a_lease_can_be_stopped() {
+    let mut pair = Pair::leased([8; 32], [100; 2]);
+    let late = pair.write_to(0);
+    pair.cut();
+    pair.pass_to(pair.now.monotonic.after(2 * LEASE));
+    pair.run_for(1_000);
+    assert!(!pair.is_answered(0, late));
+    pair.command(0, Command::Stop).unwrap();
+    assert_eq!(pair.nodes[0].answers.get(&late), Some(&Err(RequestError::Stopped)));
+}
+
+#[test]
+fn a_read_that_ends_too_late_is_answered_with_the_next_lease() {
+    let mut pair = Pair::leased([9; 32], [100; 2]);
+    pair.write_to(0);
+    pair.run_for(2_000_000);
+    let read = pair.request(0, Operation::Read { offset: 0, size: 4096 });
+    assert!(!pair.nodes[0].answers.contains_key(&read), "it needs no disk");
+    pair.cut();
+    pair.pass_to(pair.now.monotonic.after(2 * LEASE));
+    pair.run_for(1_000);
+    assert!(!pair.nodes[0].answers.contains_key(&read));
+    pair.connect();
+    pair.run_for(1_000);
+    assert!(matches!(pair.nodes[0].answers.get(&read), Some(Ok(Reply::Data(_)))));
 }
 
 #[test]

@@ -211,7 +211,7 @@ impl Pair {
         false
     }
 
-    fn turn(&mut self, index: usize, what: usize) -> bool {
+    pub(super) fn turn(&mut self, index: usize, what: usize) -> bool {
         let [a, b] = &mut self.nodes;
         let (from, to) = if index == 0 { (a, b) } else { (b, a) };
         let [from_now, to_now] = [index, 1 - index].map(|index| at_rate(self.now, self.rates[index]));

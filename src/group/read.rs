@@ -197,7 +197,7 @@ impl Group {
         let data: Option<Vec<Bytes>> = job.parts.into_iter().map(ready).collect();
         let result = data.filter(|_| !job.failed).ok_or(RequestError::Io);
         match job.reader {
-            Reader::Host(id) => self.answer(id, result.map(Reply::Data)),
+            Reader::Host(id) => self.read_ended(id, result.map(Reply::Data)),
             Reader::Copy(number) => self.copy_read(number, result.ok()),
             Reader::Resend(number, order) => self.resend_read(number, order, result.ok()),
             Reader::Compare(number) => self.compare_read(number, result.ok()),

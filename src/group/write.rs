@@ -113,8 +113,9 @@ impl Group {
         };
         match (self.pair.role, writes) {
             (Role::Primary, true) if self.is_pool_full() && self.is_journal_full() => Err(RequestError::NoSpace),
-            (Role::Primary, _) | (Role::Secondary, false) => Ok(()),
-            (Role::Fenced, false) if request.access == Access::ReadOnly => Ok(()),
+            (Role::Primary, _) => Ok(()),
+            // Who could write on the primary that this node was does not take what it reads here for the newest.
+            (Role::Secondary | Role::Fenced, false) if request.access == Access::ReadOnly => Ok(()),
             (Role::Secondary | Role::Fenced, _) => Err(RequestError::NotPrimary),
         }
     }

@@ -18,17 +18,18 @@ use holdfast::{
     request::{Access, Busy, Operation, Reply, Request, RequestError, RequestId},
     units::{FrameCount, GroupId, Monotonic, Now, VolumeId, WallClock},
 };
+use nix::time::{ClockId, clock_gettime};
 use replicator::{ChannelId, Frame};
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, VecDeque},
     path::Path,
     rc::Rc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio::{
     sync::{Notify, oneshot},
-    time::sleep_until,
+    time::sleep,
 };
 use tracing::{error, info, warn};
 
@@ -57,7 +58,6 @@ pub struct GroupActor {
     label: RefCell<JournalLabel>,
     state: RefCell<State>,
     wake: Notify,
-    start: Instant,
     /// A standby's volumes are served read-only.
     pub exported: Cell<bool>,
     closed: Cell<bool>,
@@ -68,8 +68,7 @@ pub struct GroupActor {
 impl GroupActor {
     /// Opens a group whose media are open, and lets it run.
     pub fn open(mut media: GroupMedia) -> Result<Rc<Self>, OpenError> {
-        let start = Instant::now();
-        let (group, report) = Group::open(&mut media, now(start))?;
+        let (group, report) = Group::open(&mut media, now())?;
         let label = group.label();
         info!(group = %label.name, role = %label.role, entries = report.entry_count, replayed = report.replay_count,
             last = %report.last, clean = report.was_clean, "Group opened");
@@ -87,7 +86,6 @@ impl GroupActor {
             label: RefCell::new(label),
             state: RefCell::new(state),
             wake: Notify::new(),
-            start,
             exported: Cell::new(false),
             closed: Cell::new(false),
             clients: RefCell::default(),
@@ -108,7 +106,7 @@ impl GroupActor {
 
     /// As it is now.
     pub fn status(&self) -> Status {
-        self.state.borrow().group.status(now(self.start))
+        self.state.borrow().group.status(now())
     }
 
     /// Ends its life on this node; its media are closed when what is in flight has ended.
@@ -147,7 +145,7 @@ impl GroupActor {
         state.requests.insert(id, sender);
         let request = Request { id, volume, access, operation };
         if state.waiting.is_empty() {
-            if let Err(Busy(request)) = state.group.handle_request(now(self.start), request) {
+            if let Err(Busy(request)) = state.group.handle_request(now(), request) {
                 state.waiting.push_back(request);
             }
         } else {
@@ -163,7 +161,7 @@ impl GroupActor {
         let receiver = {
             let mut state = self.state.borrow_mut();
             let (id, receiver) = state.expect_command();
-            state.group.handle_command(now(self.start), id, command);
+            state.group.handle_command(now(), id, command);
             receiver
         };
         self.wake.notify_one();
@@ -190,7 +188,7 @@ impl GroupActor {
             let (id, receiver) = state.expect_command();
             state.media.0.insert(MediumId::Pool(spec.id), pool);
             let State { group, media, .. } = &mut *state;
-            group.handle_add_volume(now(self.start), id, media, spec.clone());
+            group.handle_add_volume(now(), id, media, spec.clone());
             receiver
         };
         self.wake.notify_one();
@@ -221,8 +219,8 @@ impl GroupActor {
     pub fn peer_up(&self, peer: Rc<Peer>) {
         let mut state = self.state.borrow_mut();
         state.peer = Some(peer);
-        state.group.handle_peer_up(now(self.start));
-        state.group.handle_stream_credit(now(self.start), STREAM_CREDIT);
+        state.group.handle_peer_up(now());
+        state.group.handle_stream_credit(now(), STREAM_CREDIT);
         drop(state);
         self.wake.notify_one();
     }
@@ -231,26 +229,26 @@ impl GroupActor {
     pub fn peer_down(&self) {
         let mut state = self.state.borrow_mut();
         state.peer = None;
-        state.group.handle_peer_down(now(self.start));
+        state.group.handle_peer_down(now());
         drop(state);
         self.wake.notify_one();
     }
 
     /// A frame came.
     pub fn frame(&self, body: Bytes) {
-        self.state.borrow_mut().group.handle_frame(now(self.start), body);
+        self.state.borrow_mut().group.handle_frame(now(), body);
         self.wake.notify_one();
     }
 
     /// The peer has made frames durable.
     pub fn durable(&self, count: u64) {
-        self.state.borrow_mut().group.handle_durable(now(self.start), FrameCount(count));
+        self.state.borrow_mut().group.handle_durable(now(), FrameCount(count));
         self.wake.notify_one();
     }
 
     /// The carrier has taken so many bytes.
     pub fn credit(&self, bytes: u64) {
-        self.state.borrow_mut().group.handle_stream_credit(now(self.start), bytes);
+        self.state.borrow_mut().group.handle_stream_credit(now(), bytes);
         self.wake.notify_one();
     }
 
@@ -268,9 +266,9 @@ impl GroupActor {
             let timer = async {
                 match timeout {
                     Some(at) => {
+                        let left = Duration::from_micros(at.0.saturating_sub(now().monotonic.0));
                         // The ring is looked at only when no task is ready, so this one must not be ready for ever.
-                        let soonest = Instant::now() + TIMER_STEP;
-                        sleep_until((self.start + Duration::from_micros(at.0)).max(soonest).into()).await;
+                        sleep(left.max(TIMER_STEP)).await;
                     }
                     None => std::future::pending().await,
                 }
@@ -278,7 +276,7 @@ impl GroupActor {
             tokio::select! {
                 biased;
                 () = self.wake.notified() => {}
-                () = timer => self.state.borrow_mut().group.handle_timeout(now(self.start)),
+                () = timer => self.state.borrow_mut().group.handle_timeout(now()),
             }
         }
     }
@@ -287,7 +285,7 @@ impl GroupActor {
     fn turn(self: &Rc<Self>) -> Option<Monotonic> {
         let mut state = self.state.borrow_mut();
         for (id, outcome) in std::mem::take(&mut state.finished) {
-            state.group.handle_disk(now(self.start), id, outcome);
+            state.group.handle_disk(now(), id, outcome);
         }
         loop {
             while let Some(output) = state.group.poll_output() {
@@ -296,7 +294,7 @@ impl GroupActor {
             let Some(request) = state.waiting.pop_front() else {
                 break;
             };
-            if let Err(Busy(request)) = state.group.handle_request(now(self.start), request) {
+            if let Err(Busy(request)) = state.group.handle_request(now(), request) {
                 state.waiting.push_front(request);
                 break;
             }
@@ -378,6 +376,9 @@ impl GroupActor {
                 warn!(target: EVENT, %group, "Half of the journal waits for a restart point; what waits is applied without one");
             }
             Event::LeaseHeld => info!(target: EVENT, %group, "Lease held"),
+            Event::LeaseDropped => {
+                warn!(target: EVENT, %group, "Promoted; fencing by lease is off until it is set again")
+            }
             Event::LeaseLost => {
                 warn!(target: EVENT, %group, "Lease lost; nothing is answered until the peer grants another")
             }
@@ -396,9 +397,10 @@ impl State {
     }
 }
 
-/// The clocks, for the core.
-fn now(start: Instant) -> Now {
-    Now { monotonic: Monotonic(start.elapsed().as_micros() as u64 + 1), wall: WallClock(events::now()) }
+/// The clocks, for the core. The first goes on while the machine sleeps: a lease does not last longer for that.
+fn now() -> Now {
+    let since_boot = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
+    Now { monotonic: Monotonic(since_boot.as_micros() as u64 + 1), wall: WallClock(events::now()) }
 }
 
 /// Opens the media of a group: the journal, then the pools that it names.
