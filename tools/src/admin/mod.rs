@@ -112,12 +112,20 @@ fn restart_point(client: &Client, options: &RestartPointOptions, request: &Reque
         options.freeze.iter().try_for_each(|place| holds.freeze(place, options.hold_for))?;
         let value = client.ask(request)?;
         holds.end()?;
-        let generation = value["restart-point"]["generation"].as_u64().unwrap_or(u64::MAX);
+        let point = &value["restart-point"];
+        let (generation, seq) = (point["generation"].as_u64().unwrap_or(u64::MAX), point["at"]["seq"].as_u64());
         let has = |status: &Value| status["restart_point_acknowledged"].as_u64().is_some_and(|have| have >= generation);
-        let done = |status: &Value| Ok(has(status) || !is_in_step(group, status)?);
-        if !options.wait || has(&wait(client, group, &deadline, done)?) {
+        // It is lost with a copy that is under way, or was, and brought what followed it.
+        let is_past = |status: &Value| status["acknowledged"].as_u64() >= seq;
+        let done = |status: &Value| Ok(has(status) || is_past(status) || !is_in_step(group, status)?);
+        if !options.wait {
             return Ok(value);
         }
+        let status = wait(client, group, &deadline, done)?;
+        if has(&status) {
+            return Ok(value);
+        }
+        deadline.check(group, &status)?;
     }
 }
 
@@ -152,6 +160,17 @@ impl Deadline {
     fn after(seconds: u64, what: &'static str) -> Self {
         Self { end: Instant::now() + Duration::from_secs(seconds), seconds, what }
     }
+
+    fn check(&self, group: &str, status: &Value) -> Result<(), ClientError> {
+        if Instant::now() < self.end {
+            return Ok(());
+        }
+        let (seconds, what) = (self.seconds, self.what);
+        let state = status["pair"]["state"].as_str().unwrap_or("unknown");
+        Err(ClientError::Refused(format!(
+            "Waited {seconds} s for {what}; the pair is {state}: look at `ublk-admin status {group}`"
+        )))
+    }
 }
 
 /// Waits until it is done; the status that shows it.
@@ -166,14 +185,7 @@ fn wait(
         if done(&status).map_err(ClientError::Refused)? {
             return Ok(status);
         }
-        if Instant::now() >= deadline.end {
-            return Err(ClientError::Refused(format!(
-                "Waited {} s for {}; the pair is {}: look at `ublk-admin status {group}`",
-                deadline.seconds,
-                deadline.what,
-                status["pair"]["state"].as_str().unwrap_or("unknown")
-            )));
-        }
+        deadline.check(group, &status)?;
         std::thread::park_timeout(LOOK_AGAIN);
     }
 }

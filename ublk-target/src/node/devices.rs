@@ -203,16 +203,25 @@ impl Node {
 
     /// Attaches again what was attached when the daemon ended.
     pub async fn attach_again(self: Rc<Self>) {
-        let mut marks = Vec::new();
+        let (mut marks, mut attaching) = (Vec::new(), Vec::new());
         for actor in self.groups() {
             let label = actor.label();
             let group = label.name.to_string();
             marks.extend(label.volumes.iter().map(|spec| mark(spec.pool)));
             for wish in self.read_wishes(&group) {
-                if let Err(error) = self.attach(&group, &wish).await {
-                    warn!(group, volume = wish.volume, error = error.error, "Not attached again");
-                }
+                let (node, group) = (self.clone(), group.clone());
+                // Side by side: a device is looked at by the kernel before it is there, and one whose group answers nothing for
+                // the moment must not keep the others waiting.
+                attaching.push(tokio_uring::spawn(async move {
+                    if let Err(error) = node.attach(&group, &wish).await {
+                        warn!(group, volume = wish.volume, error = error.error, "Not attached again");
+                    }
+                }));
             }
+        }
+        for attached in attaching {
+            // One that panicked has not attached anything; it is looked at below.
+            let _ = attached.await;
         }
         let Ok(found) = tokio::task::spawn_blocking(ublk::attached).await else {
             return;

@@ -1,8 +1,7 @@
 //! Volumes as kernel block devices, `/dev/ublkbN`.
 //!
-//! A device has a control thread (libublk's control objects stay on one thread) and a thread for each queue with a ring of
-//! its own. A queue's thread copies a write's data once, from the bio into a buffer of ours (USER_COPY), hands the request
-//! to the disk thread, and completes it when the answer comes back; it never waits for anything but its ring.
+//! The disk thread serves the queues of all devices, each by a ring of its own. A write's data is copied once, from the bio into a
+//! buffer of ours (USER_COPY). libublk makes and manages the devices.
 //!
 //! A device outlives the daemon: when that dies, the kernel holds requests back until a new one takes the device over, and
 //! issues those again that were under way. That is harmless: a write that was issued twice carries the same data twice, and

@@ -115,16 +115,17 @@ impl Queue {
     /// Serves it until the device is stopped: hands each request to `ask`.
     pub async fn serve(self: Rc<Self>, ask: impl Fn(Operation, Asker)) {
         (0..self.depth).for_each(|tag| self.command(sys::UBLK_U_IO_FETCH_REQ, tag, 0));
-        // The device is started when this is submitted; until then nothing comes.
-        let _ = self.told.send(Ok(()));
-        loop {
-            if let Err(error) = self.turn(&ask) {
-                error!(queue = self.index, %error, "ublk queue not served");
-                return;
-            }
-            if self.waiting.get() == 0 && self.asked.get() == 0 {
-                return;
-            }
+        // The device is not started before all of them wait; until then nothing comes.
+        let begun = self.turn(&ask);
+        let refused = || io::Error::other("the driver refuses a command");
+        let all = begun.and_then(|()| (self.waiting.get() == u32::from(self.depth)).then_some(()).ok_or_else(refused));
+        let is_served = all.is_ok();
+        // A maker that is gone stops the device.
+        let _ = self.told.send(all);
+        if !is_served {
+            return;
+        }
+        while self.waiting.get() > 0 || self.asked.get() > 0 {
             tokio::select! {
                 biased;
                 () = self.answered.notified() => {}
@@ -132,6 +133,9 @@ impl Queue {
                     Ok(mut ready) => ready.clear_ready(),
                     Err(error) => return error!(queue = self.index, %error, "ublk queue not served"),
                 },
+            }
+            if let Err(error) = self.turn(&ask) {
+                return error!(queue = self.index, %error, "ublk queue not served");
             }
         }
     }
