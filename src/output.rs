@@ -34,6 +34,9 @@ pub enum Output {
     /// Tell the peer, through the carrier's acknowledgements, that this many journalled frames of the session are
     /// durable here.
     Durable(FrameCount),
+    /// Tell the peer this number, through the carrier's acknowledgements: at once, before whatever waits to be sent. It rises; of
+    /// several only the last counts.
+    LeaseMark(u64),
     /// The group has taken this many bytes of frames out of memory: the carrier may let the peer send as many more.
     Consumed(u64),
     /// The peer broke the protocol, or must greet again: end the session to it and let it come up anew.

@@ -53,8 +53,6 @@ pub enum Kind {
     Differs = 132,
     /// Not journalled: a primary asks for a lease.
     LeaseAsk = 133,
-    /// Not journalled: the answer to [`Kind::LeaseAsk`].
-    LeaseGrant = 134,
 }
 
 impl Kind {
@@ -62,7 +60,7 @@ impl Kind {
         use Kind::*;
         [Write, Discard, WriteZeroes, RestartPoint, EpochChange, Copy, CopyZeroes, CopyBegin, CopyEnd]
             .into_iter()
-            .chain([Greeting, ForkRanges, Refusal, Compare, Differs, LeaseAsk, LeaseGrant])
+            .chain([Greeting, ForkRanges, Refusal, Compare, Differs, LeaseAsk])
             .find(|kind| *kind as u8 == byte)
     }
 

@@ -4,6 +4,9 @@
 //! later, and for a sixteenth longer. So the two clocks need not agree: it is enough that the primary's runs at least 16/17 as
 //! fast as the peer's. What was promised is durable before it is granted, and a peer that is started anew counts from then.
 //! After Gray and Cheriton, Leases (1989).
+//!
+//! How long a lease is goes in the stream; once that is known at the peer, questions and answers are numbers that overtake the
+//! stream, so that a lease does not wait for data.
 
 use super::Group;
 use crate::{
@@ -12,7 +15,7 @@ use crate::{
         message::{LEASE_MILLIS_MAX, Lease},
         record::Kind,
     },
-    output::Event,
+    output::{Event, Output},
     pair::Role,
     request::{Reply, RequestError, RequestId},
     units::{Monotonic, Now},
@@ -33,12 +36,16 @@ pub(super) struct Leasing {
     /// Primary: the leases asked for and not granted, and when.
     asked: VecDeque<(u64, Monotonic)>,
     number: u64,
+    /// Primary: the peer knows in this session how long a lease is.
+    is_known: bool,
     /// Primary: when to ask again.
     ask_at: Monotonic,
     /// Primary: until when it may answer.
     until: Monotonic,
     /// Primary: what the last event said.
     told: bool,
+    /// Peer: how long a lease is, as said in this session.
+    asked_millis: Option<u32>,
     /// Peer: what was asked for and is not granted yet.
     granting: Option<Lease>,
     /// Peer: the superblock that says how long promises are.
@@ -63,6 +70,7 @@ impl Leasing {
     pub(super) fn forget_session(&mut self) {
         self.asked.clear();
         self.ask_at = Monotonic(0);
+        (self.is_known, self.asked_millis) = (false, None);
         self.granting = None;
         self.is_released = false;
     }
@@ -125,7 +133,7 @@ impl Group {
     /// Tells the peer that this node relies on no promise; leases are to be so long from now on.
     pub(super) fn release_peer(&mut self, millis: u32) {
         if self.needs_lease() && self.peer.greeted {
-            self.tell_lease(Kind::LeaseAsk, Lease { number: 0, millis });
+            self.send_message(Kind::LeaseAsk, Lease { number: 0, millis }.encode());
         }
     }
 
@@ -161,7 +169,11 @@ impl Group {
             }
             lease.ask_at = now.after(u64::from(self.pair.lease_millis) * 1000 / ASKS);
             let ask = Lease { number: lease.number, millis: self.pair.lease_millis };
-            self.tell_lease(Kind::LeaseAsk, ask);
+            if lease.is_known {
+                self.outputs.push_back(Output::LeaseMark(ask.number));
+            } else {
+                self.send_message(Kind::LeaseAsk, ask.encode());
+            }
         }
         let is_stored = self.superblock.is_durable(self.leasing.stored);
         if let Some(lease) = self.leasing.granting.take_if(|_| is_stored) {
@@ -185,8 +197,17 @@ impl Group {
         ask.into_iter().chain(lost).min()
     }
 
-    fn tell_lease(&mut self, kind: Kind, lease: Lease) {
-        self.send_message(kind, lease.encode());
+    /// The peer's mark: a question, if it is the primary, else an answer.
+    pub fn handle_lease_mark(&mut self, now: Now, number: u64) {
+        self.now = now;
+        if self.stopped.is_some() || !self.peer.connected {
+            return;
+        }
+        match (self.pair.role, self.leasing.asked_millis) {
+            (Role::Primary, _) => self.lease_granted(number),
+            (_, Some(millis)) if self.peer.greeted => self.lease_wanted(Lease { number, millis }),
+            _ => {}
+        }
     }
 
     /// On the peer: the primary asks for a lease, or says that it relies on none any more.
@@ -195,14 +216,19 @@ impl Group {
         if self.pair.role == Role::Primary || !self.peer.greeted {
             return Err(format!("A lease was asked for, but this node is {} and sent no invitation", self.pair.role));
         }
-        if self.is_promoting() {
-            return Ok(());
-        }
-        let releases = lease.number == 0;
-        self.leasing.is_released = releases;
-        if releases {
+        self.leasing.is_released = lease.number == 0;
+        self.leasing.asked_millis = (lease.number > 0).then_some(lease.millis);
+        if self.leasing.is_released {
             self.leasing.release();
             self.leasing.granting = None;
+        }
+        self.lease_wanted(lease);
+        Ok(())
+    }
+
+    fn lease_wanted(&mut self, lease: Lease) {
+        if self.is_promoting() {
+            return;
         }
         // A longer one that was granted before is remembered until it is over.
         let longer = self.leasing.promised > promise(self.now.monotonic, lease.millis);
@@ -210,11 +236,10 @@ impl Group {
             self.pair.lease_millis = lease.millis;
             self.leasing.stored = self.superblock.request();
         }
-        if !releases {
+        if lease.number > 0 {
             self.leasing.granting = Some(lease);
         }
         self.again = true;
-        Ok(())
     }
 
     fn grant(&mut self, lease: Lease) {
@@ -222,21 +247,22 @@ impl Group {
             return;
         }
         self.leasing.promised = self.leasing.promised.max(promise(self.now.monotonic, lease.millis));
-        self.tell_lease(Kind::LeaseGrant, lease);
+        // Should this node be the primary later in the session, its own numbers are higher.
+        self.leasing.number = self.leasing.number.max(lease.number);
+        self.outputs.push_back(Output::LeaseMark(lease.number));
     }
 
     /// On the primary: the peer has granted one.
-    pub(super) fn lease_granted(&mut self, payload: &Bytes) -> Result<(), String> {
-        let lease = Lease::parse(payload).map_err(|error| format!("{error}"))?;
-        let asked = self.leasing.asked.iter().position(|(number, _)| *number == lease.number);
+    fn lease_granted(&mut self, number: u64) {
+        let asked = self.leasing.asked.iter().position(|(asked, _)| *asked == number);
         // One that nobody waits for any more is left alone.
         if let Some((_, at)) = asked.and_then(|index| self.leasing.asked.drain(..=index).next_back()) {
-            self.leasing.until = self.leasing.until.max(at.after(u64::from(lease.millis) * 1000));
+            self.leasing.is_known = true;
+            self.leasing.until = self.leasing.until.max(at.after(u64::from(self.pair.lease_millis) * 1000));
             // They may have waited for nothing else since an acknowledgement that came too late.
             self.answer_waiting();
             self.again = true;
         }
-        Ok(())
     }
 
     /// Refuses to promote this node while the primary may still answer.

@@ -220,6 +220,8 @@ enum Act {
     Step(u64),
     Write,
     Restart(usize),
+    /// The operator wants leases of so many milliseconds, or none.
+    Set(u32),
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -231,6 +233,7 @@ fn act() -> impl Strategy<Value = Act> {
         4 => (1u64..12).prop_map(Act::Step),
         2 => Just(Act::Write),
         1 => (0usize..2).prop_map(Act::Restart),
+        1 => prop_oneof![Just(0u32), Just(1_000), Just(MILLIS), Just(2 * MILLIS)].prop_map(Act::Set),
     ]
 }
 
@@ -260,7 +263,17 @@ proptest! {
                 }
                 Act::Write => asked.push(pair.write_to(0)),
                 Act::Restart(node) => pair.reopen(node),
+                Act::Set(millis) => {
+                    let id = CommandId(pair.next);
+                    pair.next += 1;
+                    let now = pair.clock(0);
+                    pair.nodes[0].group.handle_command(now, id, Command::SetLease { millis });
+                }
             }
+        }
+        // Without fencing it is the operator who decides.
+        if pair.nodes[0].group.pair.lease_millis == 0 {
+            return Ok(());
         }
         asked.push(pair.write_to(0));
         pair.cut();
@@ -272,7 +285,7 @@ proptest! {
                 return Ok(());
             }
             tries += 1;
-            prop_assert!(tries < 1_000, "never promoted");
+            prop_assert!(tries < 2_000, "never promoted");
             pair.pass_to(pair.now.monotonic.after(5_000));
         }
         asked.retain(|id| !pair.is_answered(0, *id));

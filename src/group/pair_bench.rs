@@ -31,6 +31,7 @@ pub(super) struct Node {
     pub(super) replies: BTreeMap<CommandId, Result<CommandReply, CommandError>>,
     pub(super) outbox: VecDeque<Frame>,
     pub(super) durable: Option<FrameCount>,
+    pub(super) lease_mark: Option<u64>,
     pub(super) wants_reconnect: bool,
     /// Bytes written to the pool.
     pub(super) pool_written: u64,
@@ -72,6 +73,7 @@ fn open(disks: &mut Disks, now: Now) -> Node {
         replies: BTreeMap::new(),
         outbox: VecDeque::new(),
         durable: None,
+        lease_mark: None,
         wants_reconnect: false,
         pool_written: 0,
     }
@@ -117,6 +119,7 @@ impl Node {
                 Output::CommandAnswer { id, result } => drop(self.replies.insert(id, result)),
                 Output::Send(frame) => self.outbox.push_back(frame),
                 Output::Durable(count) => self.durable = Some(count),
+                Output::LeaseMark(number) => self.lease_mark = Some(number),
                 Output::Reconnect => self.wants_reconnect = true,
                 Output::Consumed(_) | Output::Event(_) => {}
             }
@@ -212,9 +215,9 @@ impl Pair {
     }
 
     pub(super) fn turn(&mut self, index: usize, what: usize) -> bool {
+        let [from_now, to_now] = [index, 1 - index].map(|index| self.clock(index));
         let [a, b] = &mut self.nodes;
         let (from, to) = if index == 0 { (a, b) } else { (b, a) };
-        let [from_now, to_now] = [index, 1 - index].map(|index| at_rate(self.now, self.rates[index]));
         match what {
             0 => from.step(from_now, &mut self.rng),
             1 if self.up => {
@@ -230,11 +233,14 @@ impl Pair {
                 true
             }
             2 if self.up => {
-                let Some(count) = from.durable.take() else {
-                    return false;
-                };
-                to.group.handle_durable(to_now, count);
-                true
+                let (count, number) = (from.durable.take(), from.lease_mark.take());
+                if let Some(count) = count {
+                    to.group.handle_durable(to_now, count);
+                }
+                if let Some(number) = number {
+                    to.group.handle_lease_mark(to_now, number);
+                }
+                count.is_some() || number.is_some()
             }
             _ => false,
         }
@@ -246,7 +252,7 @@ impl Pair {
             node.group.handle_peer_down(at_rate(self.now, rate));
             node.drain();
             node.outbox.clear();
-            node.durable = None;
+            (node.durable, node.lease_mark) = (None, None);
             node.wants_reconnect = false;
         }
     }
@@ -275,6 +281,11 @@ impl Pair {
         times.filter_map(|(node, rate)| Some(Monotonic((node.group.poll_timeout()?.0 * 100).div_ceil(rate)))).min()
     }
 
+    /// What a node's clock shows.
+    pub(super) fn clock(&self, node: usize) -> Now {
+        at_rate(self.now, self.rates[node])
+    }
+
     /// Lets the clocks go on.
     pub(super) fn pass_to(&mut self, at: Monotonic) {
         self.now.monotonic = self.now.monotonic.max(at);
@@ -296,7 +307,7 @@ impl Pair {
         let id = RequestId(self.next);
         self.next += 1;
         let request = Request { id, volume: VolumeId(1), access, operation };
-        self.nodes[index].group.handle_request(at_rate(self.now, self.rates[index]), request).expect("not busy");
+        self.nodes[index].group.handle_request(self.clock(index), request).expect("not busy");
         self.nodes[index].drain();
         id
     }
@@ -304,7 +315,7 @@ impl Pair {
     pub(super) fn command(&mut self, index: usize, command: Command) -> Result<CommandReply, CommandError> {
         let id = CommandId(self.next);
         self.next += 1;
-        self.nodes[index].group.handle_command(at_rate(self.now, self.rates[index]), id, command);
+        self.nodes[index].group.handle_command(self.clock(index), id, command);
         for _ in 0..10_000 {
             self.nodes[index].drain();
             if let Some(reply) = self.nodes[index].replies.remove(&id) {
@@ -370,8 +381,8 @@ impl Pair {
             if self.nodes[index].answers.contains_key(&id) {
                 break;
             }
-            let rng = &mut self.rng;
-            self.nodes[index].step(at_rate(self.now, self.rates[index]), rng);
+            let now = self.clock(index);
+            self.nodes[index].step(now, &mut self.rng);
         }
         let Some(Ok(Reply::Data(parts))) = self.nodes[index].answers.remove(&id) else { panic!("read failed") };
         let data: Vec<u8> = parts.concat();
@@ -421,7 +432,7 @@ impl Pair {
     pub(super) fn reopen(&mut self, index: usize) {
         self.cut();
         let mut disks = self.nodes[index].disks.clone();
-        self.nodes[index] = open(&mut disks, at_rate(self.now, self.rates[index]));
+        self.nodes[index] = open(&mut disks, self.clock(index));
         self.nodes[index].disks = disks;
     }
 
@@ -430,8 +441,8 @@ impl Pair {
         let voids = group.pair.state == PairState::InitialCopy && self.nodes[1 - index].group.stream.copying;
         self.cut();
         for _ in 0..pick(&mut self.rng, 10) {
-            let rng = &mut self.rng;
-            self.nodes[index].step(at_rate(self.now, self.rates[index]), rng);
+            let now = self.clock(index);
+            self.nodes[index].step(now, &mut self.rng);
         }
         let before = self.nodes[index].group.position_of(self.nodes[index].group.completed).seq;
         self.reopen(index);

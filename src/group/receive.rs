@@ -47,7 +47,6 @@ impl Group {
             Kind::Compare => self.compare(record, &payload),
             Kind::Differs => self.take_answer(&record, &payload),
             Kind::LeaseAsk => self.lease_asked(&payload),
-            Kind::LeaseGrant => self.lease_granted(&payload),
             Kind::Refusal => Err(format!("The peer refuses: {}", String::from_utf8_lossy(&payload))),
             _ => self.journal_frame(record, payload),
         }

@@ -246,6 +246,12 @@ impl GroupActor {
         self.wake.notify_one();
     }
 
+    /// The peer's mark about leases.
+    pub fn lease_mark(&self, number: u64) {
+        self.state.borrow_mut().group.handle_lease_mark(now(), number);
+        self.wake.notify_one();
+    }
+
     /// The carrier has taken so many bytes.
     pub fn credit(&self, bytes: u64) {
         self.state.borrow_mut().group.handle_stream_credit(now(), bytes);
@@ -327,6 +333,11 @@ impl GroupActor {
                     peer.mark_durable(ChannelId(self.id().0), count.0);
                 }
             }
+            Output::LeaseMark(number) => {
+                if let Some(peer) = &state.peer {
+                    peer.mark_durable(lease_channel(self.id()), number);
+                }
+            }
             Output::Consumed(bytes) => {
                 if let Some(peer) = &state.peer {
                     peer.consumed(bytes);
@@ -395,6 +406,11 @@ impl State {
         self.commands.insert(id, sender);
         (id, receiver)
     }
+}
+
+/// Where a group's marks about leases go: no group's identifier, for these are random.
+fn lease_channel(group: GroupId) -> ChannelId {
+    ChannelId(group.0.map(|byte| !byte))
 }
 
 /// The clocks, for the core. The first goes on while the machine sleeps: a lease does not last longer for that.

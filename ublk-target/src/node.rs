@@ -119,8 +119,11 @@ impl Node {
                 }
                 Event::Frame(frame) => self.frame(&peer, frame.channel, frame.body),
                 Event::Durable { channel, value } => {
+                    // A group's own channel says what is durable, the opposite one is about leases.
                     if let Some(group) = self.by_id(channel) {
                         group.durable(value);
+                    } else if let Some(group) = self.by_id(ChannelId(channel.0.map(|byte| !byte))) {
+                        group.lease_mark(value);
                     }
                 }
                 Event::Link { link, state } => {
