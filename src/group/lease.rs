@@ -126,6 +126,8 @@ impl Group {
         }
         self.pair.lease_millis = millis;
         self.leasing.forget_session();
+        // Who waited for a lease only waits no more.
+        self.answer_waiting();
         self.again = true;
         Ok(())
     }

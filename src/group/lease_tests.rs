@@ -199,6 +199,24 @@ fn a_read_that_ends_too_late_is_answered_with_the_next_lease() {
 }
 
 #[test]
+fn an_operator_lets_a_frozen_primary_go_on() {
+    let mut pair = Pair::leased([10; 32], [100; 2]);
+    pair.write_to(0);
+    pair.run_for(2_000_000);
+    // From the disk, and before the write is there.
+    let read = pair.request(0, Operation::Read { offset: 0, size: 4096 });
+    let write = pair.write_to(0);
+    pair.cut();
+    pair.pass_to(pair.now.monotonic.after(2 * LEASE));
+    pair.run_for(1_000);
+    assert!([write, read].iter().all(|id| !pair.nodes[0].answers.contains_key(id)));
+    pair.command(0, Command::SetLease { millis: 0 }).unwrap();
+    pair.run_for(1_000);
+    assert!(pair.is_answered(0, write));
+    assert!(matches!(pair.nodes[0].answers.get(&read), Some(Ok(Reply::Data(_)))));
+}
+
+#[test]
 fn a_lease_wants_a_peer_that_is_there() {
     let mut pair = Pair::in_step();
     pair.cut();
