@@ -9,8 +9,8 @@
 //!  2456 0 … 4096
 //!  4096: 64 volumes of 512 bytes
 //! ```
-//! Versions 1 to 3 lack the lease, versions 1 and 2 the pair's apply policy, version 1 the epochs that led to the restart point, which are then taken for
-//! unknown.
+//! Versions 1 to 3 lack the lease, versions 1 and 2 the pair's apply policy, version 1 the epochs that led to the restart
+//! point, which are then taken for unknown.
 
 use super::{
     message::LEASE_MILLIS_MAX,
@@ -37,6 +37,11 @@ pub const SLOTS: [u64; 2] = [0, 64 << 10];
 pub const JOURNAL_SUPERBLOCK_SIZE: usize = 4096 + VOLUME_COUNT_MAX * 512;
 /// Where the ring begins on the medium.
 pub const RING_OFFSET: u64 = 128 << 10;
+/// Bytes of the ring on a medium of this size.
+pub fn ring_size_of(medium_size: u64) -> u64 {
+    medium_size.saturating_sub(RING_OFFSET) & !0xFFFF
+}
+
 /// Longest path of a pool in bytes.
 pub const POOL_PATH_SIZE_MAX: usize = 255;
 
@@ -264,13 +269,8 @@ impl JournalSuperblock {
         require(raw.ring_size.get().is_multiple_of(ALIGNMENT as u64) && raw.ring_size.get() > 0, WHAT, "ring size")?;
         require(raw.tail_position.get().is_multiple_of(ALIGNMENT as u64), WHAT, "tail position")?;
         require(raw.clean <= 1 && raw.reserved1 == [0; 3] && raw.reserved0.get() == 0, WHAT, "reserved field")?;
-        require(
-            raw.reserved2 == [0; 8]
-                && raw.lease_millis.get() <= LEASE_MILLIS_MAX
-                && raw.reserved3.iter().all(|byte| *byte == 0),
-            WHAT,
-            "reserved field",
-        )?;
+        require(raw.reserved2 == [0; 8] && raw.reserved3.iter().all(|byte| *byte == 0), WHAT, "reserved field")?;
+        require(raw.lease_millis.get() <= LEASE_MILLIS_MAX, WHAT, "lease")?;
         let mut volumes = Vec::with_capacity(count);
         let mut rest = rest;
         for _ in 0..count {

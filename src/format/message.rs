@@ -109,7 +109,7 @@ pub struct Range {
     pub size: u64,
 }
 
-/// A lease that is asked for or granted.
+/// A lease that a primary asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// Which one, counted from 1 by who asks; 0: who asked relies on none any more.

@@ -1,12 +1,11 @@
 //! Making a group's media, and reading who they belong to.
 
-use super::journal_growth::ring_size_of;
 use crate::{
     command::VolumeSpec,
     disk::{DiskError, MediumId, Storage},
     format::{
         FormatError as BytesError,
-        journal_superblock::{JOURNAL_SUPERBLOCK_SIZE, JournalSuperblock, PairRecord, SLOTS},
+        journal_superblock::{JOURNAL_SUPERBLOCK_SIZE, JournalSuperblock, PairRecord, SLOTS, ring_size_of},
         text::Name,
     },
     pair::{ApplyPolicy, Level, PairState, Role, WithoutPeer},

@@ -77,12 +77,7 @@ proptest! {
         let mut wanted = bench.spec().size;
         for _ in 0..250 {
             match pick(&mut bench.rng, 24) {
-                0 => bench.kill(),
-                1 => bench.lose_power(),
-                2 => bench.settle(),
-                3..6 => bench.check(),
-                6..12 => drop(bench.step()),
-                12 | 13 => bench.hasten(),
+                choice if bench.befalls(choice) => {}
                 14 if bench.group.growth.is_none() => {
                     // Small steps leave the table where it is; large ones make it move, again and again.
                     let step = [1 << 20, 100 << 20, 400 << 20][pick(&mut bench.rng, 3) as usize];

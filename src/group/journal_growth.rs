@@ -7,19 +7,22 @@
 use super::Group;
 use crate::{
     command::{CommandError, CommandId, CommandReply},
-    format::journal_superblock::RING_OFFSET,
+    format::journal_superblock::ring_size_of,
     output::Output,
+    units::Monotonic,
 };
 
 /// New batches begin until no more than so many bytes are to be destaged and acknowledged.
 const REST_SIZE: u64 = 4 << 20;
+/// Writes wait no longer.
+const EMPTYING_MICROS: u64 = 5_000_000;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
     /// Until little is left.
     Hurrying,
-    /// Until nothing is left; no batch begins.
-    Emptying,
+    /// Until nothing is left, but no longer than this; no batch begins.
+    Emptying(Monotonic),
     /// Until this superblock is durable; no batch begins.
     Storing(u64),
 }
@@ -76,6 +79,14 @@ impl Group {
         self.acknowledged_limit() >= self.sealed || self.peer.is_streaming()
     }
 
+    /// When writes have waited long enough.
+    pub(super) fn journal_growth_timeout(&self) -> Option<Monotonic> {
+        match self.journal_growth.as_ref()?.step {
+            Step::Emptying(until) => Some(until),
+            Step::Hurrying | Step::Storing(_) => None,
+        }
+    }
+
     /// Goes on with it.
     pub(super) fn continue_journal_growth(&mut self) {
         let Some(growth) = &self.journal_growth else { return };
@@ -92,14 +103,17 @@ impl Group {
             Step::Hurrying => {
                 let from = self.applied.min(self.acknowledged_limit());
                 if self.journal.size_between(from, self.sealed) <= REST_SIZE {
-                    self.set_journal_growth_step(Step::Emptying);
+                    self.set_journal_growth_step(Step::Emptying(self.now.monotonic.after(EMPTYING_MICROS)));
                 }
             }
-            Step::Emptying => {
+            Step::Emptying(until) => {
                 if self.empty_journal() {
                     self.journal.restart_with(ring_size);
                     let count = self.superblock.request();
                     self.set_journal_growth_step(Step::Storing(count));
+                } else if self.now.monotonic >= until {
+                    let reason = "it was not empty after 5 s without new writes; nothing has changed, try again when less is to do";
+                    self.end_journal_growth(id, Err(CommandError::Journal(reason)));
                 }
             }
         }
@@ -139,9 +153,4 @@ impl Group {
         self.again = true;
         self.outputs.push_back(Output::CommandAnswer { id, result });
     }
-}
-
-/// The ring on a medium of this size.
-pub(super) fn ring_size_of(size: u64) -> u64 {
-    size.saturating_sub(RING_OFFSET) & !0xFFFF
 }

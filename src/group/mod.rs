@@ -191,7 +191,13 @@ impl Group {
         if self.stopped.is_some() {
             return None;
         }
-        let times = [self.destage_timeout(), self.checkpoint_timeout(), self.confirm_timeout(), self.lease_timeout()];
+        let times = [
+            self.destage_timeout(),
+            self.checkpoint_timeout(),
+            self.confirm_timeout(),
+            self.lease_timeout(),
+            self.journal_growth_timeout(),
+        ];
         times.into_iter().flatten().min()
     }
 

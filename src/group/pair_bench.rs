@@ -416,10 +416,10 @@ impl Pair {
             let write = Operation::Write { offset: 0, data, durability: Durability::Completed };
             let id = self.request(index, write);
             assert_eq!(self.nodes[index].answers.remove(&id), Some(Err(RequestError::NotPrimary)));
+            // Only for who knows that it is not the newest.
+            let id = self.request(index, Operation::Read { offset: 0, size: 4096 });
+            assert_eq!(self.nodes[index].answers.remove(&id), Some(Err(RequestError::NotPrimary)));
             if roles[index] == Role::Fenced {
-                // Only for who knows that it is a fork.
-                let id = self.request(index, Operation::Read { offset: 0, size: 4096 });
-                assert_eq!(self.nodes[index].answers.remove(&id), Some(Err(RequestError::NotPrimary)));
                 self.content(index);
             }
         }

@@ -219,6 +219,20 @@ impl Bench {
         }
     }
 
+    /// What may happen to a group at any time; `false` if `choice`, of 0 to 23, is something else.
+    pub(super) fn befalls(&mut self, choice: u64) -> bool {
+        match choice {
+            0 => self.kill(),
+            1 => self.lose_power(),
+            2 => self.settle(),
+            3..6 => self.check(),
+            6..12 => drop(self.step()),
+            12 | 13 => self.hasten(),
+            _ => return false,
+        }
+        true
+    }
+
     /// Ends one operation in flight, any of them.
     pub(super) fn step(&mut self) -> bool {
         self.drain();

@@ -109,13 +109,7 @@ impl Medium {
             return Self::open(path, options, Patience::None);
         }
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(error)?;
-        let made = match allocation {
-            Allocation::Sparse => file.set_len(size),
-            Allocation::Full => {
-                nix::fcntl::fallocate(&file, FallocateFlags::empty(), 0, size as i64).map_err(io::Error::from)
-            }
-        };
-        if let Err(source) = made {
+        if let Err(source) = allocate(&file, size, allocation) {
             // A file that is too short must not be found later.
             let _ = fs::remove_file(path);
             return Err(error(source));
@@ -143,6 +137,26 @@ impl Medium {
     pub fn ring(&self) -> Rc<tokio_uring::fs::File> {
         self.ring.clone()
     }
+}
+
+fn allocate(file: &File, size: u64, allocation: Allocation) -> io::Result<()> {
+    match allocation {
+        Allocation::Sparse => file.set_len(size),
+        Allocation::Full => Ok(nix::fcntl::fallocate(file, FallocateFlags::empty(), 0, size as i64)?),
+    }
+}
+
+/// Makes a medium at least so large if it is a file, durably; its size then. Blocks.
+///
+/// # Errors
+/// When there is no room.
+pub fn enlarge(mut file: &File, size: u64, allocation: Allocation) -> io::Result<u64> {
+    let metadata = file.metadata()?;
+    if metadata.is_file() && metadata.len() < size {
+        allocate(file, size, allocation)?;
+        file.sync_all()?;
+    }
+    file.seek(SeekFrom::End(0))
 }
 
 /// Carries out one operation.

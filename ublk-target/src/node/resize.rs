@@ -1,13 +1,14 @@
 //! Making a volume larger: its pools on both nodes first, then the volume on the standby, then here, then its block device. And
 //! making a journal larger, on each node for itself.
 //!
-//! A volume's standby goes first because it may be the larger one, never the smaller. Whatever is interrupted is done again by the same
-//! command.
+//! A volume's standby goes first because it may be the larger one, never the smaller. Whatever is interrupted is done again by
+//! the same command.
 
 use super::{Answer, Node, command, pairs::silence};
 use crate::{
     actor::GroupActor,
     api::ApiError,
+    media::{Allocation, enlarge},
     peer::Peer,
     provision::Message,
     ublk::{self, device_path},
@@ -19,7 +20,6 @@ use holdfast::{
     pair::Role,
     units::{NodeKey, VolumeId},
 };
-use nix::fcntl::FallocateFlags;
 use serde_json::json;
 use std::{rc::Rc, time::Duration};
 use tokio::time::timeout;
@@ -68,15 +68,8 @@ impl Node {
         let actor = self.group(group)?;
         let at = |error: &dyn std::fmt::Display| ApiError::new(format!("The journal of group {group}: {error}"));
         let journal = actor.medium_file(MediumId::Journal).map_err(|error| at(&error))?;
-        let grow = move || {
-            let metadata = journal.metadata()?;
-            if metadata.is_file() && metadata.len() < size {
-                // All of it at once, as when it was made; the ring may rely on it from now on.
-                nix::fcntl::fallocate(&journal, FallocateFlags::empty(), 0, size as i64)?;
-                journal.sync_all()?;
-            }
-            std::io::Seek::seek(&mut &journal, std::io::SeekFrom::End(0))
-        };
+        // All of it at once, as when it was made.
+        let grow = move || enlarge(&journal, size, Allocation::Full);
         let has = tokio::task::spawn_blocking(grow).await.map_err(ApiError::new)?.map_err(|error| at(&error))?;
         if has < size {
             return Err(at(&format!("its device has {has} bytes; enlarge it first")));
@@ -135,15 +128,7 @@ async fn enlarge_pool(actor: &Rc<GroupActor>, spec: &VolumeSpec, size: u64) -> R
     let wanted = grown_pool_size(size, spec.table_block_size);
     let at = |error: &dyn std::fmt::Display| ApiError::new(format!("{}: {error}", spec.pool_path));
     let pool = actor.medium_file(MediumId::Pool(spec.id)).map_err(|error| at(&error))?;
-    let grow = move || {
-        let metadata = pool.metadata()?;
-        if metadata.is_file() && metadata.len() < wanted {
-            pool.set_len(wanted)?;
-            // The table may rely on it from now on.
-            pool.sync_all()?;
-        }
-        std::io::Seek::seek(&mut &pool, std::io::SeekFrom::End(0))
-    };
+    let grow = move || enlarge(&pool, wanted, Allocation::Sparse);
     let has = tokio::task::spawn_blocking(grow).await.map_err(ApiError::new)?.map_err(|error| at(&error))?;
     let needed = smallest_pool_size(size, spec.table_block_size);
     if has < needed {
