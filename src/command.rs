@@ -3,10 +3,12 @@
 use crate::{
     format::{message::Range, text::Name},
     pair::{ApplyPolicy, Level, PairState, Role, WithoutPeer},
+    stream_state::Origin,
     units::{Epoch, Generation, MediumUuid, NodeKey, Position, Seq, VolumeId},
 };
-use alloc::string::String;
-use serde::Serialize;
+use alloc::{string::String, vec::Vec};
+use core::{fmt, str::FromStr};
+use serde::{Deserialize, Serialize};
 
 /// Chosen by the shell; comes back with the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,6 +91,23 @@ pub enum Command {
         /// For people.
         label: Name,
     },
+    /// Sets which restart points are kept on this node beside the last one: a number of them, and all that are at most so much
+    /// older than the last one.
+    KeepGenerations {
+        /// How many at least, the last one included: 1 to 64.
+        count: u16,
+        /// How much older, in seconds.
+        seconds: u32,
+    },
+    /// Lets go of a generation. Answered when it will not come back.
+    DropGeneration(GenerationId),
+    /// Opens a trial: a writable copy of a generation, thrown away later.
+    BeginTrial {
+        /// Which; the newest if absent.
+        generation: Option<GenerationId>,
+    },
+    /// Throws the trial away.
+    EndTrial,
     /// Makes a secondary the primary.
     Promote {
         /// To what.
@@ -112,7 +131,7 @@ pub enum Command {
 pub enum PromoteTarget {
     /// The last restart point that arrived; in a copy to a node that has none, the state before it.
     RestartPoint,
-    /// The restart point of this number.
+    /// The restart point of this number, the last one or an older one that is kept.
     Generation(Generation),
     /// All that was received.
     Latest,
@@ -129,6 +148,13 @@ pub enum CommandReply {
         /// Its number.
         generation: Generation,
         /// Its record.
+        at: Position,
+    },
+    /// A trial is open.
+    Trial {
+        /// Of which generation.
+        generation: GenerationId,
+        /// The last record that is part of it.
         at: Position,
     },
     /// The node is primary now.
@@ -149,7 +175,7 @@ pub enum CommandReply {
         /// How much of it differs.
         differing_bytes: u64,
         /// Where, the first 16,384 ranges.
-        differing: alloc::vec::Vec<Range>,
+        differing: Vec<Range>,
         /// What differs is being copied.
         mending: bool,
     },
@@ -179,17 +205,29 @@ pub enum CommandError {
         "No restart point has arrived; promote to the latest state instead, if the application can start from any instant"
     )]
     NoRestartPoint,
-    /// Another restart point is kept, or none.
-    #[error(
-        "Restart point {asked} is not kept on this node; {}",
-        .kept.map_or("none is".into(), |kept| alloc::format!("the one that is kept is {kept}"))
-    )]
+    /// Other generations are kept, or none.
+    #[error("Generation {asked} is not kept on this node; {}", list(.kept))]
     NotKept {
         /// What was asked for.
-        asked: Generation,
-        /// What there is.
-        kept: Option<Generation>,
+        asked: GenerationId,
+        /// What there is, newest first.
+        kept: Vec<GenerationId>,
     },
+    /// It has arrived, and the volumes are not that far yet.
+    #[error("Generation {0} has arrived and is not applied yet; try again in a moment")]
+    NotApplied(GenerationId),
+    /// The last restart point stays.
+    #[error("Generation {0} is the last restart point, which is always kept")]
+    LastRestartPoint(GenerationId),
+    /// Somebody reads it.
+    #[error("Generation {0} is in use; disconnect its clients, or end the trial, first")]
+    GenerationInUse(GenerationId),
+    /// A promotion would lose what a former primary wrote.
+    #[error("Generation {0} is newer than that and would be lost; drop it first, or use --force")]
+    ForkInTheWay(GenerationId),
+    /// Not a possible number.
+    #[error("{0} restart points cannot be kept: 1 to 64 can")]
+    KeepCount(u16),
     /// The secondary's state is between two states while it is being copied.
     #[error(
         "The latest state is being copied and is not consistent; promote to the restart point, or wait for the copy"
@@ -252,6 +290,131 @@ pub enum CommandError {
     InProgress(&'static str),
 }
 
+fn list(kept: &[GenerationId]) -> String {
+    if kept.is_empty() {
+        return "none is".into();
+    }
+    let names: Vec<String> = kept.iter().map(|name| alloc::format!("{name}")).collect();
+    alloc::format!("what is kept is {}", names.join(", "))
+}
+
+/// How a generation is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GenerationId {
+    /// A restart point: its number. 0 is the state before a copy.
+    Number(Generation),
+    /// What a former primary wrote last in this epoch, past the last record that it shares with its peer.
+    Fork(Epoch),
+}
+
+impl GenerationId {
+    /// The name of a generation of which this is known.
+    pub(crate) fn of(info: &RestartPointInfo, kind: GenerationKind) -> Self {
+        if kind == GenerationKind::Fork { Self::Fork(info.at.epoch) } else { Self::Number(info.generation) }
+    }
+}
+
+impl fmt::Display for GenerationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::Fork(epoch) => write!(f, "fork-{epoch}"),
+        }
+    }
+}
+
+/// A text is no generation's name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("\"{0}\" names no generation: use a restart point's number, such as 7, or fork-EPOCH, such as fork-2.0")]
+pub struct NoGeneration(String);
+
+impl FromStr for GenerationId {
+    type Err = NoGeneration;
+
+    fn from_str(text: &str) -> Result<Self, NoGeneration> {
+        let fork = |epoch: &str| {
+            let (promotions, restarts) = epoch.split_once('.')?;
+            let (promotions, restarts) = (promotions.parse::<u32>().ok()?, restarts.parse::<u32>().ok()?);
+            Some(Self::Fork(Epoch(u64::from(promotions) << 32 | u64::from(restarts))))
+        };
+        let found = match text.strip_prefix("fork-") {
+            Some(epoch) => fork(epoch),
+            None => text.parse().ok().map(|number| Self::Number(Generation(number))),
+        };
+        found.ok_or_else(|| NoGeneration(text.into()))
+    }
+}
+
+impl Serialize for GenerationId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for GenerationId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// What a generation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GenerationKind {
+    /// The last restart point.
+    LastRestartPoint,
+    /// An older one.
+    RestartPoint,
+    /// One that is no part of the group's history any more, because another node was promoted to a state before it.
+    FormerRestartPoint,
+    /// What a former primary wrote that no other node has.
+    Fork,
+    /// The state before the copy that is under way.
+    BeforeCopy,
+}
+
+impl From<Origin> for GenerationKind {
+    fn from(origin: Origin) -> Self {
+        match origin {
+            Origin::RestartPoint => Self::RestartPoint,
+            Origin::FormerRestartPoint => Self::FormerRestartPoint,
+            Origin::Fork => Self::Fork,
+        }
+    }
+}
+
+/// A generation as people see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct GenerationStatus {
+    /// Its name.
+    pub name: GenerationId,
+    /// What it is.
+    pub kind: GenerationKind,
+    /// The last record that is part of it.
+    pub at: Position,
+    /// When it came to be, microseconds since 1970.
+    pub time: crate::units::WallClock,
+    /// For people.
+    pub label: Name,
+    /// Bytes of blocks that neither a newer generation nor the latest state has, as far as that is known already.
+    pub own_bytes: u64,
+    /// The volumes have come so far: it can be read.
+    pub applied: bool,
+    /// It is being read, or tried out.
+    pub in_use: bool,
+}
+
+/// A trial as people see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct TrialStatus {
+    /// The generation of which it is a copy.
+    pub generation: GenerationId,
+    /// The last record that is part of that.
+    pub at: Position,
+    /// Bytes of blocks that were written.
+    pub written_bytes: u64,
+}
+
 /// A restart point as people see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct RestartPointInfo {
@@ -309,6 +472,14 @@ pub struct Status {
     pub lag: Lag,
     /// Last restart point here.
     pub restart_point: Option<RestartPointInfo>,
+    /// All generations that this node keeps, newest first.
+    pub generations: Vec<GenerationStatus>,
+    /// The trial that is open.
+    pub trial: Option<TrialStatus>,
+    /// How many restart points are kept at least.
+    pub keep_count: u16,
+    /// Those that are at most so much older than the last one are kept too, in seconds.
+    pub keep_seconds: u32,
     /// Generation of the last restart point that the peer has made durable.
     pub restart_point_acknowledged: Option<Generation>,
     /// A verification under way.
@@ -320,7 +491,7 @@ pub struct Status {
     /// Bytes of the journal that cannot be reused yet.
     pub journal_used: u64,
     /// The volumes.
-    pub volumes: alloc::vec::Vec<VolumeStatus>,
+    pub volumes: Vec<VolumeStatus>,
     /// What only this node has (a fenced former primary).
     pub fork: Option<Fork>,
     /// Why the group has stopped, if it has.

@@ -1,7 +1,7 @@
 //! What a group asks of its shell.
 
 use crate::{
-    command::{CommandError, CommandId, CommandReply},
+    command::{CommandError, CommandId, CommandReply, GenerationId},
     disk::DiskOperation,
     pair::{PairState, Role},
     request::{Reply, RequestError, RequestId},
@@ -106,6 +106,13 @@ pub enum Event {
     LeaseDropped,
     /// The peer's promise is over: this primary answers nothing until it has another.
     LeaseLost,
+    /// A pool has no room: the oldest generation that could be done without is let go of.
+    GenerationDropped {
+        /// Its name.
+        name: GenerationId,
+    },
+    /// The same, and nothing but the trial could be done without.
+    TrialDropped,
     /// The pool has no free block; destaging waits.
     PoolFull,
 }

@@ -1,6 +1,6 @@
 //! What a host asks of a volume, and how it is answered.
 
-use crate::units::VolumeId;
+use crate::units::{Order, VolumeId};
 use alloc::vec::Vec;
 use bytes::Bytes;
 
@@ -81,6 +81,10 @@ pub enum Access {
     ReadWrite,
     /// It knows that it looks at what this node holds: on a fenced node, what no other node has.
     ReadOnly,
+    /// It looks at a generation, which [`Group::hold_generation`](crate::group::Group::hold_generation) holds for it.
+    Generation(Order),
+    /// It reads and writes the trial that is open.
+    Trial,
 }
 
 /// A host's request to one volume.
@@ -140,6 +144,12 @@ pub enum RequestError {
     /// This node does not serve writes of this group.
     #[error("This node is not the primary of the group")]
     NotPrimary,
+    /// A generation cannot be written.
+    #[error("A generation cannot be written")]
+    ReadOnly,
+    /// The generation was let go of, or the trial has ended.
+    #[error("The generation is kept no more, or the trial has ended")]
+    NotKept,
     /// The group has stopped.
     #[error("The group has stopped")]
     Stopped,

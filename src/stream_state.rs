@@ -10,6 +10,7 @@ use crate::{
     units::{Epoch, Generation, Order, Position, Seq},
 };
 use alloc::vec::Vec;
+use serde::Serialize;
 
 /// Most epochs that are remembered; a peer that knows only older ones is copied anew.
 pub const EPOCH_HISTORY_MAX: usize = 64;
@@ -34,6 +35,43 @@ pub struct KeptPoint {
     pub epochs: Vec<EpochStart>,
 }
 
+/// Most generations beside the last restart point that are remembered.
+pub const OLDER_COUNT_MAX: usize = 64;
+
+/// What an older generation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// A restart point of the history that the group has.
+    RestartPoint,
+    /// A restart point that is no part of that history any more: another node was promoted to a state before it.
+    FormerRestartPoint,
+    /// What this node wrote, or received, past the last record that it shares with that history.
+    Fork,
+}
+
+/// A generation before the last restart point. The volumes may keep it or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OlderPoint {
+    /// What is told of it.
+    pub info: RestartPointInfo,
+    /// Its entry.
+    pub order: Order,
+    /// What it is.
+    pub origin: Origin,
+}
+
+/// What an entry means for the volumes' snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Snapshot {
+    /// Nothing.
+    Same,
+    /// What the volumes hold at this entry is kept as a generation; the entry is its name.
+    Kept,
+    /// What they hold becomes nobody's snapshot, so that the old one is let go of.
+    Nameless,
+}
+
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamState {
@@ -45,6 +83,8 @@ pub struct StreamState {
     pub copying: bool,
     /// The last restart point to which the volumes can be taken back.
     pub restart_point: Option<KeptPoint>,
+    /// The generations before it, oldest first.
+    pub older: Vec<OlderPoint>,
     /// The epochs, oldest first.
     pub epochs: Vec<EpochStart>,
 }
@@ -57,16 +97,17 @@ impl StreamState {
             generation: Generation(1),
             copying: false,
             restart_point: None,
+            older: Vec::new(),
             epochs: alloc::vec![EpochStart { epoch: Epoch::FIRST, first: Seq(1) }],
         }
     }
 
-    /// Takes the next entry into account. `true`: what the volumes hold at this entry is to be kept as their snapshot.
+    /// Takes the next entry into account.
     ///
     /// A copy takes a secondary through states that are none of the primary's. One that has no restart point keeps the state
     /// before the copy instead, under the number 0, until the copy has ended.
-    pub fn apply(&mut self, order: Order, record: &Record, note: &Note) -> bool {
-        let mut keeps = false;
+    pub fn apply(&mut self, order: Order, record: &Record, note: &Note) -> Snapshot {
+        let mut snapshot = Snapshot::Same;
         match (record.kind, note) {
             (Kind::CopyBegin, Note::History(epochs)) => {
                 // Copies of former versions do not ask for it.
@@ -74,25 +115,26 @@ impl StreamState {
                     let (generation, label) = (Generation::UNDECLARED, Name::default());
                     let info = RestartPointInfo { generation, at: self.last, time: record.time, label };
                     self.restart_point = Some(KeptPoint { info, order, epochs: self.epochs.clone() });
-                    keeps = true;
+                    snapshot = Snapshot::Kept;
                 }
                 self.copying = true;
-                self.epochs.clone_from(epochs);
+                let former = core::mem::replace(&mut self.epochs, epochs.clone());
+                self.last = record.at;
+                let strays: Vec<bool> = self.older.iter().map(|point| !self.shares(point.info.at, &former)).collect();
+                let declared = self.older.iter_mut().zip(strays).filter(|(point, _)| point.origin != Origin::Fork);
+                declared.filter(|(_, strays)| *strays).for_each(|(point, _)| point.origin = Origin::FormerRestartPoint);
                 self.generation = record.generation;
             }
             (Kind::CopyEnd, _) => {
                 self.copying = false;
-                // The new snapshot is nobody's; it only lets go of the old one.
-                keeps = self.restart_point.take_if(|point| !point.info.is_declared()).is_some();
+                snapshot = self.release_undeclared();
             }
             (Kind::EpochChange, note) => {
                 if let Note::Fork(fork) = note {
-                    if let Some(point) = self.restart_point.as_ref().filter(|point| point.order == *fork) {
-                        self.epochs.clone_from(&point.epochs);
-                    }
+                    self.take_back(*fork);
                     // This node is the primary from here on. A primary that only starts anew ends no copy.
                     self.copying = false;
-                    keeps = self.restart_point.take_if(|point| !point.info.is_declared()).is_some();
+                    snapshot = self.release_undeclared();
                 }
                 // What the new epoch's first record displaces is no part of the history.
                 self.epochs.retain(|start| start.epoch < record.at.epoch && start.first < record.at.seq);
@@ -108,14 +150,62 @@ impl StreamState {
                     let label = if let Note::Label(label) = note { *label } else { Name::default() };
                     let info =
                         RestartPointInfo { generation: record.generation, at: record.at, time: record.time, label };
-                    self.restart_point = Some(KeptPoint { info, order, epochs: self.epochs.clone() });
-                    keeps = true;
+                    let before = self.restart_point.replace(KeptPoint { info, order, epochs: self.epochs.clone() });
+                    if let Some(before) = before.filter(|before| before.info.is_declared()) {
+                        let is_here = self.shares(before.info.at, &before.epochs);
+                        let origin = if is_here { Origin::RestartPoint } else { Origin::FormerRestartPoint };
+                        self.push_older(OlderPoint { info: before.info, order: before.order, origin });
+                    }
+                    snapshot = Snapshot::Kept;
                 }
+            }
+            (Kind::Fork, _) => {
+                let (generation, label) = (Generation::UNDECLARED, Name::default());
+                let info = RestartPointInfo { generation, at: record.at, time: record.time, label };
+                self.push_older(OlderPoint { info, order, origin: Origin::Fork });
+                snapshot = Snapshot::Kept;
             }
             _ => {}
         }
         self.last = record.at;
-        keeps
+        snapshot
+    }
+
+    /// The volumes were taken back to what they held at `fork`.
+    fn take_back(&mut self, fork: Order) {
+        if self.restart_point.as_ref().is_some_and(|point| point.order > fork) {
+            self.restart_point = None;
+            self.older.retain(|point| point.order <= fork);
+            if let Some(point) = self.older.pop_if(|point| point.order == fork && point.origin == Origin::RestartPoint)
+            {
+                // The epochs after it are cut off by the change of epoch.
+                self.restart_point = Some(KeptPoint { info: point.info, order: fork, epochs: self.epochs.clone() });
+            }
+        } else if let Some(point) = self.restart_point.as_ref().filter(|point| point.order == fork) {
+            self.epochs.clone_from(&point.epochs);
+            self.older.retain(|point| point.order <= fork);
+        }
+    }
+
+    fn release_undeclared(&mut self) -> Snapshot {
+        match self.restart_point.take_if(|point| !point.info.is_declared()) {
+            Some(_) => Snapshot::Nameless,
+            None => Snapshot::Same,
+        }
+    }
+
+    fn push_older(&mut self, point: OlderPoint) {
+        if self.older.len() == OLDER_COUNT_MAX {
+            let oldest = self.older.iter().position(|point| point.origin != Origin::Fork).unwrap_or(0);
+            self.older.remove(oldest);
+        }
+        self.older.push(point);
+    }
+
+    /// Whether a record of another history is one of this history too.
+    fn shares(&self, at: Position, theirs: &[EpochStart]) -> bool {
+        let start = theirs.iter().find(|start| start.epoch == at.epoch);
+        start.is_some_and(|start| self.epochs.contains(start)) && self.end_of(at.epoch).is_some_and(|end| at.seq <= end)
     }
 
     /// The last record of `epoch` in this history, if the epoch is in it.

@@ -8,13 +8,15 @@ use holdfast::{
         FormatError,
         batch::{self, BatchEntry, BatchHeader, Placement},
         journal_superblock::{JournalSuperblock, PairRecord},
+        kept_page::{self, KEPT_PAGE_RECORD_COUNT, KeptPage, KeptRecord},
         message::{self, Digests, Greeting, LEASE_MILLIS_MAX, Lease, Range},
-        pool_superblock::PoolSuperblock,
+        pool_superblock::{Extent, PoolSuperblock},
         record::{Kind, Record},
         table_page::{self, Entry, TABLE_PAGE_ENTRY_COUNT},
+        text::Name,
     },
     pair::{ApplyPolicy, Cause, Level, PairState, Role, WithoutPeer},
-    stream_state::{EpochStart, KeptPoint, StreamState},
+    stream_state::{EpochStart, KeptPoint, OlderPoint, Origin, StreamState},
     units::{Epoch, Generation, GroupId, MediumUuid, NodeKey, Order, Position, Seq, VolumeId, WallClock},
 };
 use proptest::prelude::*;
@@ -108,6 +110,28 @@ fn stream() -> StreamState {
             order: Order(60),
             epochs: vec![EpochStart { epoch: Epoch(1 << 32), first: Seq(1) }],
         }),
+        older: vec![
+            OlderPoint {
+                info: RestartPointInfo {
+                    generation: Generation(3),
+                    at: at(1, 40),
+                    time: WallClock(8),
+                    label: "weekly".parse().unwrap(),
+                },
+                order: Order(30),
+                origin: Origin::FormerRestartPoint,
+            },
+            OlderPoint {
+                info: RestartPointInfo {
+                    generation: Generation(0),
+                    at: at(1, 44),
+                    time: WallClock(9),
+                    label: Name::default(),
+                },
+                order: Order(35),
+                origin: Origin::Fork,
+            },
+        ],
         epochs: vec![
             EpochStart { epoch: Epoch(1 << 32), first: Seq(1) },
             EpochStart { epoch: Epoch(3 << 32), first: Seq(50) },
@@ -134,6 +158,8 @@ fn journal_superblock() -> JournalSuperblock {
             without_peer: WithoutPeer::Freeze,
             policy: ApplyPolicy::Delayed,
             lease_millis: 10_000,
+            keep_count: 7,
+            keep_seconds: 86_400,
             peer: Some(NodeKey([0x44; 32])),
             synced: at(3, 60),
             peer_epoch: Epoch(3 << 32),
@@ -169,6 +195,8 @@ fn pool_superblock() -> PoolSuperblock {
         applied: Order(33),
         stamp: 4,
         void: vec![[2, 3]],
+        kept: Some(vec![(Order(30), 2), (Order(35), 4)]),
+        extents: vec![Extent { first: 900, count: 2, since: 5 }],
     }
 }
 
@@ -229,8 +257,11 @@ fn kept(name: &str) -> Vec<u8> {
 }
 
 #[test]
-fn journal_superblocks_of_versions_1_to_3_are_read() {
+fn journal_superblocks_of_versions_1_to_4_are_read() {
     let mut expected = journal_superblock();
+    expected.stream.older.clear();
+    (expected.pair.keep_count, expected.pair.keep_seconds) = (1, 0);
+    assert_eq!(JournalSuperblock::parse(&kept("journal_superblock_4")), Ok(expected.clone()));
     expected.pair.lease_millis = 0;
     assert_eq!(JournalSuperblock::parse(&kept("journal_superblock_3")), Ok(expected.clone()));
     expected.pair.policy = ApplyPolicy::Snapshot;
@@ -241,8 +272,10 @@ fn journal_superblocks_of_versions_1_to_3_are_read() {
 }
 
 #[test]
-fn a_pool_superblock_of_version_1_is_read() {
-    let expected = PoolSuperblock { pages_offset: 128 << 10, pages_since: 0, ..pool_superblock() };
+fn pool_superblocks_of_versions_1_and_2_are_read() {
+    let expected = PoolSuperblock { kept: None, extents: Vec::new(), ..pool_superblock() };
+    assert_eq!(PoolSuperblock::parse(&kept("pool_superblock_2")), Ok(expected.clone()));
+    let expected = PoolSuperblock { pages_offset: 128 << 10, pages_since: 0, ..expected };
     assert_eq!(PoolSuperblock::parse(&kept("pool_superblock_1")), Ok(expected));
 }
 
@@ -257,6 +290,20 @@ fn table_pages_keep_their_bytes() {
     assert!(matches!(table_page::parse(&bytes, POOL, 4, 1000), Err(FormatError::Field { field: "page index", .. })));
     assert!(matches!(table_page::parse(&bytes, POOL, 3, 999), Err(FormatError::Field { field: "physical block", .. })));
     assert!(matches!(table_page::parse(&bytes, MediumUuid([1; 16]), 3, 1000), Err(FormatError::Absent(_))));
+}
+
+#[test]
+fn pages_of_kept_blocks_keep_their_bytes() {
+    let mut records = vec![KeptRecord::default(); KEPT_PAGE_RECORD_COUNT];
+    records[0] = KeptRecord { boundary: 2, block: 9, physical: 1000 };
+    records[335] = KeptRecord { boundary: 4, block: 0, physical: 0 };
+    let (bytes, checksum) = kept_page::encode(POOL, 3, 6, &records);
+    golden("kept_page", &bytes);
+    let parse = |index, block_count| kept_page::parse(&bytes, POOL, index, block_count);
+    assert_eq!(parse(3, 1000), Ok(KeptPage { checkpoint: 6, checksum, records: records.clone() }));
+    assert!(matches!(parse(4, 1000), Err(FormatError::Field { field: "page index", .. })));
+    assert!(matches!(parse(3, 999), Err(FormatError::Field { field: "physical block", .. })));
+    assert!(matches!(kept_page::parse(&bytes, MediumUuid([1; 16]), 3, 1000), Err(FormatError::Absent(_))));
 }
 
 #[test]
@@ -286,22 +333,22 @@ fn messages_keep_their_bytes() {
 #[test]
 fn another_version_is_refused_with_its_number() {
     let newer = |mut bytes: Vec<u8>, at: usize| {
-        bytes[at] = 5;
+        bytes[at] = 6;
         bytes
     };
     let said = |error: FormatError| error.to_string();
     let journal = said(JournalSuperblock::parse(&newer(journal_superblock().encode().to_vec(), 12)).unwrap_err());
-    assert!(journal.contains("format version 5, but this program reads versions up to 4"), "{journal}");
+    assert!(journal.contains("format version 6, but this program reads versions up to 5"), "{journal}");
     let pool = said(PoolSuperblock::parse(&newer(pool_superblock().encode().to_vec(), 12)).unwrap_err());
-    assert!(pool.contains("pool superblock has format version 5"), "{pool}");
+    assert!(pool.contains("pool superblock has format version 6"), "{pool}");
     let batch = said(batch::parse_header_size(&newer(batch_bytes().to_vec(), 4), GROUP).unwrap_err());
-    assert!(batch.contains("journal batch has format version 5"), "{batch}");
+    assert!(batch.contains("journal batch has format version 6"), "{batch}");
 }
 
 proptest! {
     /// Damage is noticed (each format has a checksum), and nothing panics.
     #[test]
-    fn damaged_bytes_are_refused(at in 0usize..40_000, bit in 0u8..8, cut in 0usize..40_000) {
+    fn damaged_bytes_are_refused(at in 0usize..48_000, bit in 0u8..8, cut in 0usize..48_000) {
         let damage = |bytes: &[u8]| {
             let mut bytes = bytes.to_vec();
             let at = at % bytes.len();
@@ -330,6 +377,7 @@ proptest! {
         let _ = JournalSuperblock::parse(&bytes);
         let _ = PoolSuperblock::parse(&bytes);
         let _ = table_page::parse(&bytes, POOL, 0, 10);
+        let _ = kept_page::parse(&bytes, POOL, 0, 10);
         let _ = Greeting::parse(&bytes);
         let _ = message::parse_ranges(&bytes);
         let _ = Digests::parse(&bytes, 65_536);

@@ -2,14 +2,16 @@
 //! valid one with the higher write count counts. The ring follows at 128 KiB.
 //!
 //! ```text
-//!  slot: 0 magic "HOLDFAST"  8 kind "JRNL"  12 version  14 0  16 checksum (of all 36,864 bytes)  20 volume count
+//!  slot: 0 magic "HOLDFAST"  8 kind "JRNL"  12 version  14 0  16 checksum (of all 45,056 bytes)  20 volume count
 //!  24 write count  32 group  48 medium  64 name  128 ring size  136 tail position  144 tail order
 //!  152 tail previous checksum  156 clean  160 stream state at the tail (1,168)  1328 pair (80)  1408 clean order
-//!  1416 how many epochs led to the restart point  1420 lease in milliseconds  1424 0  1432 those epochs (64 × 16)
-//!  2456 0 … 4096
+//!  1416 how many epochs led to the restart point  1420 lease in milliseconds
+//!  1424 how many restart points are kept (2)  1426 count of older generations (2)  1428 for how many seconds they are kept
+//!  1432 those epochs (64 × 16)  2456 0 … 4096
 //!  4096: 64 volumes of 512 bytes
+//!  36864: 64 older generations of 128 bytes: place (16), time (8), journal entry (8), number (4), origin (1), 0 (27), label (64)
 //! ```
-//! Versions 1 to 3 lack the lease, versions 1 and 2 the pair's apply policy, version 1 the epochs that led to the restart
+//! Versions 1 to 4 have no older generations and end at 36,864; versions 1 to 3 lack the lease, versions 1 and 2 the pair's apply policy, version 1 the epochs that led to the restart
 //! point, which are then taken for unknown.
 
 use super::{
@@ -21,7 +23,7 @@ use crate::{
     buffer::{ALIGNMENT, AlignedBuffer},
     command::{RestartPointInfo, VolumeSpec},
     pair::{ApplyPolicy, Cause, Level, PairState, Role, WithoutPeer},
-    stream_state::{EPOCH_HISTORY_MAX, EpochStart, KeptPoint, StreamState},
+    stream_state::{EPOCH_HISTORY_MAX, EpochStart, KeptPoint, OLDER_COUNT_MAX, OlderPoint, Origin, StreamState},
     units::{
         Epoch, Generation, GroupId, MediumUuid, NAME_SIZE_MAX, NodeKey, Order, Position, Seq, TABLE_BLOCK_SIZE_MAX,
         TABLE_BLOCK_SIZE_MIN, VOLUME_COUNT_MAX, VOLUME_SIZE_MAX, VOLUME_SIZE_MIN, VolumeId, WallClock,
@@ -34,7 +36,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// Where the two slots begin on the medium.
 pub const SLOTS: [u64; 2] = [0, 64 << 10];
 /// Bytes of a slot that are used.
-pub const JOURNAL_SUPERBLOCK_SIZE: usize = 4096 + VOLUME_COUNT_MAX * 512;
+pub const JOURNAL_SUPERBLOCK_SIZE: usize = OLDER_AT + OLDER_COUNT_MAX * 128;
+/// Where the older generations begin in a slot; before version 5 the end.
+const OLDER_AT: usize = 4096 + VOLUME_COUNT_MAX * 512;
 /// Where the ring begins on the medium.
 pub const RING_OFFSET: u64 = 128 << 10;
 /// Bytes of the ring on a medium of this size.
@@ -45,7 +49,7 @@ pub fn ring_size_of(medium_size: u64) -> u64 {
 /// Longest path of a pool in bytes.
 pub const POOL_PATH_SIZE_MAX: usize = 255;
 
-const VERSION: u16 = 4;
+const VERSION: u16 = 5;
 const MAGIC: [u8; 8] = *b"HOLDFAST";
 const KIND: [u8; 4] = *b"JRNL";
 const WHAT: &str = "journal superblock";
@@ -110,7 +114,9 @@ struct RawHead {
     clean_order: U64,
     restart_epoch_count: U32,
     lease_millis: U32,
-    reserved2: [u8; 8],
+    keep_count: U16,
+    older_count: U16,
+    keep_seconds: U32,
     restart_epochs: [RawPosition; EPOCH_HISTORY_MAX],
     reserved3: [u8; 1640],
 }
@@ -131,6 +137,19 @@ struct RawVolume {
     reserved2: [u8; 153],
 }
 
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawOlder {
+    at: RawPosition,
+    time: U64,
+    order: U64,
+    generation: U32,
+    origin: u8,
+    reserved: [u8; 27],
+    label: Name,
+}
+
+const _: () = assert!(size_of::<RawOlder>() == 128);
 const _: () = assert!(size_of::<RawStream>() == 1168 && size_of::<RawPair>() == 80 && NAME_SIZE_MAX == 63);
 const _: () = assert!(size_of::<RawHead>() == 4096 && size_of::<RawVolume>() == 512);
 
@@ -149,6 +168,10 @@ pub struct PairRecord {
     pub policy: ApplyPolicy,
     /// How long a lease is that a primary needs in order to answer, or that this node has promised one; 0: none.
     pub lease_millis: u32,
+    /// How many restart points are kept at least, the last one included.
+    pub keep_count: u16,
+    /// Restart points that are at most so much older than the last one are kept too, in seconds.
+    pub keep_seconds: u32,
     /// The peer.
     pub peer: Option<NodeKey>,
     /// The last record that both nodes are known to have.
@@ -233,15 +256,20 @@ impl JournalSuperblock {
             clean_order: self.clean.unwrap_or_default().0.into(),
             restart_epoch_count: (restart_epochs.len() as u32).into(),
             lease_millis: self.pair.lease_millis.into(),
-            reserved2: [0; 8],
+            keep_count: self.pair.keep_count.into(),
+            older_count: (self.stream.older.len() as u16).into(),
+            keep_seconds: self.pair.keep_seconds.into(),
             restart_epochs: encode_epochs(restart_epochs),
             reserved3: [0; 1640],
         };
         let mut buffer = AlignedBuffer::new(JOURNAL_SUPERBLOCK_SIZE);
         let bytes = buffer.as_mut_slice();
         bytes[..4096].copy_from_slice(head.as_bytes());
-        for (spec, slot) in self.volumes.iter().zip(bytes[4096..].chunks_exact_mut(512)) {
+        for (spec, slot) in self.volumes.iter().zip(bytes[4096..OLDER_AT].chunks_exact_mut(512)) {
             slot.copy_from_slice(encode_volume(spec).as_bytes());
+        }
+        for (point, slot) in self.stream.older.iter().zip(bytes[OLDER_AT..].chunks_exact_mut(128)) {
+            slot.copy_from_slice(encode_older(point).as_bytes());
         }
         let checksum = checksum_without(bytes, CHECKSUM_AT);
         bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.to_le_bytes());
@@ -250,8 +278,7 @@ impl JournalSuperblock {
 
     /// Reads one slot.
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
-        let bytes = bytes.get(..JOURNAL_SUPERBLOCK_SIZE).ok_or(FormatError::Short(WHAT))?;
-        let (raw, rest) = prefix::<RawHead>(bytes, WHAT)?;
+        let (raw, _) = prefix::<RawHead>(bytes, WHAT)?;
         if raw.magic != MAGIC || raw.kind != KIND {
             return Err(FormatError::Absent(WHAT));
         }
@@ -259,6 +286,8 @@ impl JournalSuperblock {
         if !(1..=VERSION).contains(&raw.version.get()) {
             return Err(FormatError::Version { what: WHAT, found: raw.version.get(), newest: VERSION });
         }
+        let size = if raw.version.get() < 5 { OLDER_AT } else { JOURNAL_SUPERBLOCK_SIZE };
+        let bytes = bytes.get(..size).ok_or(FormatError::Short(WHAT))?;
         let (found, expected) = (checksum_without(bytes, CHECKSUM_AT), raw.checksum.get());
         if found != expected {
             return Err(FormatError::Checksum { what: WHAT, found, expected });
@@ -269,15 +298,32 @@ impl JournalSuperblock {
         require(raw.ring_size.get().is_multiple_of(ALIGNMENT as u64) && raw.ring_size.get() > 0, WHAT, "ring size")?;
         require(raw.tail_position.get().is_multiple_of(ALIGNMENT as u64), WHAT, "tail position")?;
         require(raw.clean <= 1 && raw.reserved1 == [0; 3] && raw.reserved0.get() == 0, WHAT, "reserved field")?;
-        require(raw.reserved2 == [0; 8] && raw.reserved3.iter().all(|byte| *byte == 0), WHAT, "reserved field")?;
+        require(raw.reserved3.iter().all(|byte| *byte == 0), WHAT, "reserved field")?;
         require(raw.lease_millis.get() <= LEASE_MILLIS_MAX, WHAT, "lease")?;
         let mut volumes = Vec::with_capacity(count);
-        let mut rest = rest;
+        let (_, mut rest) = bytes.split_at(size_of::<RawHead>());
         for _ in 0..count {
             let (volume, after) = prefix::<RawVolume>(rest, WHAT)?;
             rest = after;
             volumes.push(parse_volume(volume)?);
         }
+        let (_, mut rest) = bytes.split_at(OLDER_AT);
+        let older_count = usize::from(raw.older_count.get());
+        require(older_count <= OLDER_COUNT_MAX, WHAT, "count of older generations")?;
+        let mut older = Vec::with_capacity(older_count);
+        for _ in 0..older_count {
+            let (point, after) = prefix::<RawOlder>(rest, WHAT)?;
+            rest = after;
+            older.push(parse_older(point)?);
+        }
+        require(older.is_sorted_by(|a, b| a.order < b.order), WHAT, "order of generations")?;
+        let mut stream = parse_stream(&raw.stream, parse_epochs(&raw.restart_epochs, raw.restart_epoch_count)?)?;
+        stream.older = older;
+        let mut pair = parse_pair(&raw.pair, raw.lease_millis.get())?;
+        // What an earlier version kept.
+        pair.keep_count = raw.keep_count.get().max(1);
+        pair.keep_seconds = raw.keep_seconds.get();
+        require(usize::from(pair.keep_count) <= OLDER_COUNT_MAX, WHAT, "count of generations to keep")?;
         Ok(Self {
             write_count: raw.write_count.get(),
             group: GroupId(raw.group),
@@ -288,8 +334,8 @@ impl JournalSuperblock {
             tail_order: Order(raw.tail_order.get()),
             tail_previous_checksum: raw.tail_previous_checksum.get(),
             clean: (raw.clean == 1).then_some(Order(raw.clean_order.get())),
-            stream: parse_stream(&raw.stream, parse_epochs(&raw.restart_epochs, raw.restart_epoch_count)?)?,
-            pair: parse_pair(&raw.pair, raw.lease_millis.get())?,
+            stream,
+            pair,
             volumes,
         })
     }
@@ -323,6 +369,8 @@ fn parse_pair(raw: &RawPair, lease_millis: u32) -> Result<PairRecord, FormatErro
     require(raw.reserved == 0, WHAT, "reserved field")?;
     Ok(PairRecord {
         lease_millis,
+        keep_count: 1,
+        keep_seconds: 0,
         policy: match raw.policy {
             0 => ApplyPolicy::Snapshot,
             1 => ApplyPolicy::Delayed,
@@ -408,8 +456,39 @@ fn parse_stream(raw: &RawStream, restart_epochs: Vec<EpochStart>) -> Result<Stre
         generation: Generation(raw.generation.get()),
         copying: raw.copying == 1,
         restart_point: (raw.has_restart_point == 1).then_some(point),
+        older: Vec::new(),
         epochs: parse_epochs(&raw.epochs, raw.epoch_count)?,
     })
+}
+
+fn encode_older(point: &OlderPoint) -> RawOlder {
+    RawOlder {
+        at: point.info.at.into(),
+        time: point.info.time.0.into(),
+        order: point.order.0.into(),
+        generation: point.info.generation.0.into(),
+        origin: point.origin as u8,
+        reserved: [0; 27],
+        label: point.info.label,
+    }
+}
+
+fn parse_older(raw: &RawOlder) -> Result<OlderPoint, FormatError> {
+    require(raw.label.check().is_ok(), WHAT, "label")?;
+    require(raw.reserved == [0; 27], WHAT, "reserved field")?;
+    let info = RestartPointInfo {
+        generation: Generation(raw.generation.get()),
+        at: raw.at.into(),
+        time: WallClock(raw.time.get()),
+        label: raw.label,
+    };
+    let origin = match raw.origin {
+        0 => Origin::RestartPoint,
+        1 => Origin::FormerRestartPoint,
+        2 => Origin::Fork,
+        _ => return Err(FormatError::Field { what: WHAT, field: "origin of a generation" }),
+    };
+    Ok(OlderPoint { info, order: Order(raw.order.get()), origin })
 }
 
 fn encode_volume(spec: &VolumeSpec) -> RawVolume {

@@ -6,6 +6,7 @@
 
 pub mod batch;
 pub mod journal_superblock;
+pub mod kept_page;
 pub mod message;
 mod parts;
 pub mod pool_superblock;

@@ -5,9 +5,13 @@
 //!  slot: 0 magic "HOLDFAST"  8 kind "POOL"  12 version  14 0  16 checksum (of all 4,096 bytes)  20 block size
 //!  24 write count  32 group  48 medium  64 volume size  72 logical block  76 block count  80 blocks' offset
 //!  88 checkpoint  96 digest  104 applied order  112 stamp  116 void count  120 volume  122 0
-//!  128: 16 void ranges (first stamp, last stamp)  256 pages' offset  264 pages' first checkpoint  272: 0 … 4096
+//!  128: 16 void ranges (first stamp, last stamp)  256 pages' offset  264 pages' first checkpoint
+//!  272 count of kept generations  276 count of extents of kept pages
+//!  280: 80 kept generations: journal entry (8), boundary (4), 0 (4)
+//!  1560: 32 extents: first physical block (4), count (4), first checkpoint (8)  2072: 0 … 4096
 //! ```
-//! Version 1 lacks the pages' place: they are where they were when the pool was made.
+//! Version 1 lacks the pages' place: they are where they were when the pool was made. Versions 1 and 2 keep no generation but
+//! the last restart point, and do not say which that is.
 
 use super::parts::{FormatError, U16, U32, U64, checksum_without, prefix, require};
 use crate::{
@@ -24,8 +28,12 @@ pub const POOL_SUPERBLOCK_SIZE: usize = 4096;
 pub const TABLE_OFFSET: u64 = 128 << 10;
 /// Most ranges of void stamps.
 pub const VOID_COUNT_MAX: usize = 16;
+/// Most generations that a pool keeps.
+pub const KEPT_COUNT_MAX: usize = 80;
+/// Most extents of pages of kept blocks.
+pub const EXTENT_COUNT_MAX: usize = 32;
 
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 const MAGIC: [u8; 8] = *b"HOLDFAST";
 const KIND: [u8; 4] = *b"POOL";
 const WHAT: &str = "pool superblock";
@@ -57,7 +65,38 @@ struct Raw {
     void: [[U32; 2]; VOID_COUNT_MAX],
     pages_offset: U64,
     pages_since: U64,
-    reserved2: [u8; 3824],
+    kept_count: U32,
+    extent_count: U32,
+    kept: [RawKept; KEPT_COUNT_MAX],
+    extents: [RawExtent; EXTENT_COUNT_MAX],
+    reserved2: [u8; 2024],
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Default)]
+#[repr(C)]
+struct RawKept {
+    order: U64,
+    boundary: U32,
+    reserved: U32,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Default)]
+#[repr(C)]
+struct RawExtent {
+    first: U32,
+    count: U32,
+    since: U64,
+}
+
+/// A row of physical blocks that pages of kept blocks are in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// The first physical block.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
+    /// Pages with a lower checkpoint number do not count: they lay there before.
+    pub since: u64,
 }
 
 const _: () = assert!(size_of::<Raw>() == POOL_SUPERBLOCK_SIZE);
@@ -97,6 +136,10 @@ pub struct PoolSuperblock {
     pub stamp: u32,
     /// Stamps whose changes were taken back: first and last.
     pub void: Vec<[u32; 2]>,
+    /// The generations that are kept: the journal entry of each, and the first stamp that is no part of it. `None`: not known.
+    pub kept: Option<Vec<(Order, u32)>>,
+    /// Where pages of kept blocks are.
+    pub extents: Vec<Extent>,
 }
 
 impl PoolSuperblock {
@@ -110,6 +153,14 @@ impl PoolSuperblock {
         let mut void = [[U32::new(0); 2]; VOID_COUNT_MAX];
         for (raw, range) in void.iter_mut().zip(&self.void) {
             *raw = [range[0].into(), range[1].into()];
+        }
+        let mut kept = [RawKept::default(); KEPT_COUNT_MAX];
+        for (raw, (order, boundary)) in kept.iter_mut().zip(self.kept.iter().flatten()) {
+            (raw.order, raw.boundary) = (order.0.into(), (*boundary).into());
+        }
+        let mut extents = [RawExtent::default(); EXTENT_COUNT_MAX];
+        for (raw, extent) in extents.iter_mut().zip(&self.extents) {
+            *raw = RawExtent { first: extent.first.into(), count: extent.count.into(), since: extent.since.into() };
         }
         let raw = Raw {
             magic: MAGIC,
@@ -135,7 +186,11 @@ impl PoolSuperblock {
             void,
             pages_offset: self.pages_offset.into(),
             pages_since: self.pages_since.into(),
-            reserved2: [0; 3824],
+            kept_count: (self.kept.as_ref().map_or(0, Vec::len) as u32).into(),
+            extent_count: (self.extents.len() as u32).into(),
+            kept,
+            extents,
+            reserved2: [0; 2024],
         };
         let mut buffer = AlignedBuffer::new(POOL_SUPERBLOCK_SIZE);
         let bytes = buffer.as_mut_slice();
@@ -170,6 +225,15 @@ impl PoolSuperblock {
         require(pages_offset >= TABLE_OFFSET && pages_offset.is_multiple_of(4096), WHAT, "pages' offset")?;
         let void = raw.void.get(..raw.void_count.get() as usize);
         let void = void.ok_or(FormatError::Field { what: WHAT, field: "void count" })?;
+        let kept = raw.kept.get(..raw.kept_count.get() as usize);
+        let kept = kept.ok_or(FormatError::Field { what: WHAT, field: "count of kept generations" })?;
+        let extents = raw.extents.get(..raw.extent_count.get() as usize);
+        let extents = extents.ok_or(FormatError::Field { what: WHAT, field: "count of extents" })?;
+        let kept: Vec<_> = kept.iter().map(|raw| (Order(raw.order.get()), raw.boundary.get())).collect();
+        let rise = kept.is_sorted_by(|a, b| a.0 < b.0 && a.1 < b.1);
+        require(rise && kept.iter().all(|(_, boundary)| (1..=raw.stamp.get()).contains(boundary)), WHAT, "boundary")?;
+        let extent =
+            |raw: &RawExtent| Extent { first: raw.first.get(), count: raw.count.get(), since: raw.since.get() };
         Ok(Self {
             write_count: raw.write_count.get(),
             group: GroupId(raw.group),
@@ -187,6 +251,8 @@ impl PoolSuperblock {
             applied: Order(raw.applied.get()),
             stamp: raw.stamp.get(),
             void: void.iter().map(|range| [range[0].get(), range[1].get()]).collect(),
+            kept: (raw.version.get() >= 3).then_some(kept),
+            extents: extents.iter().map(extent).collect(),
         })
     }
 }

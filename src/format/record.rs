@@ -41,6 +41,8 @@ pub enum Kind {
     CopyBegin = 8,
     /// Not in the order: the state is that of the record `seq` again.
     CopyEnd = 9,
+    /// Not in the order, never sent: what this node holds here is no part of the primary's history, and is kept.
+    Fork = 10,
     /// Not journalled: the first frame of a session in each direction.
     Greeting = 128,
     /// Not journalled: which ranges the sender has that the other does not know.
@@ -58,7 +60,7 @@ pub enum Kind {
 impl Kind {
     fn parse(byte: u8) -> Option<Self> {
         use Kind::*;
-        [Write, Discard, WriteZeroes, RestartPoint, EpochChange, Copy, CopyZeroes, CopyBegin, CopyEnd]
+        [Write, Discard, WriteZeroes, RestartPoint, EpochChange, Copy, CopyZeroes, CopyBegin, CopyEnd, Fork]
             .into_iter()
             .chain([Greeting, ForkRanges, Refusal, Compare, Differs, LeaseAsk])
             .find(|kind| *kind as u8 == byte)
@@ -72,6 +74,11 @@ impl Kind {
     /// Whether it goes into the journal.
     pub fn is_journalled(self) -> bool {
         (self as u8) < Self::Greeting as u8
+    }
+
+    /// Whether the volumes' state at it may be kept.
+    pub fn is_boundary(self) -> bool {
+        matches!(self, Self::RestartPoint | Self::EpochChange | Self::CopyBegin | Self::CopyEnd | Self::Fork)
     }
 
     /// Whether it changes what a range of a volume reads as.

@@ -7,9 +7,10 @@ use super::{Group, Purpose};
 use crate::{
     disk::{DiskAction, DiskOutcome, MediumId},
     journal::Journal,
+    table::Boundaries,
     units::{Monotonic, Order, VolumeId},
 };
-use alloc::{vec, vec::Vec};
+use alloc::{collections::BTreeMap, vec, vec::Vec};
 use bytes::Bytes;
 
 /// A checkpoint is made when nothing was written for so long.
@@ -28,6 +29,8 @@ struct Running {
     pending: usize,
     applied: Order,
     superblocks: Vec<(VolumeId, u64, Bytes)>,
+    /// The generations that the tables keep.
+    boundaries: BTreeMap<VolumeId, Boundaries>,
     /// What was dirty when it began is durable when it ends.
     covers_tracking: bool,
 }
@@ -104,15 +107,16 @@ impl Group {
         self.checkpoint.wanted = false;
         self.checkpoint.marked = false;
         let applied = self.applied;
-        let (mut superblocks, mut writes) = (Vec::new(), Vec::new());
+        let (mut superblocks, mut writes, mut boundaries) = (Vec::new(), Vec::new(), BTreeMap::new());
         for (id, volume) in &mut self.volumes {
             let made = volume.table.begin_checkpoint(applied);
             superblocks.push((*id, made.superblock.0, made.superblock.1));
+            boundaries.insert(*id, made.boundaries);
             writes.extend(made.pages.into_iter().map(|(offset, bytes)| (*id, offset, bytes)));
         }
         let covers_tracking = self.is_tracking();
         let step = Step::Pages;
-        self.checkpoint.running = Some(Running { step, pending: 0, applied, superblocks, covers_tracking });
+        self.checkpoint.running = Some(Running { step, pending: 0, applied, superblocks, boundaries, covers_tracking });
         self.checkpoint_step(writes, step);
     }
 
@@ -166,14 +170,15 @@ impl Group {
     }
 
     fn end_checkpoint(&mut self) {
-        let Some(running) = self.checkpoint.running.take() else {
+        let Some(mut running) = self.checkpoint.running.take() else {
             return;
         };
         self.checkpoint.ended += 1;
         self.again = true;
         let reads = self.reads.next();
-        for volume in self.volumes.values_mut() {
-            volume.table.commit_checkpoint(running.applied, reads);
+        for (id, volume) in &mut self.volumes {
+            let boundaries = running.boundaries.remove(id).unwrap_or_default();
+            volume.table.commit_checkpoint(running.applied, boundaries, reads);
         }
         if running.covers_tracking {
             self.peer.tracking_is_durable();

@@ -1,8 +1,10 @@
 //! Operators' commands. Each is carried out when the state allows it and answered when what it promises is durable.
 
-use super::{Group, Volume, greeting::Confirmation};
+use super::{Group, Volume, greeting::Confirmation, trial::Trial};
 use crate::{
-    command::{Command, CommandError, CommandId, CommandReply, PromoteTarget, VolumeSpec},
+    command::{
+        Command, CommandError, CommandId, CommandReply, GenerationId, PromoteTarget, RestartPointInfo, VolumeSpec,
+    },
     disk::Storage,
     format::{message::encode_label, record::Kind, text::Name},
     journal::Place,
@@ -12,15 +14,17 @@ use crate::{
     request::RequestError,
     stream_state::Note,
     table,
-    units::{Generation, NodeKey, Now, Order, Position, VOLUME_COUNT_MAX, VolumeId},
+    units::{NodeKey, Now, Order, Position, VOLUME_COUNT_MAX, VolumeId},
 };
 use alloc::vec::Vec;
 use bytes::Bytes;
 
 /// What a command waits for.
-enum WaitsFor {
+pub(super) enum WaitsFor {
     /// An entry of its own to be durable.
     Durable(Order),
+    /// A checkpoint.
+    Checkpoint(u64),
     /// A superblock.
     Superblock(u64),
 }
@@ -28,9 +32,20 @@ enum WaitsFor {
 /// A promotion on its way.
 enum Promotion {
     /// Everything received is being settled.
-    Settling { id: CommandId, target: PromoteTarget },
+    Settling { id: CommandId, target: Target },
     /// The epoch change is being made durable.
     Opening { id: CommandId, order: Order, reply: CommandReply },
+}
+
+/// The state to which a node is promoted.
+#[derive(Clone, Copy)]
+enum Target {
+    /// All that was received.
+    Latest,
+    /// The last restart point, whichever that is when everything is settled.
+    RestartPoint,
+    /// An older one, held meanwhile.
+    Older { order: Order, info: RestartPointInfo },
 }
 
 /// The commands that are under way.
@@ -38,6 +53,8 @@ enum Promotion {
 pub(super) struct Commands {
     waiting: Vec<(CommandId, WaitsFor, CommandReply)>,
     promotion: Option<Promotion>,
+    /// A former primary becomes a secondary when this entry, which keeps what it wrote, is durable.
+    demotion: Option<(CommandId, Order)>,
     /// The group is being stopped.
     stopping: Option<CommandId>,
 }
@@ -47,7 +64,8 @@ impl Commands {
     pub(super) fn want_sync(&self, durable: Order) -> bool {
         let opening = matches!(self.promotion, Some(Promotion::Opening { order, .. }) if order > durable);
         let waits = |waits_for: &WaitsFor| matches!(waits_for, WaitsFor::Durable(order) if *order > durable);
-        opening || self.waiting.iter().any(|(_, waits_for, _)| waits(waits_for))
+        let demoting = self.demotion.is_some_and(|(_, order)| order > durable);
+        opening || demoting || self.waiting.iter().any(|(_, waits_for, _)| waits(waits_for))
     }
 }
 
@@ -90,9 +108,13 @@ impl Group {
         if self.volumes.values().any(|volume| volume.spec.name == spec.name || volume.spec.id == spec.id) {
             return refuse("the group has a volume of that name or number");
         }
-        let Ok(table) = table::load(storage, self.id, &spec) else {
+        let Ok(mut table) = table::load(storage, self.id, &spec) else {
             return refuse("its pool cannot be used");
         };
+        // The last restart point is older than the volume, which was nothing then.
+        if let Some(point) = &self.stream.restart_point {
+            table.keep_nothing_as(point.order);
+        }
         let applied_before = self.journal.last();
         let volume = Volume { spec: spec.clone(), table, overlay: Overlay::default(), unsynced: false, applied_before };
         self.volumes.insert(spec.id, volume);
@@ -143,9 +165,25 @@ impl Group {
                 self.again = true;
             }
             Command::SetLease { millis } => self.set_lease(millis)?,
+            Command::KeepGenerations { count, seconds } => self.set_keep(count, seconds)?,
+            Command::DropGeneration(generation) => return self.drop_generation(generation).map(Some),
+            Command::BeginTrial { generation } => {
+                let result = self.begin_trial(generation);
+                self.outputs.push_back(Output::CommandAnswer { id, result });
+                return Ok(None);
+            }
+            Command::EndTrial => {
+                if !self.end_trial(Some(id))? {
+                    return Ok(None);
+                }
+            }
             Command::RestartPoint { label } => return self.restart_point(label).map(Some),
             Command::Promote { target, force } => return self.promote(id, target, force).map(|()| None),
-            Command::Demote { discard_fork } => self.demote(discard_fork)?,
+            Command::Demote { discard_fork } => {
+                if !self.demote(id, discard_fork)? {
+                    return Ok(None);
+                }
+            }
             Command::VerifyPair { mend } => return self.verify(id, mend).map(|()| None),
             Command::HandOver => return self.hand_over(id).map(|()| None),
             Command::Stop => {
@@ -173,6 +211,9 @@ impl Group {
         }
         if self.destage.is_running() || self.checkpoint.is_running() || self.growth.is_some() {
             return Err(CommandError::InProgress("write to the pool"));
+        }
+        if self.trial.is_some() {
+            return Err(CommandError::InProgress("trial"));
         }
         self.volumes.remove(&id);
         Ok(())
@@ -226,10 +267,22 @@ impl Group {
         Ok((WaitsFor::Durable(order), reply))
     }
 
-    fn demote(&mut self, discard_fork: bool) -> Result<(), CommandError> {
+    /// `true` if it is done.
+    fn demote(&mut self, id: CommandId, discard_fork: bool) -> Result<bool, CommandError> {
+        if self.commands.demotion.is_some() {
+            return Err(CommandError::InProgress("demotion"));
+        }
         let (fork, record_count) = match self.pair.role {
-            Role::Secondary => return Ok(()),
-            Role::Fenced => (self.pair.fork, self.stream.last.seq.0.saturating_sub(self.pair.fork.seq.0)),
+            Role::Secondary => return Ok(true),
+            Role::Fenced => {
+                if !discard_fork && self.stream.last.seq > self.pair.fork.seq {
+                    // It steps down when the fork is kept durably.
+                    self.commands.demotion = Some((id, self.keep_fork()));
+                    self.sync.wanted = true;
+                    return Ok(false);
+                }
+                (self.pair.fork, 0)
+            }
             Role::Primary => {
                 if self.pair.peer.is_none() {
                     let hint = "a group without a peer has no other node to be primary";
@@ -244,7 +297,16 @@ impl Group {
         }
         self.step_down();
         self.greet_again();
-        Ok(())
+        Ok(true)
+    }
+
+    fn continue_demotion(&mut self) {
+        if let Some((id, _)) = self.commands.demotion.take_if(|(_, order)| *order <= self.durable) {
+            self.step_down();
+            self.greet_again();
+            let count = self.superblock.request();
+            self.answer_when_stored(id, count, CommandReply::Done);
+        }
     }
 
     fn promote(&mut self, id: CommandId, target: PromoteTarget, force: bool) -> Result<(), CommandError> {
@@ -262,27 +324,37 @@ impl Group {
                 return Err(CommandError::WrongRole { role: Role::Fenced, hint });
             }
         }
-        let kept = self.stream.restart_point.as_ref().map(|point| point.info.generation);
-        match target {
-            PromoteTarget::Generation(asked) if kept != Some(asked) => {
-                return Err(CommandError::NotKept { asked, kept: kept.filter(|kept| *kept != Generation::UNDECLARED) });
+        let point = self.stream.restart_point.as_ref();
+        let target = match target {
+            PromoteTarget::Latest if self.stream.copying => return Err(CommandError::CopyInProgress),
+            PromoteTarget::Latest => Target::Latest,
+            PromoteTarget::RestartPoint if point.is_none() => return Err(CommandError::NoRestartPoint),
+            PromoteTarget::RestartPoint => Target::RestartPoint,
+            PromoteTarget::Generation(asked) if point.is_some_and(|point| point.info.generation == asked) => {
+                Target::RestartPoint
             }
-            PromoteTarget::Latest if self.stream.copying => {
-                return Err(CommandError::CopyInProgress);
-            }
-            PromoteTarget::RestartPoint if self.stream.restart_point.is_none() => {
-                return Err(CommandError::NoRestartPoint);
-            }
-            _ => {}
-        }
+            PromoteTarget::Generation(asked) => match self.older_restart_point(asked) {
+                Some(older) => Target::Older { order: older.order, info: older.info },
+                None => return Err(self.not_kept(GenerationId::Number(asked))),
+            },
+        };
         if !force {
             self.check_promise()?;
         }
+        let (order, at) = match (target, point) {
+            (Target::Older { order, info }, _) => (order, info.at),
+            (Target::RestartPoint, Some(point)) => (point.order, point.info.at),
+            _ => (self.journal.last(), self.stream.last),
+        };
+        if let Some(fork) = self.fork_after(order).filter(|_| !force) {
+            return Err(CommandError::ForkInTheWay(GenerationId::Fork(fork.info.at.epoch)));
+        }
         let seen = self.peer.primary_head;
         if !force && (self.stream.copying || seen > self.stream.last) {
-            let point = self.stream.restart_point.as_ref().map(|point| point.info.at);
-            let have = point.filter(|_| target != PromoteTarget::Latest).unwrap_or(self.stream.last);
-            return Err(CommandError::Behind { have, peer: seen.max(self.stream.last) });
+            return Err(CommandError::Behind { have: at, peer: seen.max(self.stream.last) });
+        }
+        if let Target::Older { order, .. } = target {
+            self.holds.add(order);
         }
         // Nothing more is taken from the peer.
         self.peer.greeted = false;
@@ -303,11 +375,12 @@ impl Group {
 
     /// Goes on with whatever a command waits for.
     pub(super) fn continue_commands(&mut self) {
-        let (durable, mut done) = (self.durable, Vec::new());
+        let (durable, checkpoints, mut done) = (self.durable, self.checkpoint.ended(), Vec::new());
         let superblock = &self.superblock;
         self.commands.waiting.retain(|(id, waits_for, reply)| {
             let ready = match waits_for {
                 WaitsFor::Durable(order) => *order <= durable,
+                WaitsFor::Checkpoint(count) => checkpoints >= *count,
                 WaitsFor::Superblock(count) => superblock.is_durable(*count),
             };
             if ready {
@@ -319,6 +392,7 @@ impl Group {
             self.outputs.push_back(Output::CommandAnswer { id, result: Ok(reply) });
         }
         self.continue_promotion();
+        self.continue_demotion();
         self.continue_growth();
         self.continue_journal_growth();
         self.continue_hand_over();
@@ -356,17 +430,19 @@ impl Group {
 
     /// Takes the group to the state that is to be served, and opens an epoch from there. O(what was received and is not
     /// applied), whatever the volumes' sizes.
-    fn switch(&mut self, id: CommandId, target: PromoteTarget) {
+    fn switch(&mut self, id: CommandId, target: Target) {
         let last = self.journal.last();
         let before = self.stream.last;
         let (fork, at, generation) = match (target, &self.stream.restart_point) {
-            (PromoteTarget::RestartPoint | PromoteTarget::Generation(_), Some(point)) => {
-                (point.order, point.info.at, Some(point.info.generation))
-            }
+            (Target::RestartPoint, Some(point)) => (point.order, point.info.at, Some(point.info.generation)),
+            (Target::Older { order, info }, _) => (order, info.at, Some(info.generation)),
             _ => (last, before, None),
         };
         if fork < last {
             self.take_back(fork, at);
+        }
+        if let Target::Older { order, .. } = target {
+            self.holds.remove(order);
         }
         let epoch = self.epoch().max(self.pair.peer_epoch).max(before.epoch).promoted();
         self.stream.generation = self.stream.generation.next();
@@ -397,10 +473,15 @@ impl Group {
             }
         }
         let rolls_back = self.applied > fork;
+        if self.trial.as_ref().is_some_and(|trial| trial.base() > fork) {
+            // Its generation goes.
+            let _ = self.end_trial(None);
+        }
         for volume in self.volumes.values_mut() {
             volume.overlay.clear();
             if rolls_back {
-                volume.table.roll_back();
+                let is_kept = volume.table.roll_back(fork);
+                debug_assert!(is_kept, "it was kept when the promotion began");
             }
         }
         for (order, entry) in self.journal.after(self.applied) {
@@ -445,9 +526,12 @@ impl Group {
 
     /// Nothing is accepted any more; the last superblock is still to be written.
     fn halt_after_stop(&mut self) {
-        self.held.drain(..).map(|request| request.id).collect::<Vec<_>>().into_iter().for_each(|id| {
-            self.answer(id, Err(RequestError::Stopped));
-        });
+        let held: Vec<_> = self.held.drain(..).map(|request| request.id).collect();
+        let (command, tried) = self.trial.as_mut().map(Trial::abandon).unwrap_or_default();
+        held.into_iter().chain(tried).for_each(|id| self.answer(id, Err(RequestError::Stopped)));
+        if let Some(id) = command {
+            self.outputs.push_back(Output::CommandAnswer { id, result: Err(CommandError::Stopped) });
+        }
         self.start_superblock();
     }
 
@@ -465,6 +549,7 @@ impl Group {
             .into_iter()
             .map(|(id, ..)| id)
             .chain(promotion)
+            .chain(commands.demotion.map(|(id, _)| id))
             .chain(growth)
             .chain(journal_growth)
             .chain(verification)

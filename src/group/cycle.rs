@@ -7,7 +7,6 @@ use super::{
 };
 use crate::{
     disk::DiskError,
-    format::record::Kind,
     journal::Place,
     overlay::{Overlay, Piece},
     units::{Order, VolumeId},
@@ -20,7 +19,7 @@ use bytes::Bytes;
 
 /// A cycle takes at most so many entries, blocks and bytes of data.
 pub(super) const CYCLE_ENTRY_COUNT_MAX: usize = 2048;
-const CYCLE_BLOCK_COUNT_MAX: u64 = 16_384;
+pub(super) const CYCLE_BLOCK_COUNT_MAX: u64 = 16_384;
 const CYCLE_SIZE_MAX: u64 = 16 << 20;
 
 /// What a disk read of a cycle is for.
@@ -85,7 +84,7 @@ impl Group {
                     overlays.entry(record.volume).or_default().insert(part.offset, part.end, order);
                 }
             }
-            if matches!(record.kind, Kind::RestartPoint | Kind::EpochChange | Kind::CopyBegin | Kind::CopyEnd) {
+            if record.kind.is_boundary() {
                 break;
             }
         }
@@ -119,7 +118,7 @@ impl Group {
         let Some(volume) = self.volumes.get_mut(&id) else {
             return;
         };
-        let (geometry, stamp) = (*volume.table.geometry(), volume.table.stamp());
+        let geometry = *volume.table.geometry();
         let block_size = u64::from(geometry.block_size);
         let mut by_block: BTreeMap<u32, Vec<Piece>> = BTreeMap::new();
         for piece in overlay.pieces(0, u64::MAX) {
@@ -162,8 +161,7 @@ impl Group {
             } else {
                 News::Pieces(pieces)
             };
-            let blocks = &volume.table.blocks;
-            plans.push(Plan::new(id, block, entry, stamp, &geometry, news, |block| blocks.is_redirected(block)));
+            plans.push(Plan::new(id, &volume.table, block, entry, news));
         }
     }
 

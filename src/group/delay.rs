@@ -59,6 +59,9 @@ impl Group {
 
     /// Before a cycle of destaging up to `limit`: finds out what of it counts.
     pub(super) fn find_newest(&mut self, limit: Order) {
+        // What counts at a restart point that is kept may be overwritten after it.
+        let mut waiting = self.journal.after(self.applied).take_while(|(order, _)| *order <= limit);
+        let limit = waiting.find(|(_, entry)| entry.record.kind.is_boundary()).map_or(limit, |(order, _)| order);
         if !self.is_delaying() {
             self.delay.newest = None;
         } else if self.delay.newest.as_ref().is_none_or(|(until, _)| *until != limit) {

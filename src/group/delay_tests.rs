@@ -11,7 +11,7 @@ use crate::{
 const DELAYED: Command = Command::SetPolicy(ApplyPolicy::Delayed);
 
 impl Pair {
-    fn fill(&mut self, offset: u64, size: usize) {
+    pub(super) fn fill(&mut self, offset: u64, size: usize) {
         self.write_at(offset, size);
         self.settle();
     }

@@ -7,7 +7,7 @@
 
 use super::{
     Group, Purpose,
-    cycle::{CYCLE_ENTRY_COUNT_MAX, Cycle, Slot},
+    cycle::{CYCLE_BLOCK_COUNT_MAX, CYCLE_ENTRY_COUNT_MAX, Cycle, Slot},
     plan::{News, Plan, runs},
 };
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     journal::Place,
     output::Event,
     overlay::Piece,
-    stream_state::StreamState,
+    stream_state::{Snapshot, StreamState},
     units::{Monotonic, VolumeId},
 };
 use alloc::{
@@ -74,8 +74,12 @@ impl Group {
     pub(super) fn destage_timeout(&self) -> Option<Monotonic> {
         // What is still being written or synced tells by itself when it is there.
         let nothing = self.applied >= self.completed.min(self.destage_limit()) || self.sync.is_running();
-        if self.destage.cycle.is_some() || self.checkpoint.is_running() || nothing {
+        if self.destage.cycle.is_some() || self.checkpoint.is_running() {
             return None;
+        }
+        if nothing {
+            let sweeps = self.volumes.values().any(|volume| volume.table.needs_sweep());
+            return sweeps.then(|| self.destage.touched.after(IDLE_MICROS));
         }
         match self.destage.full_since {
             Some(since) => Some(since.after(FULL_MICROS)),
@@ -122,6 +126,11 @@ impl Group {
     }
 
     fn begin_cycle(&mut self) {
+        // A cycle may take an entry more than it should, of up to a GiB.
+        let most = 3 * CYCLE_BLOCK_COUNT_MAX as u32;
+        if !self.volumes.values_mut().all(|volume| volume.table.reserve_records(most)) {
+            return self.pool_is_full();
+        }
         let mut entry_count_max = CYCLE_ENTRY_COUNT_MAX;
         loop {
             let (mut cycle, taken) = self.plan_cycle(entry_count_max);
@@ -138,7 +147,7 @@ impl Group {
     }
 
     fn pool_is_full(&mut self) {
-        if self.destage.full_since.is_none() {
+        if !self.drop_oldest_generation() && self.destage.full_since.is_none() {
             self.event(Event::PoolFull);
         }
         self.destage.full_since = Some(self.now.monotonic);
@@ -394,7 +403,11 @@ impl Group {
                 News::Zeroes => volume.table.blocks.give_back(plan.freed),
                 _ => volume.table.blocks.free(plan.freed),
             }
-            volume.table.blocks.free(plan.fold.map_or(0, |fold| fold.freed));
+            match plan.fold {
+                Some(fold) if fold.to == plan.entry.latest => volume.table.let_go(plan.block, &plan.entry),
+                Some(fold) => volume.table.blocks.free(fold.from),
+                None => {}
+            }
         }
         for (id, block) in &cycle.unnamed {
             if let Some(volume) = self.volumes.get_mut(id) {
@@ -402,7 +415,7 @@ impl Group {
             }
         }
         let count = (cycle.last.0 - self.applied.0) as usize;
-        let tracking = self.is_tracking();
+        let (tracking, mut is_boundary) = (self.is_tracking(), false);
         for (order, entry) in self.journal.after(self.applied).take(count) {
             let record = &entry.record;
             self.destage.backlog -= cost(record.payload_size);
@@ -417,12 +430,18 @@ impl Group {
                     volume.table.mark_dirty(record.offset, record.size);
                 }
             }
-            if self.destage.stream.apply(order, record, &entry.note) {
+            let snapshot = self.destage.stream.apply(order, record, &entry.note);
+            if snapshot != Snapshot::Same {
+                let named = (snapshot == Snapshot::Kept).then_some(order);
                 let behind = self.volumes.values_mut().filter(|volume| order > volume.applied_before);
-                behind.for_each(|volume| volume.table.keep_snapshot());
+                behind.for_each(|volume| volume.table.keep_snapshot(named));
+                is_boundary = true;
             }
         }
         self.applied = cycle.last;
+        if is_boundary {
+            self.let_go_of_generations();
+        }
         self.delay_applied();
         self.again = true;
     }

@@ -3,7 +3,7 @@
 //! After a failed write or sync nobody knows what the medium holds, so nothing is acknowledged any more; opening the
 //! group again finds out. Reads that fail are answered with an error and stop nothing.
 
-use super::Group;
+use super::{Group, trial::Trial};
 use crate::{
     command::CommandError,
     disk::{DiskError, MediumId},
@@ -35,7 +35,11 @@ impl Group {
         for request in core::mem::take(&mut self.held) {
             self.answer(request.id, Err(to_hosts));
         }
-        for id in self.take_commands() {
+        let (command, tried) = self.trial.as_mut().map(Trial::abandon).unwrap_or_default();
+        for id in tried {
+            self.answer(id, Err(to_hosts));
+        }
+        for id in self.take_commands().into_iter().chain(command) {
             self.outputs.push_back(Output::CommandAnswer { id, result: Err(to_operators.clone()) });
         }
     }

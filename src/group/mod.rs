@@ -19,6 +19,7 @@ mod delay;
 mod destage;
 mod drain;
 mod fault;
+mod generations;
 mod greeting;
 mod grow;
 mod hand_over;
@@ -32,6 +33,7 @@ mod status;
 mod stream;
 mod superblock;
 mod sync;
+mod trial;
 mod verify;
 mod write;
 
@@ -46,6 +48,8 @@ mod every_step_tests;
 #[cfg(test)]
 mod fault_tests;
 #[cfg(test)]
+mod generations_tests;
+#[cfg(test)]
 mod grow_tests;
 #[cfg(test)]
 mod hand_over_tests;
@@ -59,6 +63,8 @@ mod pair_bench;
 mod pair_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trial_tests;
 
 pub use crate::table::{LoadError, grown_pool_size, pool_size_for, smallest_pool_size};
 pub use create::{FormatError, GroupSpec, JournalLabel, format_journal, format_pool, read_label};
@@ -102,6 +108,7 @@ enum Purpose {
     Checkpoint,
     Superblock,
     Release { volume: VolumeId, first: u32, count: u32 },
+    Trial { place: (VolumeId, u32) },
 }
 
 /// See the module.
@@ -136,6 +143,8 @@ pub struct Group {
     comparisons: compare::Comparisons,
     verifier: Option<verify::Verifier>,
     leasing: lease::Leasing,
+    holds: generations::Holds,
+    trial: Option<trial::Trial>,
     commands: commands::Commands,
     growth: Option<grow::Growth>,
     journal_growth: Option<journal_growth::JournalGrowth>,
@@ -169,6 +178,7 @@ impl Group {
             Purpose::Superblock => self.superblock_done(outcome),
             // Space that cannot be given back is kept; it is used again all the same.
             Purpose::Release { volume, first, count } => self.released(volume, first, count),
+            Purpose::Trial { place } => self.edit_written(place, outcome),
         }
     }
 
@@ -222,6 +232,7 @@ impl Group {
         self.send();
         self.copy_next();
         self.verify_next();
+        self.continue_trial();
         self.continue_commands();
     }
 

@@ -57,6 +57,16 @@ pub enum OpenError {
         /// The last entry that was there.
         expected: Order,
     },
+    /// A promotion cannot be repeated.
+    #[error(
+        "Volume {volume}: the group was promoted to the state at entry {order}, which the pool does not keep; the medium has lost data"
+    )]
+    Generation {
+        /// The volume's number in the group.
+        volume: VolumeId,
+        /// The generation's entry.
+        order: Order,
+    },
 }
 
 /// What recovery found.
@@ -99,7 +109,7 @@ impl Group {
         }
         let was_clean = superblock.clean.is_some();
         let mut group = Self::assemble(superblock, volumes, found.journal, now);
-        group.replay();
+        group.replay()?;
         if group.pair.role == Role::Primary && !was_clean {
             group.open_epoch(storage)?;
         }
@@ -168,6 +178,8 @@ impl Group {
             comparisons: Default::default(),
             verifier: None,
             leasing: Leasing::after_restart(pair.role, pair.lease_millis, now.monotonic),
+            holds: Default::default(),
+            trial: None,
             commands: Default::default(),
             growth: None,
             journal_growth: None,
@@ -182,8 +194,9 @@ impl Group {
     }
 
     /// Takes the journal's entries into account, as if they had just been written.
-    fn replay(&mut self) {
-        self.void_forks();
+    fn replay(&mut self) -> Result<(), OpenError> {
+        self.name_snapshots();
+        self.void_forks()?;
         let entries: Vec<(Order, LiveEntry)> =
             self.journal.after(self.journal.tail_order).map(|(order, entry)| (order, entry.clone())).collect();
         self.destage.stream = self.journal.tail_stream.clone();
@@ -219,10 +232,27 @@ impl Group {
             self.mark_live_dirty(self.journal.tail_order);
             self.checkpoint.marked = true;
         }
+        self.let_go_of_generations();
+        Ok(())
+    }
+
+    /// Tells tables of a former format which generation their snapshot is.
+    fn name_snapshots(&mut self) {
+        for volume in self.volumes.values_mut() {
+            let mut stream = self.journal.tail_stream.clone();
+            for (order, entry) in self.journal.after(self.journal.tail_order) {
+                if order <= volume.applied_before {
+                    stream.apply(order, &entry.record, &entry.note);
+                }
+            }
+            if let Some(point) = &stream.restart_point {
+                volume.table.name_snapshot(point.order);
+            }
+        }
     }
 
     /// Takes back what the epoch changes in the journal say was never part of the history.
-    fn void_forks(&mut self) {
+    fn void_forks(&mut self) -> Result<(), OpenError> {
         let changes: Vec<(Order, Order)> = self
             .journal
             .after(self.journal.tail_order)
@@ -233,11 +263,13 @@ impl Group {
             self.void_between(fork, at);
             for volume in self.volumes.values_mut() {
                 // A table that is at the change or past it was taken back before it was written.
-                if volume.applied_before > fork && volume.applied_before < at {
-                    volume.table.roll_back();
+                let is_between = volume.applied_before > fork && volume.applied_before < at;
+                if is_between && !volume.table.roll_back(fork) {
+                    return Err(OpenError::Generation { volume: volume.spec.id, order: fork });
                 }
             }
         }
+        Ok(())
     }
 
     /// Makes the entries between two void.

@@ -4,7 +4,7 @@ use super::tests::{Disks, pick};
 use super::*;
 use crate::{
     buffer::AlignedBuffer,
-    command::{Command, CommandError, CommandId, CommandReply, PromoteTarget},
+    command::{Command, CommandError, CommandId, CommandReply, GenerationKind, PromoteTarget},
     format::record::Kind,
     output::Frame,
     pair::{PairState, Role},
@@ -56,6 +56,11 @@ pub(super) struct Pair {
     pub(super) rates: [u64; 2],
     /// After so many steps this node's daemon dies.
     pub(super) dies: Option<(u64, usize)>,
+    /// How many generations and forks were looked at.
+    pub(super) checked_generations: usize,
+    pub(super) checked_forks: usize,
+    /// How often a node was promoted to a generation before the last restart point.
+    pub(super) promoted_to_older: usize,
 }
 
 /// What a clock shows that runs so fast.
@@ -163,6 +168,9 @@ impl Pair {
             copied: 0,
             rates: [100; 2],
             dies: None,
+            checked_generations: 0,
+            checked_forks: 0,
+            promoted_to_older: 0,
         };
         pair.settle();
         pair
@@ -339,6 +347,19 @@ impl Pair {
         self.request(self.primary, operation);
     }
 
+    /// Writes anywhere in the volume, outside what the states know too.
+    pub(super) fn write_at_unchecked(&mut self, offset: u64, size: usize) {
+        let value = self.next;
+        let sectors = offset / SECTOR..(offset + size as u64) / SECTOR;
+        self.state
+            .iter_mut()
+            .enumerate()
+            .filter(|(at, _)| sectors.contains(&(*at as u64)))
+            .for_each(|(_, sector)| *sector = value);
+        let operation = Operation::Write { offset, data: filled(value, size), durability: Durability::Completed };
+        self.request(self.primary, operation);
+    }
+
     pub(super) fn write(&mut self) -> RequestId {
         let unit = [SECTOR, 4096, 64 << 10][pick(&mut self.rng, 3) as usize];
         let size = (1 + pick(&mut self.rng, 3)) * unit;
@@ -376,7 +397,19 @@ impl Pair {
     }
 
     pub(super) fn content(&mut self, index: usize) -> State {
-        let id = self.request_as(index, Access::ReadOnly, Operation::Read { offset: 0, size: AREA as u32 });
+        self.content_as(index, Access::ReadOnly)
+    }
+
+    /// What a generation was.
+    pub(super) fn content_of(&mut self, index: usize, order: Order) -> State {
+        self.nodes[index].group.hold_generation(order);
+        let found = self.content_as(index, Access::Generation(order));
+        self.nodes[index].group.release_generation(order);
+        found
+    }
+
+    pub(super) fn content_as(&mut self, index: usize, access: Access) -> State {
+        let id = self.request_as(index, access, Operation::Read { offset: 0, size: AREA as u32 });
         for _ in 0..10_000 {
             if self.nodes[index].answers.contains_key(&id) {
                 break;
@@ -405,6 +438,33 @@ impl Pair {
         if let Some(expected) = self.states.get(&last).cloned() {
             let found = self.content(standby);
             assert!(found == expected, "the standby at {last} shows another state");
+        }
+    }
+
+    /// Whatever a node says it keeps is what it was.
+    pub(super) fn check_generations(&mut self, index: usize) {
+        let now = self.clock(index);
+        for kept in self.nodes[index].group.status(now).generations {
+            let order = self.nodes[index].group.find_generation(kept.name);
+            // Two forks of one epoch have one name.
+            let Some(order) = order.filter(|_| kept.kind != GenerationKind::Fork) else { continue };
+            let declared = kept.kind != GenerationKind::BeforeCopy;
+            let expected = if declared { self.points.get(&kept.at) } else { self.states.get(&kept.at) };
+            let Some(expected) = expected.cloned() else { continue };
+            // Of two with one number the other one may be meant.
+            if self.nodes[index].group.generation_at(order) == Some(kept.at) {
+                let found = self.content_of(index, order);
+                assert!(found == expected, "generation {} at {} shows another state", kept.name, kept.at);
+                self.checked_generations += 1;
+            }
+        }
+        let forks: Vec<_> = self.nodes[index].group.forks();
+        for (order, at) in forks {
+            if let Some(expected) = self.states.get(&at).cloned() {
+                let found = self.content_of(index, order);
+                assert!(found == expected, "the fork at {at} shows another state");
+                self.checked_forks += 1;
+            }
         }
     }
 
@@ -492,6 +552,7 @@ impl Pair {
                 }
             }
         }
+        self.promoted_to_older += usize::from(matches!(target, PromoteTarget::Generation(_)));
         self.primary = standby;
         self.state = found.clone();
         let last = self.nodes[standby].group.stream.last;
@@ -499,13 +560,14 @@ impl Pair {
         true
     }
 
-    /// The former primary is brought back as the standby.
+    /// The former primary is brought back as the standby; now and then what only it has is kept.
     pub(super) fn rejoin(&mut self) {
         let former = 1 - self.primary;
         self.connect();
         self.settle();
         if self.nodes[former].group.pair.role == Role::Fenced {
-            self.command(former, Command::Demote { discard_fork: true }).unwrap();
+            let discard_fork = pick(&mut self.rng, 2) == 0;
+            self.command(former, Command::Demote { discard_fork }).unwrap();
         }
     }
 

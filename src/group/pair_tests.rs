@@ -2,18 +2,23 @@
 
 use super::{CommandId, pair_bench::Pair, tests::pick};
 use crate::{
-    command::{Command, CommandError, PromoteTarget},
+    command::{Command, CommandError, GenerationId, GenerationKind, PromoteTarget},
     pair::{ApplyPolicy, Cause, Level, PairState, Role},
     units::NodeKey,
 };
+use alloc::vec::Vec;
 use bytes::Bytes;
 use proptest::{prelude::*, test_runner::TestRng};
 
 /// `calm`: how seldom a standby is promoted.
-fn history(seed: [u8; 32], steps: usize, calm: u64) {
+fn history(seed: [u8; 32], steps: usize, calm: u64) -> Pair {
     let mut pair = Pair::new(TestRng::from_seed(prop::test_runner::RngAlgorithm::ChaCha, &seed));
     for _ in 0..pick(&mut pair.rng, 20) {
         pair.write();
+    }
+    for node in 0..2 {
+        let count = 1 + pick(&mut pair.rng, 5) as u16;
+        pair.command(node, Command::KeepGenerations { count, seconds: 0 }).unwrap();
     }
     pair.command(0, Command::CreatePair { peer: NodeKey([2; 32]) }).unwrap();
     pair.connect();
@@ -30,10 +35,16 @@ fn history(seed: [u8; 32], steps: usize, calm: u64) {
             3 => pair.kill(pair.primary),
             4 => pair.kill(1 - pair.primary),
             5 => pair.settle(),
-            6 => pair.restart_point(),
+            6 | 35 => {
+                pair.restart_point();
+                if pick(&mut pair.rng, 2) == 0 {
+                    pair.settle();
+                }
+            }
             7 => {
                 pair.check_standby();
                 pair.check_fence();
+                (0..2).for_each(|node| pair.check_generations(node));
             }
             8 => {
                 let (primary, chance) = (pair.primary, pick(&mut pair.rng, 4));
@@ -45,7 +56,19 @@ fn history(seed: [u8; 32], steps: usize, calm: u64) {
                 );
             }
             9 if pick(&mut pair.rng, calm) == 0 => {
-                let target = [PromoteTarget::Latest, PromoteTarget::RestartPoint][pick(&mut pair.rng, 2) as usize];
+                let (now, standby) = (pair.now, 1 - pair.primary);
+                let kept = pair.nodes[standby].group.status(now).generations;
+                let points = kept.iter().filter(|kept| kept.kind == GenerationKind::RestartPoint);
+                let mut targets: Vec<PromoteTarget> = points
+                    .filter_map(|kept| match kept.name {
+                        GenerationId::Number(number) => Some(PromoteTarget::Generation(number)),
+                        GenerationId::Fork(_) => None,
+                    })
+                    .collect();
+                if targets.is_empty() || pick(&mut pair.rng, 2) == 0 {
+                    targets = [PromoteTarget::Latest, PromoteTarget::RestartPoint].into();
+                }
+                let target = targets[pick(&mut pair.rng, targets.len() as u64) as usize];
                 if pair.promote(target) && pick(&mut pair.rng, 2) == 0 {
                     pair.rejoin();
                 }
@@ -64,6 +87,23 @@ fn history(seed: [u8; 32], steps: usize, calm: u64) {
         pair.command(pair.primary, Command::ResumePair { compare: true }).unwrap();
     }
     pair.finish();
+    pair.idle();
+    pair.settle();
+    (0..2).for_each(|node| pair.check_generations(node));
+    pair
+}
+
+/// The histories do what they are to check.
+#[test]
+fn histories_keep_generations_and_forks() {
+    let (mut generations, mut forks, mut older) = (0, 0, 0);
+    for seed in 0..24 {
+        let pair = history([seed; 32], 600, 1);
+        generations += pair.checked_generations;
+        forks += pair.checked_forks;
+        older += pair.promoted_to_older;
+    }
+    assert!(generations > 200 && forks > 5 && older > 2, "{generations} generations, {forks} forks, {older} older");
 }
 
 proptest! {

@@ -1,12 +1,13 @@
 //! What destaging does to one block: which physical blocks are written, which granules, and what the entry says
 //! afterwards. Nothing here changes the table.
 //!
-//! Rules: a block that holds a journalled record's data is never written in place; an entry that did not change since
-//! the restart point gets its content into one physical block (a fold) before a new version is begun.
+//! Rules: a block that holds a journalled record's data, or that a kept generation needs, is never written in place; an entry
+//! that did not change since the restart point gets its content into one physical block (a fold) before a new version is
+//! begun.
 
 use crate::{
     overlay::Piece,
-    table::{Entry, Geometry},
+    table::{Entry, Geometry, Table},
     units::VolumeId,
 };
 use alloc::{collections::BTreeMap, vec::Vec};
@@ -19,8 +20,6 @@ pub(super) struct Fold {
     pub from: u32,
     pub to: u32,
     pub mask: u64,
-    /// The block that is of no more use.
-    pub freed: u32,
 }
 
 /// What is new in a block.
@@ -58,18 +57,13 @@ pub(super) struct Plan {
 
 impl Plan {
     /// The plan for a block whose entry is settled.
-    pub fn new(
-        volume: VolumeId,
-        block: u32,
-        entry: Entry,
-        stamp: u32,
-        geometry: &Geometry,
-        news: News,
-        is_redirected: impl Fn(u32) -> bool,
-    ) -> Self {
+    pub fn new(volume: VolumeId, table: &Table, block: u32, entry: Entry, news: News) -> Self {
+        let (geometry, stamp) = (table.geometry(), table.stamp());
+        let is_redirected = |block| table.blocks.is_redirected(block);
         let full = geometry.full_mask();
         let unchanged = entry.stamp < stamp;
-        let fold = (unchanged && entry.mask != 0 && entry.mask != full).then(|| fold(&entry, full, &is_redirected));
+        let keeps_snapshot = |entry: &Entry| is_redirected(entry.snapshot) || table.may_need(entry.stamp);
+        let fold = (unchanged && entry.mask != 0 && entry.mask != full).then(|| fold(&entry, full, keeps_snapshot));
         let before = if unchanged {
             let content = fold.map_or(if entry.mask == full { entry.latest } else { entry.snapshot }, |fold| fold.to);
             Entry { latest: 0, snapshot: content, mask: 0, ..entry }
@@ -126,13 +120,13 @@ impl Plan {
     }
 }
 
-fn fold(entry: &Entry, full: u64, is_redirected: &impl Fn(u32) -> bool) -> Fold {
+fn fold(entry: &Entry, full: u64, keeps_snapshot: impl Fn(&Entry) -> bool) -> Fold {
     let into_snapshot =
-        entry.snapshot != 0 && entry.mask.count_ones() * 2 < full.count_ones() && !is_redirected(entry.snapshot);
+        entry.snapshot != 0 && entry.mask.count_ones() * 2 < full.count_ones() && !keeps_snapshot(entry);
     if into_snapshot {
-        Fold { from: entry.latest, to: entry.snapshot, mask: entry.mask, freed: entry.latest }
+        Fold { from: entry.latest, to: entry.snapshot, mask: entry.mask }
     } else {
-        Fold { from: entry.snapshot, to: entry.latest, mask: full & !entry.mask, freed: entry.snapshot }
+        Fold { from: entry.snapshot, to: entry.latest, mask: full & !entry.mask }
     }
 }
 

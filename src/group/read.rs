@@ -1,6 +1,6 @@
 //! Reads: each byte from its newest place, which is memory, the journal, a redirected block, or the table's block.
 
-use super::{Group, Purpose};
+use super::{Group, Purpose, trial::Tried};
 use crate::{
     disk::{DiskAction, DiskOutcome, MediumId},
     format::{
@@ -8,7 +8,7 @@ use crate::{
         record::{Kind, Record},
     },
     journal::Place,
-    request::{Extent, ExtentKind, Reply, RequestError, RequestId},
+    request::{Access, Extent, ExtentKind, Reply, RequestError, RequestId},
     table::ReadCount,
     units::{Order, VolumeId},
 };
@@ -32,6 +32,10 @@ pub(super) enum Reader {
     Compare(ReadCount),
     /// A range whose digests the peer is to get.
     Verify(ReadCount),
+    /// A host's, of a generation or a trial.
+    View(RequestId),
+    /// What surrounds a write to a block of the trial.
+    Trial(VolumeId, u32),
 }
 
 /// Where bytes are.
@@ -101,9 +105,21 @@ impl Group {
         self.read(Reader::Host(id), volume, offset, u64::from(size));
     }
 
+    /// Starts a host's read of a generation or of the trial.
+    pub(super) fn start_view(&mut self, id: RequestId, access: Access, volume: VolumeId, offset: u64, size: u32) {
+        let pieces = self.locate(access, volume, offset, u64::from(size));
+        self.read_pieces(Reader::View(id), pieces);
+    }
+
+    /// Reads what the trial holds.
+    pub(super) fn read_trial(&mut self, reader: Reader, volume: VolumeId, offset: u64, size: u64) {
+        let pieces = self.locate(Access::Trial, volume, offset, size);
+        self.read_pieces(reader, pieces);
+    }
+
     /// Starts a read; its end goes to [`Group::answer`] or [`Group::copy_read`].
     pub(super) fn read(&mut self, reader: Reader, volume: VolumeId, offset: u64, size: u64) {
-        let pieces = self.locate(volume, offset, size);
+        let pieces = self.locate(Access::ReadOnly, volume, offset, size);
         self.read_pieces(reader, pieces);
     }
 
@@ -202,22 +218,28 @@ impl Group {
             Reader::Resend(number, order) => self.resend_read(number, order, result.ok()),
             Reader::Compare(number) => self.compare_read(number, result.ok()),
             Reader::Verify(number) => self.verify_read_done(number, result.ok()),
+            Reader::View(id) => self.answer(id, result.map(Reply::Data)),
+            Reader::Trial(volume, block) => self.edit_read((volume, block), result.ok()),
         }
     }
 
-    /// Finds the newest place of each byte, and joins neighbours on a medium.
-    fn locate(&self, id: VolumeId, offset: u64, size: u64) -> Vec<Piece> {
+    /// Finds the place of each byte, and joins neighbours on a medium.
+    fn locate(&self, access: Access, id: VolumeId, offset: u64, size: u64) -> Vec<Piece> {
         let Some(volume) = self.volumes.get(&id) else {
             return Vec::new();
         };
         let mut pieces = Vec::new();
+        if matches!(access, Access::Generation(_) | Access::Trial) {
+            self.locate_in_table(access, id, offset, offset + size, &mut pieces);
+            return pieces;
+        }
         let (mut at, end) = (offset, offset + size);
         for newer in volume.overlay.pieces(offset, end) {
-            self.locate_in_table(id, at, newer.offset, &mut pieces);
+            self.locate_in_table(access, id, at, newer.offset, &mut pieces);
             self.locate_in_entry(newer.order, newer.offset, newer.end, &mut pieces);
             at = newer.end;
         }
-        self.locate_in_table(id, at, end, &mut pieces);
+        self.locate_in_table(access, id, at, end, &mut pieces);
         pieces
     }
 
@@ -254,7 +276,7 @@ impl Group {
         }
     }
 
-    fn locate_in_table(&self, id: VolumeId, from: u64, to: u64, pieces: &mut Vec<Piece>) {
+    fn locate_in_table(&self, access: Access, id: VolumeId, from: u64, to: u64, pieces: &mut Vec<Piece>) {
         let Some(volume) = self.volumes.get(&id) else {
             return;
         };
@@ -262,19 +284,27 @@ impl Group {
         let (block_size, granule) = (u64::from(geometry.block_size), u64::from(geometry.granule_size()));
         let mut at = from;
         while at < to {
-            let within = at % block_size;
-            let entry = volume.table.entry((at / block_size) as u32);
-            let bit = |at: u64| entry.mask >> (at / granule) & 1;
+            let (block, within) = ((at / block_size) as u32, at % block_size);
+            let (entry, tried) = match (access, &self.trial) {
+                (Access::Generation(order), _) => (volume.table.entry_in(order, block), Tried::default()),
+                (Access::Trial, Some(trial)) => (volume.table.entry_in(trial.base(), block), trial.tried(id, block)),
+                _ => (Some(volume.table.entry(block)), Tried::default()),
+            };
+            let entry = entry.unwrap_or_default();
+            let place = |at: u64| match at / granule {
+                granule if tried.mask >> granule & 1 == 1 => tried.physical,
+                granule if entry.mask >> granule & 1 == 1 => entry.latest,
+                _ => entry.snapshot,
+            };
             let stop = (block_size - within).min(to - at) + within;
-            let mut end = within;
-            while end < stop && bit(end) == bit(within) {
+            let (mut end, physical) = (within, place(within));
+            while end < stop && place(end) == physical {
                 end = ((end / granule + 1) * granule).min(stop);
             }
-            let block = if bit(within) == 1 { entry.latest } else { entry.snapshot };
-            let source = if block == 0 {
+            let source = if physical == 0 {
                 Source::Zeroes
             } else {
-                Source::Medium(MediumId::Pool(id), geometry.offset_of(block) + within)
+                Source::Medium(MediumId::Pool(id), geometry.offset_of(physical) + within)
             };
             push(pieces, source, end - within);
             at += end - within;
@@ -284,7 +314,7 @@ impl Group {
     /// The parts of a range that are not holes.
     pub(super) fn held_ranges(&self, volume: VolumeId, offset: u64, size: u64) -> Vec<Range> {
         let (mut at, mut ranges) = (offset, Vec::new());
-        for piece in self.locate(volume, offset, size) {
+        for piece in self.locate(Access::ReadOnly, volume, offset, size) {
             if !matches!(piece.source, Source::Zeroes) {
                 ranges.push(Range { volume, offset: at, size: piece.size });
             }
@@ -294,9 +324,9 @@ impl Group {
     }
 
     /// Tells which parts of a range hold data.
-    pub(super) fn answer_extents(&mut self, id: RequestId, volume: VolumeId, offset: u64, size: u64) {
+    pub(super) fn answer_extents(&mut self, id: RequestId, access: Access, volume: VolumeId, offset: u64, size: u64) {
         let mut extents: Vec<Extent> = Vec::new();
-        for piece in self.locate(volume, offset, size) {
+        for piece in self.locate(access, volume, offset, size) {
             let kind = if matches!(piece.source, Source::Zeroes) { ExtentKind::Hole } else { ExtentKind::Allocated };
             match extents.last_mut() {
                 Some(last) if last.kind == kind => last.size += piece.size,

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use proptest::{prelude::*, test_runner::TestRng};
 extern crate std;
 use alloc::{string::String, vec};
+use core::ops::Range;
 use std::collections::HashMap;
 
 const SIZE: u64 = VOLUME_SIZE_MIN;
@@ -148,7 +149,7 @@ pub(super) struct Bench {
     pub(super) replies: BTreeMap<CommandId, Result<CommandReply, CommandError>>,
     pub(super) rng: TestRng,
     /// What each sector holds.
-    model: Vec<u64>,
+    pub(super) model: Vec<u64>,
     /// What each sector may hold after a loss of power: the value of the last flush, and all later ones.
     possible: Vec<Vec<u64>>,
     next: u64,
@@ -263,9 +264,13 @@ impl Bench {
     }
 
     pub(super) fn request(&mut self, operation: Operation) -> RequestId {
+        self.request_as(Access::ReadWrite, operation)
+    }
+
+    pub(super) fn request_as(&mut self, access: Access, operation: Operation) -> RequestId {
         let id = RequestId(self.next);
         self.next += 1;
-        let mut request = Request { id, volume: VolumeId(1), access: Access::ReadWrite, operation };
+        let mut request = Request { id, volume: VolumeId(1), access, operation };
         while let Err(Busy(again)) = self.group.handle_request(self.now, request) {
             request = again;
             assert!(self.step(), "busy for ever");
@@ -291,6 +296,14 @@ impl Bench {
     }
 
     pub(super) fn mutate(&mut self) {
+        let (operation, sectors, value) = self.mutation();
+        self.request(operation);
+        self.model[sectors.clone()].fill(value);
+        self.possible[sectors].iter_mut().for_each(|possible| possible.push(value));
+    }
+
+    /// A change, the sectors that it is about, and what they hold afterwards.
+    pub(super) fn mutation(&mut self) -> (Operation, Range<usize>, u64) {
         let (offset, size) = self.range();
         let value = self.next;
         let sectors = offset as usize / SECTOR..(offset + size) as usize / SECTOR;
@@ -312,10 +325,7 @@ impl Bench {
             }
         };
         let is_write = matches!(operation, Operation::Write { .. });
-        self.request(operation);
-        let value = if is_write { value } else { 0 };
-        self.model[sectors.clone()].fill(value);
-        self.possible[sectors].iter_mut().for_each(|possible| possible.push(value));
+        (operation, sectors, if is_write { value } else { 0 })
     }
 
     pub(super) fn check(&mut self) {
@@ -427,7 +437,11 @@ impl Bench {
     }
 
     pub(super) fn read_area(&mut self) -> Vec<u64> {
-        let id = self.request(Operation::Read { offset: 0, size: 4 << 20 });
+        self.read_area_as(Access::ReadWrite)
+    }
+
+    pub(super) fn read_area_as(&mut self, access: Access) -> Vec<u64> {
+        let id = self.request_as(access, Operation::Read { offset: 0, size: 4 << 20 });
         self.wait(id);
         let Some(Ok(Reply::Data(parts))) = self.answers.remove(&id) else { panic!("read failed") };
         let word = |sector: &[u8]| {

@@ -1,6 +1,6 @@
 //! Requests that change a volume: cut into records, numbered, staged, and answered in order.
 
-use super::{Group, Purpose};
+use super::{Group, Purpose, trial::Trial};
 use crate::{
     buffer::aligned,
     disk::{DiskAction, MediumId},
@@ -65,6 +65,10 @@ impl Group {
             self.answer(request.id, Err(error));
             return Ok(());
         }
+        if matches!(request.access, Access::Generation(_) | Access::Trial) {
+            self.start_aside(request);
+            return Ok(());
+        }
         let staged = self.journal.last().0 - self.completed.0;
         if staged >= STAGED_COUNT_MAX
             || self.held.len() >= STAGED_COUNT_MAX as usize
@@ -111,6 +115,16 @@ impl Group {
                 within(*offset, *size).map(|()| true)?
             }
         };
+        match request.access {
+            // Only what is held cannot be let go of while it is being read.
+            Access::Generation(order) if !(self.holds.has(order) && volume.table.keeps(order)) => {
+                return Err(RequestError::NotKept);
+            }
+            Access::Generation(_) => return if writes { Err(RequestError::ReadOnly) } else { Ok(()) },
+            Access::Trial if !self.trial.as_ref().is_some_and(Trial::is_open) => return Err(RequestError::NotKept),
+            Access::Trial => return Ok(()),
+            Access::ReadWrite | Access::ReadOnly => {}
+        }
         match (self.pair.role, writes) {
             (Role::Primary, true) if self.is_pool_full() && self.is_journal_full() => Err(RequestError::NoSpace),
             (Role::Primary, _) => Ok(()),
@@ -152,12 +166,23 @@ impl Group {
         }
     }
 
+    /// A request that has nothing to do with the latest state.
+    fn start_aside(&mut self, request: Request) {
+        let Request { id, volume, access, ref operation } = request;
+        match *operation {
+            Operation::Read { offset, size } => self.start_view(id, access, volume, offset, size),
+            Operation::Extents { offset, size } => self.answer_extents(id, access, volume, offset, size),
+            _ if access == Access::Trial => self.try_out(request),
+            _ => self.answer(id, Ok(Reply::Done)),
+        }
+    }
+
     fn start(&mut self, request: Request) {
-        let Request { id, volume, operation, .. } = request;
+        let Request { id, volume, access, operation } = request;
         let durability = match operation {
             Operation::Read { offset, size } => return self.start_read(id, volume, offset, size),
             Operation::Extents { offset, size } => {
-                return self.answer_extents(id, volume, offset, size);
+                return self.answer_extents(id, access, volume, offset, size);
             }
             Operation::Flush => Durability::Durable,
             Operation::Write { offset, data, durability } => {

@@ -2,20 +2,22 @@
 //!
 //! An entry's granules are in its latest block where the mask says so, else in its snapshot block. An entry whose stamp
 //! is older than the table's has not changed since the restart point: what it says *is* the snapshot. So a restart
-//! point is one increment of the stamp, and rolling back is one increment too, with the old stamp declared void: the
-//! content of an entry with a void stamp is its snapshot block.
+//! point is one increment of the stamp, and rolling back is one increment too, with the stamps since declared void: the
+//! content of an entry with a void stamp is what it was before them, its snapshot block if nothing older is recorded. What
+//! older generations need beside that is in [`Kept`].
 //!
 //! Invariants: before an entry takes the table's stamp, its content is in one physical block (or is zero), which
 //! becomes its snapshot. No physical block is named twice.
 
 mod blocks;
 mod geometry;
+mod kept;
 mod store;
 
 pub use crate::format::table_page::Entry;
 pub use blocks::{Blocks, ReadCount};
 pub use geometry::{Geometry, grown_pool_size, pool_size_for, smallest_pool_size};
-pub use store::{LoadError, PageMeta, format_pool, load};
+pub use store::{Boundaries, LoadError, PageMeta, format_pool, load};
 
 use crate::{
     format::{
@@ -25,6 +27,7 @@ use crate::{
     units::{GroupId, MediumUuid, Order, VolumeId},
 };
 use alloc::{boxed::Box, collections::BTreeSet, vec::Vec};
+use kept::Kept;
 
 /// See the module.
 pub struct Table {
@@ -44,6 +47,10 @@ pub struct Table {
     sweep: Option<u32>,
     /// The pool's unused blocks.
     pub blocks: Blocks,
+    /// The generations that are kept.
+    kept: Kept,
+    /// It was loaded from a format that does not say which generation its snapshot is.
+    nameless: bool,
     write_count: u64,
     checkpoint: u64,
     digest: u64,
@@ -70,22 +77,39 @@ impl Table {
 
     /// What a logical block's entry means: void stamps resolved.
     pub fn entry(&self, block: u32) -> Entry {
-        let (page, slot) = split(block);
-        let entry = self.pages.get(page).and_then(Option::as_ref).map_or_else(Entry::default, |page| page[slot]);
-        self.resolve(entry)
+        self.resolve(block, self.raw(block))
     }
 
-    fn resolve(&self, entry: Entry) -> Entry {
-        if self.void.iter().any(|range| (range[0]..=range[1]).contains(&entry.stamp)) {
-            return Entry {
-                latest: entry.snapshot,
-                snapshot: 0,
-                mask: self.geometry.full_mask(),
-                stamp: 0,
-                dirty: entry.dirty,
-            };
-        }
-        entry
+    fn resolve(&self, block: u32, entry: Entry) -> Entry {
+        let Some(range) = self.void_range(entry.stamp) else { return entry };
+        let content = self.kept.find(block, range[0], entry.stamp).unwrap_or(entry.snapshot);
+        Entry { stamp: self.kept.newest_record(block, range[0]), ..self.whole(content, entry.dirty) }
+    }
+
+    fn void_range(&self, stamp: u32) -> Option<[u32; 2]> {
+        self.void.iter().find(|range| (range[0]..=range[1]).contains(&stamp)).copied()
+    }
+
+    /// The entry of a block whose content is in one place.
+    fn whole(&self, content: u32, dirty: u16) -> Entry {
+        Entry { latest: content, snapshot: 0, mask: self.geometry.full_mask(), stamp: 0, dirty }
+    }
+
+    /// What a logical block's entry was in a generation; `None` if that is not kept.
+    pub fn entry_in(&self, generation: Order, block: u32) -> Option<Entry> {
+        let boundary = self.kept.boundary(generation)?;
+        Some(match self.kept.find(block, boundary, u32::MAX) {
+            Some(physical) => self.whole(physical, 0),
+            None => {
+                let entry = self.entry(block);
+                if entry.stamp >= boundary { self.whole(entry.snapshot, 0) } else { entry }
+            }
+        })
+    }
+
+    fn raw(&self, block: u32) -> Entry {
+        let (page, slot) = split(block);
+        self.pages.get(page).and_then(Option::as_ref).map_or_else(Entry::default, |page| page[slot])
     }
 
     /// Replaces a logical block's entry. The caller has freed what the new one does not name.
@@ -103,73 +127,147 @@ impl Table {
         }
     }
 
-    /// Settles a void or outdated entry in place, so that it names only what its content needs, and returns it.
+    /// Settles a void or outdated entry in place, so that it names only what its content needs, and returns it. There must be
+    /// room for a record; see [`Table::reserve_records`].
     pub fn settle(&mut self, block: u32) -> Entry {
         let (page, slot) = split(block);
         let Some(raw) = self.pages.get(page).and_then(Option::as_ref).map(|page| page[slot]) else {
             return Entry::default();
         };
-        let mut entry = self.resolve(raw);
-        if entry != raw {
+        let mut entry = raw;
+        if let Some(range) = self.void_range(raw.stamp) {
             self.blocks.free(raw.latest);
+            let mut older = self.kept.take(block, range[0], raw.stamp).into_iter().chain([raw.snapshot]);
+            let content = self.whole(older.next().unwrap_or_default(), raw.dirty);
+            entry = Entry { stamp: self.kept.newest_record(block, range[0]), ..content };
+            older.for_each(|physical| self.blocks.free(physical));
         }
         // A whole block that did not change since the restart point needs no older one.
-        if entry.stamp < self.stamp && entry.mask == self.geometry.full_mask() && entry.snapshot != 0 {
-            if entry.latest == 0 {
-                self.blocks.give_back(entry.snapshot);
-            } else {
-                self.blocks.free(entry.snapshot);
-            }
+        if entry.stamp < self.stamp && entry.mask == self.geometry.full_mask() {
+            self.let_go(block, &entry);
             entry.snapshot = 0;
         }
         self.set_entry(block, entry);
         entry
     }
 
-    /// A restart point: what the entries say now becomes the snapshot. O(1).
-    pub fn keep_snapshot(&mut self) {
-        self.stamp += 1;
-        self.sweep = Some(0);
+    /// An entry needs its snapshot no more; perhaps a generation does.
+    pub fn let_go(&mut self, block: u32, entry: &Entry) {
+        if self.kept.record(block, entry.stamp, entry.snapshot) {
+            return;
+        }
+        if entry.latest == 0 {
+            self.blocks.give_back(entry.snapshot);
+        } else {
+            self.blocks.free(entry.snapshot);
+        }
     }
 
-    /// Takes the volume back to the snapshot. O(1), but for a full list of void stamps.
-    pub fn roll_back(&mut self) {
+    /// Whether a generation may need what an entry with this stamp held before.
+    pub fn may_need(&self, stamp: u32) -> bool {
+        self.kept.may_need(stamp)
+    }
+
+    /// Makes room for as many records as `count` entries can need. `false`: the pool has none.
+    pub fn reserve_records(&mut self, count: u32) -> bool {
+        let count = count.min((self.pages.len() * TABLE_PAGE_ENTRY_COUNT) as u32);
+        let Self { kept, blocks, geometry, .. } = self;
+        kept.reserve(count, self.stamp, self.checkpoint + 1, geometry, blocks)
+    }
+
+    /// What the entries say now becomes the snapshot, and is kept as the generation that `order` ends, if there is one. O(1).
+    pub fn keep_snapshot(&mut self, order: Option<Order>) {
+        self.stamp += 1;
+        self.sweep = Some(0);
+        if let Some(order) = order {
+            self.kept.keep(order, self.stamp);
+        }
+    }
+
+    /// If the table does not know which generation its snapshot is: it is this one.
+    pub fn name_snapshot(&mut self, order: Order) {
+        if self.nameless {
+            self.kept.name(order, self.stamp);
+        }
+    }
+
+    /// An empty volume: what it was in a generation that is older than itself.
+    pub fn keep_nothing_as(&mut self, order: Order) {
+        self.kept.keep(order, 1);
+    }
+
+    /// Whether a generation is kept.
+    pub fn keeps(&self, order: Order) -> bool {
+        self.kept.boundary(order).is_some()
+    }
+
+    /// Bytes of blocks that only a generation and older ones have.
+    pub fn bytes_kept_for(&self, order: Order) -> u64 {
+        self.kept.record_count(order) as u64 * u64::from(self.geometry.block_size)
+    }
+
+    /// Lets go of the generations that are not `wanted`; `true` if there was one.
+    pub fn retain_generations(&mut self, wanted: impl Fn(Order) -> bool) -> bool {
+        self.kept.retain(wanted)
+    }
+
+    /// Takes the volume back to a generation. O(1), but for a full list of void stamps. `false` if it is not kept.
+    pub fn roll_back(&mut self, generation: Order) -> bool {
+        let Some(boundary) = self.kept.boundary(generation) else { return false };
         if self.void.len() == crate::format::pool_superblock::VOID_COUNT_MAX {
-            self.sweep = Some(0);
-            self.sweep_pages(u32::MAX);
+            self.settle_void();
         }
-        match self.void.last_mut() {
-            Some(range) if range[1] + 1 == self.stamp => range[1] = self.stamp,
-            _ => self.void.push([self.stamp, self.stamp]),
-        }
+        // A void range within the new one has nothing more to say.
+        self.void.retain(|range| range[0] < boundary);
+        self.void.push([boundary, self.stamp]);
+        self.kept.roll_back(boundary);
         self.stamp += 1;
         self.sweep = Some(0);
+        true
     }
 
-    /// Settles the entries of the next `page_count` pages; `true` while there is more to do.
-    pub fn sweep_pages(&mut self, page_count: u32) -> bool {
-        let Some(from) = self.sweep else { return false };
-        let to = from.saturating_add(page_count).min(self.pages.len() as u32);
-        for page in from..to {
-            if self.pages[page as usize].is_some() {
-                let first = page * TABLE_PAGE_ENTRY_COUNT as u32;
-                (first..first + TABLE_PAGE_ENTRY_COUNT as u32).for_each(|block| {
-                    self.settle(block);
-                });
+    /// Settles all void entries; no other one, because that may need room.
+    fn settle_void(&mut self) {
+        for block in 0..(self.pages.len() * TABLE_PAGE_ENTRY_COUNT) as u32 {
+            if self.void_range(self.raw(block).stamp).is_some() {
+                self.settle(block);
             }
         }
-        if (to as usize) < self.pages.len() {
-            self.sweep = Some(to);
-            return true;
-        }
-        self.sweep = None;
         self.void.clear();
-        false
+    }
+
+    /// Settles the entries of the next `page_count` pages, or gives as many records without an owner away.
+    pub fn sweep_pages(&mut self, page_count: u32) {
+        // Void entries may still need records of generations that were let go of.
+        if self.void.is_empty() {
+            self.kept.adopt_orphans(TABLE_PAGE_ENTRY_COUNT * page_count as usize, &mut self.blocks);
+        }
+        let Some(from) = self.sweep else { return };
+        let to = from.saturating_add(page_count).min(self.pages.len() as u32);
+        for page in (from..to).filter(|page| self.pages[*page as usize].is_some()).collect::<Vec<_>>() {
+            let has_room = self.reserve_records(TABLE_PAGE_ENTRY_COUNT as u32);
+            let first = page * TABLE_PAGE_ENTRY_COUNT as u32;
+            for block in first..first + TABLE_PAGE_ENTRY_COUNT as u32 {
+                // Without room for records the others are settled when they are written next.
+                if has_room || self.void_range(self.raw(block).stamp).is_some() {
+                    self.settle(block);
+                }
+            }
+        }
+        self.sweep = Some(to).filter(|to| (*to as usize) < self.pages.len());
+        if self.sweep.is_none() {
+            self.void.clear();
+        }
     }
 
     /// Whether entries wait for [`Table::sweep_pages`].
     pub fn needs_sweep(&self) -> bool {
-        self.sweep.is_some()
+        self.sweep.is_some() || self.kept.has_orphans()
+    }
+
+    /// Whether records of generations that were let go of wait for [`Table::sweep_pages`].
+    pub fn has_orphans(&self) -> bool {
+        self.kept.has_orphans()
     }
 
     /// Marks a range in bytes as lacking at the peer.
@@ -295,8 +393,7 @@ impl Table {
     }
 
     fn set_dirty(&mut self, block: u32, change: impl FnOnce(u16) -> u16) {
-        let (page, slot) = split(block);
-        let raw = self.pages.get(page).and_then(Option::as_ref).map_or_else(Entry::default, |page| page[slot]);
+        let raw = self.raw(block);
         let dirty = change(raw.dirty);
         if dirty != raw.dirty {
             self.set_entry(block, Entry { dirty, ..raw });

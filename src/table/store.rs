@@ -3,13 +3,14 @@
 //! A checkpoint writes the changed pages into their other slots, syncs, then writes the superblock that makes them
 //! count, and syncs again. Until that last step the table of the checkpoint before is whole on the medium.
 
-use super::{Blocks, Entry, Geometry, Table};
+use super::{Blocks, Entry, Geometry, Table, kept::Kept};
 use crate::{
     command::VolumeSpec,
     disk::{DiskError, MediumId, Storage},
     format::{
         FormatError,
         journal_superblock::{SLOTS, check_geometry},
+        kept_page::{self, KEPT_PAGE_SIZE, KeptPage},
         pool_superblock::{POOL_SUPERBLOCK_SIZE, PoolSuperblock},
         table_page::{self, TABLE_PAGE_ENTRY_COUNT, TABLE_PAGE_SIZE, TablePage},
     },
@@ -21,9 +22,20 @@ use bytes::Bytes;
 /// Which slot of a page counts.
 #[derive(Clone, Copy)]
 pub struct PageMeta {
-    checkpoint: u64,
-    checksum: u32,
-    slot: u8,
+    /// The checkpoint that wrote it.
+    pub checkpoint: u64,
+    /// Its checksum.
+    pub checksum: u32,
+    /// The slot.
+    pub slot: u8,
+}
+
+impl PageMeta {
+    /// A page's part in the digest: depends on where it is, when it was written and what it holds.
+    pub fn weight(&self, index: u32) -> u64 {
+        let crc = crc32c::crc32c_append(self.checksum, &self.checkpoint.to_le_bytes());
+        (u64::from(crc) << 32 | u64::from(self.checksum)).wrapping_mul(2 * u64::from(index) + 1)
+    }
 }
 
 /// Why a pool was not accepted.
@@ -111,6 +123,8 @@ pub fn format_pool(storage: &mut dyn Storage, group: GroupId, spec: &VolumeSpec)
         applied: Order(0),
         stamp: 1,
         void: Vec::new(),
+        kept: Some(Vec::new()),
+        extents: Vec::new(),
     };
     for write_count in 0..2 {
         superblock.write_count = write_count;
@@ -162,6 +176,17 @@ pub fn load(storage: &mut dyn Storage, group: GroupId, spec: &VolumeSpec) -> Res
         return Err(LoadError::Geometry("the pool's layout is not that of the volume, or the medium has shrunk"));
     }
     let page_count = geometry.page_count() as usize;
+    let mut blocks = Blocks::new(geometry.block_count);
+    let (first, count) = geometry.page_blocks();
+    let extents = superblock.extents.iter().map(|extent| (extent.first, extent.count));
+    for (first, count) in extents.chain([(first, count)]) {
+        let end = first.checked_add(count).filter(|end| *end <= geometry.block_count + 1);
+        if !(first..end.unwrap_or_default()).all(|block| blocks.claim(block)) || end.is_none() {
+            return Err(FormatError::Field { what: "pool superblock", field: "extent" }.into());
+        }
+    }
+    let nameless = superblock.kept.is_none();
+    let kept = Kept::new(superblock.kept.unwrap_or_default(), superblock.stamp, superblock.extents, &geometry);
     let mut table = Table {
         group,
         medium: superblock.medium,
@@ -175,18 +200,17 @@ pub fn load(storage: &mut dyn Storage, group: GroupId, spec: &VolumeSpec) -> Res
         stamp: superblock.stamp,
         void: superblock.void,
         sweep: Some(0),
-        blocks: Blocks::new(geometry.block_count),
+        blocks,
+        kept,
+        nameless,
         write_count: superblock.write_count,
         checkpoint: superblock.checkpoint,
         digest: 0,
         applied_durable: superblock.applied,
         dirty_count: 0,
     };
-    let (first, count) = geometry.page_blocks();
-    for block in first..first + count {
-        table.blocks.claim(block);
-    }
     load_pages(storage, medium, &mut table)?;
+    load_kept(storage, medium, &mut table)?;
     if table.digest != superblock.digest {
         return Err(LoadError::Damaged { found: table.digest, expected: superblock.digest });
     }
@@ -233,7 +257,7 @@ fn load_pages(storage: &mut dyn Storage, medium: MediumId, table: &mut Table) ->
                 table.dirty_count += u64::from(entry.dirty.count_ones());
             }
             let meta = PageMeta { checkpoint: page.checkpoint, checksum: page.checksum, slot };
-            table.digest = table.digest.wrapping_add(weight(index as u32, &meta));
+            table.digest = table.digest.wrapping_add(meta.weight(index as u32));
             table.metas[index] = Some(meta);
             table.pages[index] = Some(page.entries);
         }
@@ -241,17 +265,39 @@ fn load_pages(storage: &mut dyn Storage, medium: MediumId, table: &mut Table) ->
     Ok(())
 }
 
-/// A page's part in the digest: depends on where it is, when it was written and what it holds.
-fn weight(index: u32, meta: &PageMeta) -> u64 {
-    let crc = crc32c::crc32c_append(meta.checksum, &meta.checkpoint.to_le_bytes());
-    (u64::from(crc) << 32 | u64::from(meta.checksum)).wrapping_mul(2 * u64::from(index) + 1)
+fn load_kept(storage: &mut dyn Storage, medium: MediumId, table: &mut Table) -> Result<(), LoadError> {
+    for (index, offset, since) in table.kept.pages(&table.geometry) {
+        let bytes = storage.read(medium, offset, 2 * KEPT_PAGE_SIZE as u32)?;
+        let mut best: Option<(KeptPage, u8)> = None;
+        for (slot, raw) in (0..).zip(bytes.chunks_exact(KEPT_PAGE_SIZE)) {
+            let page = kept_page::parse(raw, table.medium, index, table.geometry.block_count);
+            let Some(page) = page.ok().filter(|page| page.checkpoint >= since) else { continue };
+            if page.checkpoint > table.checkpoint {
+                table.kept.rewrite(index);
+            } else if best.as_ref().is_none_or(|(best, _)| best.checkpoint < page.checkpoint) {
+                best = Some((page, slot));
+            }
+        }
+        let Some((page, slot)) = best else { continue };
+        let block_count = (table.pages.len() * TABLE_PAGE_ENTRY_COUNT) as u32;
+        let weight = table.kept.load(index, slot, page, block_count, &mut table.blocks);
+        let weight = weight.ok_or(FormatError::Field { what: "page of kept blocks", field: "record" })?;
+        table.digest = table.digest.wrapping_add(weight);
+    }
+    table.kept.loaded();
+    Ok(())
 }
+
+/// A table's stamp, and the boundaries of the generations that it keeps.
+pub type Boundaries = (u32, Vec<u32>);
 
 /// What a checkpoint writes to a pool: first the pages, then, after a sync, the superblock.
 pub struct CheckpointWrites {
     /// Offset on the medium and bytes.
     pub pages: Vec<(u64, Bytes)>,
-    /// The same.
+    /// Its stamp, and the boundaries of the generations that it keeps.
+    pub boundaries: Boundaries,
+    /// Offset on the medium and bytes.
     pub superblock: (u64, Bytes),
 }
 
@@ -290,7 +336,7 @@ impl Table {
 
     /// Whether a checkpoint would change anything but the applied order.
     pub fn is_changed(&self) -> bool {
-        !self.changed_pages.is_empty() || self.blocks.is_waiting()
+        !self.changed_pages.is_empty() || self.kept.is_changed() || self.blocks.is_waiting()
     }
 
     /// Begins a checkpoint of the table as it is now, with all entries up to `applied`. There is one at a time.
@@ -306,12 +352,19 @@ impl Table {
             let old = self.metas[index as usize];
             let slot = old.map_or(0, |old| 1 - old.slot);
             let meta = PageMeta { checkpoint: self.checkpoint, checksum, slot };
-            let gone = old.map_or(0, |old| weight(index, &old));
-            self.digest = self.digest.wrapping_sub(gone).wrapping_add(weight(index, &meta));
+            let gone = old.map_or(0, |old| old.weight(index));
+            self.digest = self.digest.wrapping_sub(gone).wrapping_add(meta.weight(index));
             self.metas[index as usize] = Some(meta);
             pages.push((self.geometry.page_offset(index, slot), bytes));
         }
+        let (kept_pages, digest) = self.kept.begin_checkpoint(self.medium, self.checkpoint, &self.geometry);
+        pages.extend(kept_pages);
+        self.digest = self.digest.wrapping_add(digest);
         self.write_count += 1;
+        // From here on it is said.
+        self.nameless = false;
+        let kept = self.kept.points();
+        let boundaries = (self.stamp, kept.iter().map(|(_, boundary)| *boundary).collect());
         let superblock = PoolSuperblock {
             write_count: self.write_count,
             group: self.group,
@@ -329,13 +382,16 @@ impl Table {
             applied,
             stamp: self.stamp,
             void: self.void.clone(),
+            kept: Some(kept),
+            extents: self.kept.extents().to_vec(),
         };
-        CheckpointWrites { pages, superblock: (superblock.slot(), superblock.encode()) }
+        CheckpointWrites { pages, boundaries, superblock: (superblock.slot(), superblock.encode()) }
     }
 
     /// The checkpoint's superblock is durable. `reads` is the number of the next read.
-    pub fn commit_checkpoint(&mut self, applied: Order, reads: super::ReadCount) {
+    pub fn commit_checkpoint(&mut self, applied: Order, (stamp, boundaries): Boundaries, reads: super::ReadCount) {
         self.applied_durable = applied;
+        self.kept.commit_checkpoint(stamp, boundaries);
         self.blocks.commit_checkpoint(reads);
     }
 }

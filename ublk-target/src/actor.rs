@@ -11,12 +11,12 @@ use crate::{
 };
 use bytes::Bytes;
 use holdfast::{
-    command::{Command, CommandError, CommandId, CommandReply, Status, VolumeSpec},
+    command::{Command, CommandError, CommandId, CommandReply, GenerationId, Status, VolumeSpec},
     disk::{DiskError, DiskOperation, DiskOutcome, MediumId, OperationId},
     group::{Group, JournalLabel, OpenError},
     output::{Event, Output},
     request::{Access, Busy, Operation, Reply, Request, RequestError, RequestId},
-    units::{FrameCount, GroupId, Monotonic, Now, VolumeId, WallClock},
+    units::{FrameCount, GroupId, Monotonic, Now, Order, VolumeId, WallClock},
 };
 use nix::time::{ClockId, clock_gettime};
 use replicator::{ChannelId, Frame};
@@ -60,6 +60,8 @@ pub struct GroupActor {
     wake: Notify,
     /// A standby's volumes are served read-only.
     pub exported: Cell<bool>,
+    /// How many clients the trial has.
+    pub trial_clients: Cell<usize>,
     closed: Cell<bool>,
     /// How many clients each volume has.
     clients: RefCell<BTreeMap<VolumeId, usize>>,
@@ -87,6 +89,7 @@ impl GroupActor {
             state: RefCell::new(state),
             wake: Notify::new(),
             exported: Cell::new(false),
+            trial_clients: Cell::new(0),
             closed: Cell::new(false),
             clients: RefCell::default(),
         });
@@ -107,6 +110,20 @@ impl GroupActor {
     /// As it is now.
     pub fn status(&self) -> Status {
         self.state.borrow().group.status(now())
+    }
+
+    /// Holds a generation for a reader, if it is kept.
+    pub fn hold_generation(&self, generation: GenerationId) -> Option<Order> {
+        let mut state = self.state.borrow_mut();
+        let order = state.group.find_generation(generation)?;
+        state.group.hold_generation(order);
+        Some(order)
+    }
+
+    /// The reader has gone.
+    pub fn release_generation(&self, order: Order) {
+        self.state.borrow_mut().group.release_generation(order);
+        self.wake.notify_one();
     }
 
     /// Ends its life on this node; its media are closed when what is in flight has ended.
@@ -393,6 +410,10 @@ impl GroupActor {
             Event::LeaseLost => {
                 warn!(target: EVENT, %group, "Lease lost; nothing is answered until the peer grants another")
             }
+            Event::GenerationDropped { name } => {
+                warn!(target: EVENT, %group, generation = %name, "Pool full; the oldest generation was dropped")
+            }
+            Event::TrialDropped => warn!(target: EVENT, %group, "Pool full; the trial was ended"),
             Event::PoolFull => warn!(target: EVENT, %group, "Pool full; destaging waits"),
         }
     }

@@ -1,6 +1,7 @@
 //! What operators ask of a daemon: the bodies of `POST /v1/request` on the control socket, and the answers.
 
 use holdfast::{
+    command::GenerationId,
     pair::{ApplyPolicy, Level, WithoutPeer},
     units::Generation,
 };
@@ -146,6 +147,34 @@ pub enum Request {
         /// For people.
         label: String,
     },
+    /// Sets which restart points this node keeps beside the last one.
+    GenerationKeep {
+        /// The group.
+        group: String,
+        /// How many at least, the last one included.
+        count: u16,
+        /// Those that are at most so much older than the last one, in seconds.
+        seconds: u32,
+    },
+    /// Lets go of a generation on this node.
+    GenerationDrop {
+        /// The group.
+        group: String,
+        /// Its name: a number or `fork-EPOCH`.
+        generation: GenerationId,
+    },
+    /// Opens a writable copy of a generation, as NBD export `GROUP/VOLUME@trial`.
+    TrialBegin {
+        /// The group.
+        group: String,
+        /// Which; the last restart point if absent.
+        generation: Option<GenerationId>,
+    },
+    /// Throws that copy away.
+    TrialEnd {
+        /// The group.
+        group: String,
+    },
     /// Makes this node the primary.
     Promote {
         /// The group.
@@ -162,7 +191,7 @@ pub enum Request {
     Demote {
         /// The group.
         group: String,
-        /// Give up what only this node has.
+        /// Give up what only this node has; else a former primary keeps it as a generation.
         discard_fork: bool,
     },
     /// Sets when a host's write is answered.

@@ -12,20 +12,56 @@ use holdfast::{
 };
 use std::rc::Rc;
 
-/// The volumes that this node serves: a primary's, and a standby's or a fenced node's if an operator asked for it.
+/// The volumes that this node serves: a primary's, and a standby's or a fenced node's if an operator asked for it. As
+/// `GROUP/VOLUME@NAME` also what they were in a generation, and as `GROUP/VOLUME@trial` a trial.
 pub struct Exports(pub Rc<Node>);
+
+/// What a trial's exports end with.
+const TRIAL: &str = "trial";
 
 impl Exports {
     fn all(&self) -> Vec<VolumeExport> {
         let groups = self.0.groups();
-        let served = groups.iter().filter(|group| match group.label().role {
-            Role::Primary => true,
-            Role::Secondary | Role::Fenced => group.exported.get(),
-        });
-        served
-            .flat_map(|actor| actor.label().volumes.into_iter().map(|spec| VolumeExport::new(actor.clone(), spec)))
-            .collect()
+        let served = groups.iter().filter(|actor| is_served(actor));
+        served.flat_map(|actor| volumes(actor, |_| Some((latest(actor), String::new())))).collect()
     }
+
+    /// An export of something else than the latest state.
+    fn find_aside(&self, name: &str) -> Option<VolumeExport> {
+        let (path, view) = name.rsplit_once('@')?;
+        let groups = self.0.groups();
+        let actor = groups.iter().find(|actor| path.starts_with(&format!("{}/", actor.label().name)))?;
+        let access = |_: &VolumeSpec| {
+            let access = if view == TRIAL {
+                actor.status().trial.map(|_| Access::Trial)?
+            } else {
+                // A generation is as private as the volume.
+                let generation = view.parse().ok().filter(|_| is_served(actor))?;
+                Access::Generation(actor.hold_generation(generation)?)
+            };
+            Some((access, format!("@{view}")))
+        };
+        let wanted = |spec: &VolumeSpec| path == format!("{}/{}", actor.label().name, spec.name);
+        volumes(actor, |spec| wanted(spec).then(|| access(spec)).flatten()).pop()
+    }
+}
+
+fn is_served(actor: &GroupActor) -> bool {
+    actor.label().role == Role::Primary || actor.exported.get()
+}
+
+fn latest(actor: &GroupActor) -> Access {
+    if actor.label().role == Role::Primary { Access::ReadWrite } else { Access::ReadOnly }
+}
+
+/// Exports of the volumes for which `access` gives one, and what their names end with.
+fn volumes(actor: &Rc<GroupActor>, access: impl Fn(&VolumeSpec) -> Option<(Access, String)>) -> Vec<VolumeExport> {
+    let volumes = actor.label().volumes.into_iter();
+    let export = |spec: VolumeSpec| {
+        let (access, suffix) = access(&spec)?;
+        Some(VolumeExport::new(actor.clone(), spec, access, suffix))
+    };
+    volumes.filter_map(export).collect()
 }
 
 impl ExportCatalog for Exports {
@@ -40,7 +76,8 @@ impl ExportCatalog for Exports {
         if name.is_empty() && all.len() == 1 {
             return all.pop().map(Rc::new);
         }
-        all.into_iter().find(|export| export.info().name == name).map(Rc::new)
+        let found = all.into_iter().find(|export| export.info().name == name);
+        found.or_else(|| self.find_aside(name)).map(Rc::new)
     }
 }
 
@@ -49,32 +86,49 @@ pub struct VolumeExport {
     actor: Rc<GroupActor>,
     spec: VolumeSpec,
     access: Access,
+    suffix: String,
 }
 
 impl VolumeExport {
-    fn new(actor: Rc<GroupActor>, spec: VolumeSpec) -> Self {
+    fn new(actor: Rc<GroupActor>, spec: VolumeSpec, access: Access, suffix: String) -> Self {
         actor.add_client(spec.id);
-        let access = if actor.label().role == Role::Primary { Access::ReadWrite } else { Access::ReadOnly };
-        Self { actor, spec, access }
+        if access == Access::Trial {
+            actor.trial_clients.update(|count| count + 1);
+        }
+        Self { actor, spec, access, suffix }
     }
 }
 
 impl Drop for VolumeExport {
     fn drop(&mut self) {
         self.actor.remove_client(self.spec.id);
+        match self.access {
+            Access::Generation(order) => self.actor.release_generation(order),
+            Access::Trial => self.actor.trial_clients.update(|count| count - 1),
+            Access::ReadWrite | Access::ReadOnly => {}
+        }
     }
 }
 
 impl Export for VolumeExport {
     fn info(&self) -> ExportInfo {
         let label = self.actor.label();
+        let description = match self.access {
+            Access::Generation(_) => "Holdfast volume as it was in a generation".into(),
+            Access::Trial => "A trial of a Holdfast volume; what is written to it is thrown away".into(),
+            Access::ReadWrite | Access::ReadOnly => format!("Holdfast volume, {} here", label.role),
+        };
         ExportInfo {
-            name: format!("{}/{}", label.name, self.spec.name),
-            description: format!("Holdfast volume, {} here", label.role),
+            name: format!("{}/{}{}", label.name, self.spec.name, self.suffix),
+            description,
             size: self.spec.size,
             logical_block_size: self.spec.logical_block_size,
             preferred_block_size: 4096,
-            read_only: label.role != Role::Primary,
+            read_only: match self.access {
+                Access::Generation(_) => true,
+                Access::Trial => false,
+                Access::ReadWrite | Access::ReadOnly => label.role != Role::Primary,
+            },
         }
     }
 
@@ -99,8 +153,8 @@ impl Export for VolumeExport {
                 Ok(Err(RequestError::Invalid)) => Err(ExportError::Invalid),
                 Ok(Err(RequestError::Io)) => Err(ExportError::Io),
                 Ok(Err(RequestError::NoSpace)) => Err(ExportError::NoSpace),
-                Ok(Err(RequestError::NotPrimary)) => Err(ExportError::ReadOnly),
-                Ok(Err(RequestError::Stopped)) | Err(_) => Err(ExportError::Shutdown),
+                Ok(Err(RequestError::NotPrimary | RequestError::ReadOnly)) => Err(ExportError::ReadOnly),
+                Ok(Err(RequestError::NotKept | RequestError::Stopped)) | Err(_) => Err(ExportError::Shutdown),
             }
         }
     }

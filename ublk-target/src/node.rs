@@ -1,6 +1,7 @@
 //! The node on the disk thread: its groups, its peers, and what operators ask of it.
 
 mod devices;
+mod generations;
 mod groups;
 mod pairs;
 mod resize;
@@ -244,6 +245,10 @@ impl Node {
                 let label = label.parse().map_err(ApiError::new)?;
                 command(&self.group(&group)?, Command::RestartPoint { label }).await
             }
+            Request::GenerationKeep { group, count, seconds } => self.keep_generations(&group, count, seconds).await,
+            Request::GenerationDrop { group, generation } => self.drop_generation(&group, generation).await,
+            Request::TrialBegin { group, generation } => self.begin_trial(&group, generation).await,
+            Request::TrialEnd { group } => self.end_trial(&group).await,
             Request::Promote { group, latest, generation, force } => {
                 let actor = self.group(&group)?;
                 // A node that is no standby is refused by the core, whoever else is alive.

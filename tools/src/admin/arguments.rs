@@ -2,7 +2,7 @@
 
 use super::ClientError;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use holdfast::pair;
+use holdfast::{command::GenerationId, pair};
 use std::path::PathBuf;
 use ublk_target::config::{CONFIG_PATH, Config};
 
@@ -67,6 +67,32 @@ pub enum Command {
     /// Declares that the application can restart from the present state.
     #[command(verbatim_doc_comment)]
     RestartPoint(RestartPointOptions),
+    /// Generations that this node keeps: restart points, and what a former primary wrote that no other node has.
+    #[command(subcommand)]
+    Generation(GenerationCommand),
+    /// Tries a failover out beside the running pair: a writable copy of a generation, thrown away afterwards.
+    ///
+    /// It is served by NBD as GROUP/VOLUME@trial. Nothing of it is kept: not by a flush, not when the daemon is started anew.
+    /// The real thing is `ublk-admin promote`.
+    ///
+    /// Examples:
+    ///   ublk-admin failover db --test
+    ///   ublk-admin failover db --test --generation 7
+    ///   ublk-admin failover db --end
+    #[command(verbatim_doc_comment)]
+    Failover {
+        /// The group.
+        group: String,
+        /// Opens the copy.
+        #[arg(long, required_unless_present = "end")]
+        test: bool,
+        /// Of this generation instead of the last restart point.
+        #[arg(long, value_name = "NAME")]
+        generation: Option<GenerationId>,
+        /// Throws it away.
+        #[arg(long, conflicts_with_all = ["test", "generation"])]
+        end: bool,
+    },
     /// Makes this node the primary: at the last restart point, or with --latest at all that was received.
     Promote {
         /// The group.
@@ -85,7 +111,7 @@ pub enum Command {
     Demote {
         /// The group.
         group: String,
-        /// Give up what only this node has.
+        /// Give up what only this node has; else a former primary keeps it as generation fork-EPOCH.
         #[arg(long)]
         discard_fork: bool,
     },
@@ -343,6 +369,37 @@ pub enum PairCommand {
     },
 }
 
+/// `generation`
+#[derive(Clone, Debug, Subcommand)]
+pub enum GenerationCommand {
+    /// Lists what is kept on this node, newest first. NBD serves each as GROUP/VOLUME@NAME, read-only.
+    List {
+        /// The group.
+        group: String,
+    },
+    /// Sets which restart points this node keeps: so many, and all that are at most so much older than the last one.
+    ///
+    /// Example: ublk-admin generation keep db --count 4 --for 2d
+    #[command(verbatim_doc_comment)]
+    Keep {
+        /// The group.
+        group: String,
+        /// How many at least, the last one included.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+        count: u16,
+        /// How much older, such as 90s, 30m, 12h, 7d.
+        #[arg(long = "for", value_name = "TIME", default_value = "0s", value_parser = seconds)]
+        time: u32,
+    },
+    /// Lets go of one; its room in the pool is free again.
+    Drop {
+        /// The group.
+        group: String,
+        /// Its name, such as 7 or fork-2.0.
+        generation: GenerationId,
+    },
+}
+
 /// `restart-point`
 ///
 /// Examples:
@@ -464,6 +521,20 @@ fn bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| format!("\"{text}\" is too much"))
 }
 
+fn seconds(text: &str) -> Result<u32, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return Err(format!("\"{text}\" has no unit; use s, m, h or d, such as 12h")),
+    };
+    let number: u32 = number.parse().map_err(|_| format!("\"{text}\" does not begin with a number"))?;
+    number.checked_mul(factor).ok_or_else(|| format!("\"{text}\" is too much"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -480,5 +551,8 @@ mod tests {
         assert_eq!(bytes("512"), Ok(512));
         assert!(bytes("10GB").unwrap_err().contains("\"GB\" is no unit"));
         assert!(bytes("99999999999TiB").is_err());
+        assert_eq!(seconds("12h"), Ok(43_200));
+        assert!(seconds("12").unwrap_err().contains("has no unit"));
+        assert!(seconds("99999d").is_err());
     }
 }

@@ -8,7 +8,9 @@ mod show;
 pub use arguments::Arguments;
 pub use client::ClientError;
 
-use arguments::{Command, Fence, GroupCommand, NodeCommand, PairCommand, RestartPointOptions, VolumeCommand};
+use arguments::{
+    Command, Fence, GenerationCommand, GroupCommand, NodeCommand, PairCommand, RestartPointOptions, VolumeCommand,
+};
 use client::Client;
 use hold::Holds;
 use holdfast::units::Generation;
@@ -60,6 +62,9 @@ pub fn run(arguments: &Arguments) -> Result<(), ClientError> {
         let deadline = Deadline::after(*timeout, "the copy to end");
         wait(&client, group, &deadline, |status| Ok(status["pair"]["state"] == "duplex"))?;
     }
+    if let Command::Generation(GenerationCommand::List { .. }) = &arguments.command {
+        value = value["generations"].take();
+    }
     if value.is_null() {
         value = json!({ "done": "Done" });
     }
@@ -67,6 +72,7 @@ pub fn run(arguments: &Arguments) -> Result<(), ClientError> {
         Command::Node(NodeCommand::Status) => show::node(&value),
         Command::Group(GroupCommand::List | GroupCommand::Show { .. }) => show::status(&value),
         Command::Volume(VolumeCommand::List { .. }) => show::volumes(&value),
+        Command::Generation(GenerationCommand::List { .. }) => show::generations(&value),
         Command::Events { .. } => show::events(&value),
         _ => show::answer(&value),
     };
@@ -251,6 +257,15 @@ fn request(command: &Command) -> Result<Request, ClientError> {
         Command::Pair(PairCommand::Resume { group, no_compare }) => Request::PairResume { group, no_compare },
         Command::Pair(PairCommand::Verify { group, mend }) => Request::PairVerify { group, mend },
         Command::RestartPoint(options) => Request::RestartPoint { group: options.group, label: options.label },
+        Command::Generation(GenerationCommand::List { group }) => Request::Status { group: Some(group) },
+        Command::Generation(GenerationCommand::Keep { group, count, time }) => {
+            Request::GenerationKeep { group, count, seconds: time }
+        }
+        Command::Generation(GenerationCommand::Drop { group, generation }) => {
+            Request::GenerationDrop { group, generation }
+        }
+        Command::Failover { group, end: true, .. } => Request::TrialEnd { group },
+        Command::Failover { group, generation, .. } => Request::TrialBegin { group, generation },
         Command::Promote { group, latest, generation, force } => {
             Request::Promote { group, latest, generation: generation.map(Generation), force }
         }

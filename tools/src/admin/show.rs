@@ -105,13 +105,27 @@ fn group(value: &Value) -> String {
     }
     let point = &value["restart_point"];
     if point.is_object() {
-        let label = point["label"].as_str().filter(|label| !label.is_empty());
-        let label = label.map(|label| format!(" \"{label}\"")).unwrap_or_default();
+        let label = label(point);
         let what = match number(point, "generation") {
             0 => "kept is the state before the copy".into(),
             generation => format!("restart point {generation}{label}"),
         };
         let _ = writeln!(out, "  {what} at {}, {}", place(&point["at"]), age(number(point, "time")));
+    }
+    let others =
+        value["generations"].as_array().into_iter().flatten().filter(|kept| kept["kind"] != "last-restart-point");
+    let names: Vec<&str> = others.filter(|kept| kept["kind"] != "before-copy").map(|kept| text(kept, "name")).collect();
+    if !names.is_empty() {
+        let _ = writeln!(out, "  kept too: {} (ublk-admin generation list {})", names.join(", "), text(value, "group"));
+    }
+    let trial = &value["trial"];
+    if trial.is_object() {
+        let (name, written) = (text(trial, "generation"), size(number(trial, "written_bytes")));
+        let _ = writeln!(
+            out,
+            "  TRIAL of generation {name}: {written} written; end it with: ublk-admin failover {} --end",
+            text(value, "group")
+        );
     }
     let _ = writeln!(
         out,
@@ -128,12 +142,49 @@ fn group(value: &Value) -> String {
         let count = number(fork, "record_count");
         let _ = writeln!(out, "  FENCED      {name}: {count} records after {} exist only here", place(&fork["after"]));
         let _ = writeln!(out, "              read them with: ublk-admin volume export {group} --read-only");
+        let _ = writeln!(
+            out,
+            "              make this node the standby and keep them as {name} with: ublk-admin demote {group}"
+        );
         let _ = writeln!(out, "              give them up with: ublk-admin demote {group} --discard-fork");
     }
     out += &volumes(value);
     out += &session(&value["session"]);
     out.truncate(out.trim_end().len());
     out
+}
+
+fn label(value: &Value) -> String {
+    let label = value["label"].as_str().filter(|label| !label.is_empty());
+    label.map(|label| format!(" \"{label}\"")).unwrap_or_default()
+}
+
+/// What a node keeps, one a line.
+pub fn generations(value: &Value) -> String {
+    let mut out = String::new();
+    for kept in value.as_array().into_iter().flatten() {
+        let what = match text(kept, "kind") {
+            "last-restart-point" => ", the last restart point",
+            "former-restart-point" => ", no part of the group's history any more",
+            "fork" => ", what only this node has of a former epoch",
+            "before-copy" => ", the state before the copy",
+            _ => "",
+        };
+        let in_use = match (kept["in_use"] == true, kept["applied"] == true) {
+            (true, _) => ", in use",
+            (false, true) => "",
+            (false, false) => ", not applied yet",
+        };
+        let (when, own) = (age(number(kept, "time")), size(number(kept, "own_bytes")));
+        let _ = writeln!(
+            out,
+            "{:>10}  {when} at {}{}{what}{in_use}; {own} of its own",
+            text(kept, "name"),
+            place(&kept["at"]),
+            label(kept)
+        );
+    }
+    if out.is_empty() { "Nothing is kept: no restart point has come yet".into() } else { out.trim_end().into() }
 }
 
 /// The volumes of a group.

@@ -93,25 +93,28 @@ impl Node {
                 )));
             }
         }
-        let addresses = self.config.nbd_addresses();
-        let Some(address) = addresses.first() else {
+        let Some((uri, device)) = self.nbd_place(&format!("{group}/{volume}")) else {
             return Err(ApiError::new(
                 "NBD has no address on this node: add [nbd] unix = \"/run/holdfast.nbd\" to the configuration and restart",
             ));
         };
-        let (uri, reach) = match address {
-            ListenAddress::Unix(path) => {
-                let path = path.display();
-                (format!("nbd+unix:///{group}/{volume}?socket={path}"), format!("-unix {path}"))
-            }
-            ListenAddress::Tcp(address) => {
-                (format!("nbd://{address}/{group}/{volume}"), format!("{} {}", address.ip(), address.port()))
-            }
-        };
-        let device = format!("nbd-client {reach} /dev/nbd0 -name {group}/{volume}");
         Ok(
             json!({ "done": format!("Volume {group}/{volume} is served at {uri}; as a block device: {device}"), "uri": uri }),
         )
+    }
+
+    /// Where NBD serves an export, and the command that makes it a block device.
+    pub(super) fn nbd_place(&self, export: &str) -> Option<(String, String)> {
+        let (uri, reach) = match self.config.nbd_addresses().first()? {
+            ListenAddress::Unix(path) => {
+                let path = path.display();
+                (format!("nbd+unix:///{export}?socket={path}"), format!("-unix {path}"))
+            }
+            ListenAddress::Tcp(address) => {
+                (format!("nbd://{address}/{export}"), format!("{} {}", address.ip(), address.port()))
+            }
+        };
+        Some((uri, format!("nbd-client {reach} /dev/nbd0 -name {export}")))
     }
 
     async fn attach(self: &Rc<Self>, group: &str, wish: &Wish) -> Result<(u32, bool), ApiError> {

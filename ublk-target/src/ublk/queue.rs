@@ -225,7 +225,10 @@ impl Queue {
             Ok(Reply::Data(pieces)) => self.give(tag, &pieces),
             Err(RequestError::Invalid) => -libc::EINVAL,
             Err(RequestError::NoSpace) => -libc::ENOSPC,
-            Err(RequestError::Io | RequestError::NotPrimary | RequestError::Stopped) => -libc::EIO,
+            Err(RequestError::ReadOnly) => -libc::EPERM,
+            Err(RequestError::Io | RequestError::NotPrimary | RequestError::NotKept | RequestError::Stopped) => {
+                -libc::EIO
+            }
         }
     }
 

@@ -1,0 +1,363 @@
+//! Generations: what is kept is what it was, through everything, and what is let go of gives its room back.
+
+use super::{
+    pair_bench::{Pair, State},
+    tests::{Bench, pick},
+    *,
+};
+use crate::{
+    command::{Command, CommandError, CommandReply, GenerationId, GenerationKind, PromoteTarget},
+    disk::Storage,
+    format::journal_superblock::SLOTS,
+    pair::{ApplyPolicy, Role},
+    request::{Access, Operation},
+    units::{Epoch, Generation, WallClock},
+};
+use proptest::{prelude::*, test_runner::TestRng};
+extern crate std;
+
+const POOL: MediumId = MediumId::Pool(VolumeId(1));
+
+fn number(number: u32) -> GenerationId {
+    GenerationId::Number(Generation(number))
+}
+
+fn keep(count: u16) -> Command {
+    Command::KeepGenerations { count, seconds: 0 }
+}
+
+impl Pair {
+    /// Some writes and a restart point, all of it applied on both nodes; the state.
+    fn interval(&mut self, round: u64) -> State {
+        for part in 0..4 {
+            self.write_at((round * 3 + part * 5) % 16 * (64 << 10) + part * 4096, 4096 << (part % 2));
+        }
+        self.write_at((round + 7) % 16 * (64 << 10), 64 << 10);
+        self.restart_point();
+        self.idle();
+        self.settle();
+        self.state.clone()
+    }
+
+    fn names(&self, node: usize) -> Vec<GenerationId> {
+        self.nodes[node].group.status(self.now).generations.iter().map(|kept| kept.name).collect()
+    }
+
+    /// What a generation of this name holds.
+    fn generation(&mut self, node: usize, name: GenerationId) -> State {
+        let order = self.nodes[node].group.find_generation(name).expect("it is kept");
+        self.content_of(node, order)
+    }
+
+    /// Physical blocks that a node uses, when everything has come to rest.
+    fn used(&mut self, node: usize) -> u32 {
+        self.nodes[node].group.checkpoint.wanted = true;
+        self.pass_to(self.now.monotonic.after(2_000_000));
+        self.settle();
+        self.nodes[node].group.status(self.now).volumes[0].pool_used_count
+    }
+}
+
+#[test]
+fn generations_are_kept_read_and_dropped() {
+    let mut pair = Pair::in_step();
+    pair.command(1, keep(3)).unwrap();
+    let states: Vec<State> = (0..5).map(|round| pair.interval(round)).collect();
+    assert_eq!(pair.names(1), [number(5), number(4), number(3)]);
+    assert_eq!(pair.names(0), [number(5)], "the rule is that of one node");
+    let check = |pair: &mut Pair, names: &[u32]| {
+        assert_eq!(pair.names(1), names.iter().map(|name| number(*name)).collect::<Vec<_>>());
+        for name in names {
+            assert!(pair.generation(1, number(*name)) == states[*name as usize - 1], "generation {name}");
+        }
+    };
+    check(&mut pair, &[5, 4, 3]);
+    // What comes later changes nothing, nor does the daemon's death.
+    pair.fill(0, 1 << 20);
+    pair.reopen(1);
+    pair.connect();
+    pair.settle();
+    check(&mut pair, &[5, 4, 3]);
+    let kept = [number(5), number(4), number(3)].to_vec();
+    assert_eq!(
+        pair.command(1, Command::DropGeneration(number(2))),
+        Err(CommandError::NotKept { asked: number(2), kept })
+    );
+    assert_eq!(pair.command(1, Command::DropGeneration(number(5))), Err(CommandError::LastRestartPoint(number(5))));
+    pair.command(1, Command::DropGeneration(number(4))).unwrap();
+    check(&mut pair, &[5, 3]);
+    // Answered means: for ever.
+    pair.reopen(1);
+    check(&mut pair, &[5, 3]);
+    pair.command(1, keep(1)).unwrap();
+    pair.settle();
+    check(&mut pair, &[5]);
+    // Whatever was kept is unused again, but for the block that the list of kept blocks is in.
+    let used = pair.used(1);
+    assert_eq!(used, pair.used(0) + 1);
+    pair.finish();
+}
+
+#[test]
+fn a_generation_that_is_read_is_not_let_go_of() {
+    let mut pair = Pair::in_step();
+    let state = pair.interval(0);
+    let order = pair.nodes[1].group.find_generation(number(1)).unwrap();
+    pair.nodes[1].group.hold_generation(order);
+    (1..4).for_each(|round| drop(pair.interval(round)));
+    assert_eq!(pair.names(1), [number(4), number(1)]);
+    assert_eq!(pair.command(1, Command::DropGeneration(number(1))), Err(CommandError::GenerationInUse(number(1))));
+    assert!(pair.content_as(1, Access::Generation(order)) == state);
+    pair.nodes[1].group.release_generation(order);
+    assert_eq!(pair.names(1), [number(4)]);
+    // Who does not hold it cannot read it.
+    let request = Request {
+        id: RequestId(1 << 40),
+        volume: VolumeId(1),
+        access: Access::Generation(order),
+        operation: Operation::Read { offset: 0, size: 4096 },
+    };
+    pair.nodes[1].group.handle_request(pair.now, request).unwrap();
+    pair.settle();
+    assert_eq!(pair.nodes[1].answers[&RequestId(1 << 40)], Err(RequestError::NotKept));
+}
+
+#[test]
+fn generations_are_kept_for_a_time() {
+    let mut pair = Pair::in_step();
+    pair.command(1, Command::KeepGenerations { count: 1, seconds: 60 }).unwrap();
+    for round in 0..5 {
+        pair.now.wall = WallClock((1 + round * 25) * 1_000_000);
+        pair.interval(round);
+    }
+    assert_eq!(pair.names(1), [number(5), number(4), number(3)]);
+    pair.command(1, Command::KeepGenerations { count: 2, seconds: 0 }).unwrap();
+    assert_eq!(pair.names(1), [number(5), number(4)]);
+    for count in [0, 65] {
+        assert_eq!(pair.command(1, keep(count)), Err(CommandError::KeepCount(count)));
+    }
+}
+
+#[test]
+fn a_standby_is_promoted_to_an_older_generation() {
+    for lost in [false, true] {
+        let mut pair = Pair::in_step();
+        pair.command(1, keep(4)).unwrap();
+        let states: Vec<State> = (0..5).map(|round| pair.interval(round)).collect();
+        pair.fill(64 << 10, 8192);
+        assert!(pair.promote(PromoteTarget::Generation(Generation(3))));
+        assert!(pair.state == states[2]);
+        if lost {
+            pair.reopen(1);
+            pair.pass_to(pair.now.monotonic.after(10_000_000));
+        }
+        assert!(pair.content(1) == states[2]);
+        assert_eq!(pair.names(1), [number(3), number(2)]);
+        assert!(pair.generation(1, number(2)) == states[1]);
+        pair.fill(0, 4096);
+        pair.interval(9);
+        assert!(pair.generation(1, number(2)) == states[1] && pair.generation(1, number(3)) == states[2]);
+        pair.finish();
+    }
+}
+
+/// What is overwritten between two restart points must not be missing in the first of them.
+#[test]
+fn under_the_delayed_policy_each_restart_point_is_what_it_was() {
+    let mut pair = Pair::in_step();
+    pair.command(1, keep(8)).unwrap();
+    pair.command(1, Command::SetPolicy(ApplyPolicy::Delayed)).unwrap();
+    let mut states = Vec::new();
+    for _ in 0..4 {
+        pair.write_at(0, 8192);
+        pair.write_at(4096, 8192);
+        pair.restart_point();
+        states.push(pair.state.clone());
+    }
+    pair.settle();
+    for (name, state) in (1..).zip(&states) {
+        assert!(pair.generation(1, number(name)) == *state, "generation {name}");
+    }
+}
+
+#[test]
+fn a_fork_is_kept_until_it_is_dropped() {
+    for lost in [false, true] {
+        let mut pair = Pair::in_step();
+        let kept = pair.interval(0);
+        pair.cut();
+        pair.fill(0, 12_288);
+        pair.fill(128 << 10, 64 << 10);
+        let fork = pair.state.clone();
+        assert!(pair.promote(PromoteTarget::RestartPoint));
+        pair.fill(4096, 4096);
+        pair.connect();
+        pair.settle();
+        assert_eq!(pair.nodes[0].group.pair.role, Role::Fenced);
+        pair.command(0, Command::Demote { discard_fork: false }).unwrap();
+        if lost {
+            pair.reopen(0);
+        }
+        pair.connect();
+        pair.settle();
+        pair.finish();
+        let name = GenerationId::Fork(Epoch::FIRST);
+        assert_eq!(pair.names(0), [name, number(1)]);
+        assert!(pair.generation(0, name) == fork && pair.generation(0, number(1)) == kept);
+        (2..6).for_each(|round| drop(pair.interval(round)));
+        assert!(pair.generation(0, name) == fork, "restart points come and go, the fork stays");
+        // It stands in the way of what is older.
+        pair.command(0, keep(9)).unwrap();
+        pair.command(0, Command::DropGeneration(name)).unwrap();
+        assert!(!pair.names(0).contains(&name));
+        let expected = CommandError::NotKept { asked: name, kept: pair.names(0) };
+        assert_eq!(pair.command(0, Command::DropGeneration(name)), Err(expected));
+        pair.finish();
+    }
+}
+
+#[test]
+fn a_promotion_does_not_lose_a_fork_without_force() {
+    let mut pair = Pair::in_step();
+    pair.interval(0);
+    pair.cut();
+    pair.fill(0, 4096);
+    assert!(pair.promote(PromoteTarget::RestartPoint));
+    pair.connect();
+    pair.settle();
+    pair.command(0, Command::Demote { discard_fork: false }).unwrap();
+    pair.finish();
+    // No restart point has come since: the last one is before the fork.
+    pair.cut();
+    let promote = |force| Command::Promote { target: PromoteTarget::RestartPoint, force };
+    let name = GenerationId::Fork(Epoch::FIRST);
+    assert_eq!(pair.command(0, promote(false)), Err(CommandError::ForkInTheWay(name)));
+    assert!(matches!(pair.command(0, promote(true)), Ok(CommandReply::Promoted { .. })));
+    assert_eq!(pair.names(0), [number(1)]);
+}
+
+#[test]
+fn a_pool_that_is_full_lets_go_of_the_oldest_generation() {
+    let mut pair = Pair::in_step();
+    pair.command(1, keep(8)).unwrap();
+    let size = pair.nodes[0].group.status(pair.now).volumes[0].size;
+    for round in 0..5 {
+        for offset in (0..size).step_by(1 << 20) {
+            pair.write_at_unchecked(offset, 1 << 20);
+            pair.settle();
+        }
+        pair.restart_point();
+        pair.idle();
+        pair.settle();
+        assert!(pair.nodes[1].group.status(pair.now).stopped.is_none(), "round {round}");
+    }
+    // There is room for the volume twice.
+    let names = pair.names(1);
+    assert!(names.len() < 3 && names[0] == number(5), "{names:?}");
+    let seen = pair.nodes[0].group.stream.last;
+    assert_eq!(pair.nodes[1].group.stream.last, seen);
+    pair.finish();
+}
+
+/// A pool of the format that did not say which generation its snapshot is.
+#[test]
+fn the_snapshot_of_a_former_format_is_the_last_restart_point() {
+    let mut pair = Pair::in_step();
+    let state = pair.interval(0);
+    pair.fill(0, 12_288);
+    pair.used(1);
+    for slot in SLOTS {
+        let disks = &mut pair.nodes[1].disks;
+        let mut bytes = crate::buffer::AlignedBuffer::new(4096);
+        bytes.as_mut_slice().copy_from_slice(&disks.read(POOL, slot, 4096).unwrap());
+        let former = bytes.as_mut_slice();
+        former[12] = 2;
+        former[16..20].fill(0);
+        former[272..2072].fill(0);
+        let checksum = crc32c::crc32c(former);
+        former[16..20].copy_from_slice(&checksum.to_le_bytes());
+        disks.write(POOL, slot, bytes.freeze()).unwrap();
+        disks.sync(POOL).unwrap();
+    }
+    pair.reopen(1);
+    assert_eq!(pair.names(1), [number(1)]);
+    assert!(pair.generation(1, number(1)) == state);
+    assert!(pair.promote(PromoteTarget::RestartPoint));
+    assert!(pair.state == state);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// Restart points of one node, of any block size, through death and loss of power, rules that change and drops.
+    #[test]
+    fn generations_survive_death_and_loss_of_power(seed in any::<[u8; 32]>()) {
+        let mut bench = Bench::new(TestRng::from_seed(prop::test_runner::RngAlgorithm::ChaCha, &seed));
+        let (mut states, mut next) = (BTreeMap::new(), 100);
+        let mut ask = |bench: &mut Bench, command: Command| {
+            next += 1;
+            bench.group.handle_command(bench.now, CommandId(next), command);
+            loop {
+                bench.drain();
+                if let Some(reply) = bench.replies.remove(&CommandId(next)) {
+                    return reply;
+                }
+                if !bench.step() {
+                    bench.now.monotonic = bench.group.poll_timeout().expect("it will be answered");
+                    bench.group.handle_timeout(bench.now);
+                }
+            }
+        };
+        ask(&mut bench, keep(3)).unwrap();
+        for _ in 0..300 {
+            match pick(&mut bench.rng, 24) {
+                14 => {
+                    let state = bench.model.clone();
+                    let reply = ask(&mut bench, Command::RestartPoint { label: Name::default() });
+                    let Ok(CommandReply::RestartPoint { at, .. }) = reply else { panic!("{reply:?}") };
+                    states.insert(at, state);
+                }
+                15 => {
+                    let count = 1 + pick(&mut bench.rng, 6) as u16;
+                    ask(&mut bench, keep(count)).unwrap();
+                }
+                16 => {
+                    let kept = bench.group.status(bench.now).generations;
+                    if kept.len() > 1 {
+                        let which = 1 + pick(&mut bench.rng, kept.len() as u64 - 1) as usize;
+                        let dropped = ask(&mut bench, Command::DropGeneration(kept[which].name));
+                        let waits = matches!(dropped, Err(CommandError::NotApplied(_) | CommandError::LastRestartPoint(_)));
+                        prop_assert!(dropped.is_ok() || waits, "{dropped:?}");
+                    }
+                }
+                17 | 18 => {
+                    for kept in bench.group.status(bench.now).generations {
+                        prop_assert_ne!(kept.kind, GenerationKind::Fork);
+                        // A restart point that was applied meanwhile may have displaced it.
+                        let Some(order) = bench.group.find_generation(kept.name) else { continue };
+                        bench.group.hold_generation(order);
+                        let found = bench.read_area_as(Access::Generation(order));
+                        bench.group.release_generation(order);
+                        prop_assert!(found == states[&kept.at][..found.len()], "generation {}", kept.name);
+                    }
+                }
+                choice if bench.befalls(choice) => {}
+                _ => bench.mutate(),
+            }
+        }
+        bench.check_all();
+        ask(&mut bench, keep(1)).unwrap();
+        bench.settle();
+        bench.check_all();
+    }
+}
+
+#[test]
+fn a_name_is_a_number_or_a_fork() {
+    assert_eq!("7".parse(), Ok(number(7)));
+    assert_eq!("fork-2.3".parse(), Ok(GenerationId::Fork(Epoch(2 << 32 | 3))));
+    for text in ["", "fork-", "fork-2", "fork-2.x", "-1", "7 "] {
+        let error = text.parse::<GenerationId>().unwrap_err();
+        assert!(std::string::ToString::to_string(&error).contains("such as fork-2.0"), "{text}");
+    }
+}

@@ -1,0 +1,311 @@
+//! What kept generations need and the table's entries no longer name.
+//!
+//! A *boundary* is the first stamp that is no part of a generation. A *record* says in which physical block a logical block was
+//! until a boundary; it is made when the entry lets go of that block. So a generation's content of a logical block is: its
+//! oldest record at the generation's boundary or a later one; without one, the entry's snapshot if the entry has changed
+//! since, else what the entry says.
+//!
+//! A generation that is let go of leaves records without an owner. Each goes to the next older generation, unless that
+//! has the block from before; this is work that can wait, because looking up finds such records all the same.
+
+use super::{Blocks, Geometry, store::PageMeta};
+use crate::{
+    format::{
+        kept_page::{self, KEPT_PAGE_RECORD_COUNT, KEPT_PAGE_SIZE, KeptPage, KeptRecord},
+        pool_superblock::{EXTENT_COUNT_MAX, Extent},
+    },
+    units::{MediumUuid, Order},
+};
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    vec::Vec,
+};
+use bytes::Bytes;
+
+/// Bytes of both slots of a page.
+const PAGE_PAIR_SIZE: u64 = 2 * KEPT_PAGE_SIZE as u64;
+/// Distinguishes pages of kept blocks from the table's pages in the digest.
+const DIGEST_INDEX: u32 = 1 << 31;
+
+/// See the module.
+#[derive(Default)]
+pub struct Kept {
+    /// The journal entry that began each generation's successor, and its boundary.
+    points: BTreeMap<Order, u32>,
+    /// The durable table's stamp and boundaries: a crash leads back to it, so what it needs must not be overwritten.
+    durable: (u32, Vec<u32>),
+    /// Boundary → logical block → slot.
+    records: BTreeMap<u32, BTreeMap<u32, u32>>,
+    slots: Vec<KeptRecord>,
+    free: Vec<u32>,
+    extents: Vec<Extent>,
+    metas: Vec<Option<PageMeta>>,
+    changed: BTreeSet<u32>,
+}
+
+impl Kept {
+    /// What a superblock says, without its records.
+    pub fn new(points: Vec<(Order, u32)>, stamp: u32, extents: Vec<Extent>, geometry: &Geometry) -> Self {
+        let durable = (stamp, points.iter().map(|(_, boundary)| *boundary).collect());
+        let mut kept = Self { points: points.into_iter().collect(), durable, extents, ..Self::default() };
+        let pages = kept.extents.iter().map(|extent| pages_in(extent.count, geometry)).sum();
+        kept.metas.resize(pages, None);
+        kept.slots.resize(pages * KEPT_PAGE_RECORD_COUNT, KeptRecord::default());
+        kept
+    }
+
+    /// The pages' places on the medium: index, offset of the first slot, and since which checkpoint they count.
+    pub fn pages(&self, geometry: &Geometry) -> Vec<(u32, u64, u64)> {
+        let within = |extent: &Extent| {
+            let start = geometry.offset_of(extent.first);
+            let since = extent.since;
+            (0..pages_in(extent.count, geometry) as u64).map(move |page| (start + page * PAGE_PAIR_SIZE, since))
+        };
+        (0..).zip(self.extents.iter().flat_map(within)).map(|(index, (offset, since))| (index, offset, since)).collect()
+    }
+
+    /// The extents.
+    pub fn extents(&self) -> &[Extent] {
+        &self.extents
+    }
+
+    /// The generations.
+    pub fn points(&self) -> Vec<(Order, u32)> {
+        self.points.iter().map(|(order, boundary)| (*order, *boundary)).collect()
+    }
+
+    /// Takes a page in that was read; what it adds to the digest. `None`: it cannot be.
+    pub fn load(&mut self, index: u32, slot: u8, page: KeptPage, block_count: u32, blocks: &mut Blocks) -> Option<u64> {
+        let first = index as usize * KEPT_PAGE_RECORD_COUNT;
+        for (place, record) in (first..).zip(page.records).filter(|(_, record)| record.boundary != 0) {
+            let is_new = self.records.entry(record.boundary).or_default().insert(record.block, place as u32).is_none();
+            let is_free = record.physical == 0 || blocks.claim(record.physical);
+            if !is_new || !is_free || record.block >= block_count {
+                return None;
+            }
+            *self.slots.get_mut(place)? = record;
+        }
+        let meta = PageMeta { checkpoint: page.checkpoint, checksum: page.checksum, slot };
+        *self.metas.get_mut(index as usize)? = Some(meta);
+        Some(meta.weight(index | DIGEST_INDEX))
+    }
+
+    /// The next checkpoint writes a page again, because an unfinished one may have left something.
+    pub fn rewrite(&mut self, index: u32) {
+        self.changed.insert(index);
+    }
+
+    /// All pages are in.
+    pub fn loaded(&mut self) {
+        let unused = (0..).zip(&self.slots).filter(|(_, record)| record.boundary == 0).map(|(slot, _)| slot);
+        self.free = unused.collect();
+        self.free.reverse();
+    }
+
+    /// The boundary of a generation.
+    pub fn boundary(&self, order: Order) -> Option<u32> {
+        self.points.get(&order).copied()
+    }
+
+    /// Keeps a generation.
+    pub fn keep(&mut self, order: Order, boundary: u32) {
+        self.points.insert(order, boundary);
+    }
+
+    /// Lets go of the generations that are not `wanted`; `true` if there was one.
+    pub fn retain(&mut self, wanted: impl Fn(Order) -> bool) -> bool {
+        let count = self.points.len();
+        self.points.retain(|order, _| wanted(*order));
+        self.points.len() < count
+    }
+
+    /// Lets go of the generations after a boundary: the volume is taken back to it.
+    pub fn roll_back(&mut self, boundary: u32) {
+        self.points.retain(|_, other| *other <= boundary);
+    }
+
+    /// The newest generation that an entry changed after.
+    fn needs(&self, stamp: u32) -> Option<u32> {
+        self.points.values().rev().copied().find(|boundary| *boundary <= stamp)
+    }
+
+    /// Whether what an entry with this stamp held before may be needed: now, or after a crash, which leads back to the durable
+    /// table and from there through boundaries that are behind us now.
+    pub fn may_need(&self, stamp: u32) -> bool {
+        let (passed, durable) = &self.durable;
+        self.needs(stamp).is_some() || *passed < stamp || durable.iter().any(|boundary| *boundary <= stamp)
+    }
+
+    /// The only generation that there is; the durable table has it, but does not say which it is.
+    pub fn name(&mut self, order: Order, boundary: u32) {
+        self.points = [(order, boundary)].into();
+        self.durable.1 = [boundary].into();
+    }
+
+    /// Whether an entry may have to be recorded before the stamp `now`.
+    fn records_may_come(&self, now: u32) -> bool {
+        self.points.values().any(|boundary| *boundary < now)
+    }
+
+    /// The oldest record of a block at a boundary from `from` to `to`.
+    pub fn find(&self, block: u32, from: u32, to: u32) -> Option<u32> {
+        if to < from {
+            return None;
+        }
+        let slot = self.records.range(from..=to).find_map(|(_, blocks)| blocks.get(&block))?;
+        self.slots.get(*slot as usize).map(|record| record.physical)
+    }
+
+    /// The last boundary before `end` that has a record of a block: the block has changed since, and the stamp says so.
+    pub fn newest_record(&self, block: u32, end: u32) -> u32 {
+        let mut boundaries = self.records.range(..end).rev();
+        boundaries.find(|(_, blocks)| blocks.contains_key(&block)).map_or(0, |(boundary, _)| *boundary)
+    }
+
+    /// What [`Kept::find`] finds; all records there are forgotten, and their blocks come back oldest first. `from` is not after `to`.
+    pub fn take(&mut self, block: u32, from: u32, to: u32) -> Vec<u32> {
+        let range = self.records.range_mut(from..=to);
+        let slots: Vec<u32> = range.filter_map(|(_, blocks)| blocks.remove(&block)).collect();
+        slots.into_iter().map(|slot| self.forget(slot)).collect()
+    }
+
+    /// An entry with this stamp lets go of the block that held its content before. `true` if a generation needs it.
+    pub fn record(&mut self, block: u32, stamp: u32, physical: u32) -> bool {
+        let Some(boundary) = self.needs(stamp).filter(|boundary| self.find(block, *boundary, stamp).is_none()) else {
+            return false;
+        };
+        let Some(slot) = self.free.pop() else {
+            debug_assert!(false, "room was not reserved");
+            return false;
+        };
+        self.set(slot, KeptRecord { boundary, block, physical });
+        self.records.entry(boundary).or_default().insert(block, slot);
+        true
+    }
+
+    fn set(&mut self, slot: u32, record: KeptRecord) {
+        self.slots[slot as usize] = record;
+        self.changed.insert(slot / KEPT_PAGE_RECORD_COUNT as u32);
+    }
+
+    fn forget(&mut self, slot: u32) -> u32 {
+        let physical = self.slots[slot as usize].physical;
+        self.set(slot, KeptRecord::default());
+        self.free.push(slot);
+        physical
+    }
+
+    /// Whether records have no owner.
+    pub fn has_orphans(&self) -> bool {
+        self.records.keys().any(|boundary| !self.points.values().any(|owned| owned == boundary))
+    }
+
+    /// Gives up to `count` records without an owner to the next older generation, or frees their blocks.
+    pub fn adopt_orphans(&mut self, count: usize, blocks: &mut Blocks) {
+        let owned: BTreeSet<u32> = self.points.values().copied().collect();
+        let mut left = count;
+        while left > 0
+            && let Some(boundary) = self.records.keys().find(|boundary| !owned.contains(boundary)).copied()
+        {
+            let older = owned.range(..boundary).next_back().copied();
+            let Some(mut orphans) = self.records.remove(&boundary) else { return };
+            while left > 0
+                && let Some((block, slot)) = orphans.pop_first()
+            {
+                left -= 1;
+                match older.filter(|older| self.find(block, *older, boundary).is_none()) {
+                    Some(older) => {
+                        self.set(slot, KeptRecord { boundary: older, ..self.slots[slot as usize] });
+                        self.records.entry(older).or_default().insert(block, slot);
+                    }
+                    None => blocks.free(self.forget(slot)),
+                }
+            }
+            if !orphans.is_empty() {
+                self.records.insert(boundary, orphans);
+            }
+        }
+        self.records.retain(|_, blocks| !blocks.is_empty());
+    }
+
+    /// Makes room for `count` more records, if entries with stamps before `now` may need it. `false`: the pool has none.
+    pub fn reserve(
+        &mut self,
+        count: u32,
+        now: u32,
+        next_checkpoint: u64,
+        geometry: &Geometry,
+        blocks: &mut Blocks,
+    ) -> bool {
+        if !self.records_may_come(now) {
+            return true;
+        }
+        while self.free.len() < count as usize {
+            let lacking = (count as usize - self.free.len()).div_ceil(KEPT_PAGE_RECORD_COUNT) as u64;
+            let least = (lacking * PAGE_PAIR_SIZE).div_ceil(u64::from(geometry.block_size)) as u32;
+            // Each extent doubles the room, so that a few are enough.
+            let double = self.extents.iter().map(|extent| extent.count).sum::<u32>().max(least);
+            let is_possible = self.extents.len() < EXTENT_COUNT_MAX;
+            let found = [double, least]
+                .into_iter()
+                .filter(|_| is_possible)
+                .find_map(|count| Some((blocks.allocate_run(count)?, count)));
+            let Some((first, count)) = found else { return false };
+            self.extents.push(Extent { first, count, since: next_checkpoint });
+            let (page, pages) = (self.metas.len(), pages_in(count, geometry));
+            self.metas.resize(page + pages, None);
+            // All of them are written, so that nothing that lay there can be taken for one of them.
+            self.changed.extend((page..page + pages).map(|page| page as u32));
+            let slot = self.slots.len();
+            self.slots.resize(slot + pages * KEPT_PAGE_RECORD_COUNT, KeptRecord::default());
+            self.free.extend((slot..self.slots.len()).rev().map(|slot| slot as u32));
+        }
+        true
+    }
+
+    /// Blocks that a generation has and the next newer one has not.
+    pub fn record_count(&self, order: Order) -> usize {
+        self.boundary(order).and_then(|boundary| self.records.get(&boundary)).map_or(0, BTreeMap::len)
+    }
+
+    /// Whether a checkpoint would write a page.
+    pub fn is_changed(&self) -> bool {
+        !self.changed.is_empty()
+    }
+
+    /// The pages that a checkpoint writes, and the digest's difference.
+    pub fn begin_checkpoint(
+        &mut self,
+        pool: MediumUuid,
+        checkpoint: u64,
+        geometry: &Geometry,
+    ) -> (Vec<(u64, Bytes)>, u64) {
+        let (mut writes, mut digest) = (Vec::with_capacity(self.changed.len()), 0u64);
+        if self.changed.is_empty() {
+            return (writes, digest);
+        }
+        let places = self.pages(geometry);
+        for index in core::mem::take(&mut self.changed) {
+            let first = index as usize * KEPT_PAGE_RECORD_COUNT;
+            let records = &self.slots[first..first + KEPT_PAGE_RECORD_COUNT];
+            let (bytes, checksum) = kept_page::encode(pool, index, checkpoint, records);
+            let old = self.metas[index as usize];
+            let slot = old.map_or(0, |old| 1 - old.slot);
+            let meta = PageMeta { checkpoint, checksum, slot };
+            let gone = old.map_or(0, |old| old.weight(index | DIGEST_INDEX));
+            digest = digest.wrapping_sub(gone).wrapping_add(meta.weight(index | DIGEST_INDEX));
+            self.metas[index as usize] = Some(meta);
+            writes.push((places[index as usize].1 + u64::from(slot) * KEPT_PAGE_SIZE as u64, bytes));
+        }
+        (writes, digest)
+    }
+
+    /// A checkpoint of these generations is durable.
+    pub fn commit_checkpoint(&mut self, stamp: u32, boundaries: Vec<u32>) {
+        self.durable = (stamp, boundaries);
+    }
+}
+
+fn pages_in(count: u32, geometry: &Geometry) -> usize {
+    (u64::from(count) * u64::from(geometry.block_size) / PAGE_PAIR_SIZE) as usize
+}

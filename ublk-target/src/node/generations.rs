@@ -1,0 +1,60 @@
+//! Generations that this node keeps, and trials of them.
+
+use super::{Answer, Node, command};
+use crate::api::ApiError;
+use holdfast::{
+    command::{Command, CommandReply, GenerationId},
+    pair::Role,
+};
+use serde_json::json;
+
+impl Node {
+    pub(super) async fn keep_generations(&self, group: &str, count: u16, seconds: u32) -> Answer {
+        let actor = self.group(group)?;
+        command(&actor, Command::KeepGenerations { count, seconds }).await?;
+        let time = if seconds == 0 { String::new() } else { format!(", and all that are at most {seconds} s older") };
+        Ok(json!({ "done": format!("Group {group} keeps {count} restart point(s) on this node{time}") }))
+    }
+
+    pub(super) async fn drop_generation(&self, group: &str, generation: GenerationId) -> Answer {
+        let actor = self.group(group)?;
+        command(&actor, Command::DropGeneration(generation)).await?;
+        Ok(json!({ "done": format!("Generation {generation} of group {group} is dropped on this node") }))
+    }
+
+    pub(super) async fn begin_trial(&self, group: &str, generation: Option<GenerationId>) -> Answer {
+        let actor = self.group(group)?;
+        let begun = actor.command(Command::BeginTrial { generation }).await;
+        let begun = begun.map_err(|error| ApiError::new(format!("Group {group}: {error}")))?;
+        let CommandReply::Trial { generation, at } = begun else {
+            return Err(ApiError::new(format!("Group {group}: no trial came to be")));
+        };
+        let exports: Vec<String> =
+            actor.label().volumes.iter().map(|spec| format!("{group}/{}@trial", spec.name)).collect();
+        let places: Vec<String> = exports.iter().filter_map(|export| Some(self.nbd_place(export)?.0)).collect();
+        let role = actor.label().role;
+        let pair = if role == Role::Secondary { "; the pair goes on" } else { "" };
+        Ok(json!({
+            "done": format!(
+                "A writable copy of generation {generation} of group {group} is served at {}{pair}. End it, and throw away \
+                 what was written to it, with: ublk-admin failover {group} --end",
+                if places.is_empty() { "no address, for [nbd] has none in the configuration".into() } else { places.join(" and ") }
+            ),
+            "generation": generation,
+            "at": at,
+            "exports": exports,
+        }))
+    }
+
+    pub(super) async fn end_trial(&self, group: &str) -> Answer {
+        let actor = self.group(group)?;
+        let clients = actor.trial_clients.get();
+        if clients > 0 {
+            return Err(ApiError::new(format!(
+                "The trial of group {group} is in use by {clients} NBD client(s); disconnect them first"
+            )));
+        }
+        command(&actor, Command::EndTrial).await?;
+        Ok(json!({ "done": format!("Nothing is left of the trial of group {group}") }))
+    }
+}
