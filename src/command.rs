@@ -2,7 +2,7 @@
 
 use crate::{
     format::{message::Range, text::Name},
-    pair::{ApplyPolicy, Level, PairState, Role, WithoutPeer},
+    pair::{ApplyPolicy, Level, PairState, Role, Takeover, WithoutPeer},
     stream_state::Origin,
     units::{Epoch, Generation, MediumUuid, NodeKey, Position, Seq, VolumeId},
 };
@@ -83,9 +83,13 @@ pub enum Command {
     /// From now on this primary answers only as long as its peer has promised not to be promoted.
     SetLease {
         /// How long a promise lasts, at most [`LEASE_MILLIS_MAX`](crate::format::message::LEASE_MILLIS_MAX); 0: it answers
-        /// without.
+        /// without, as soon as the peer has been told.
         millis: u32,
+        /// Without telling the peer, which may promote itself then.
+        force: bool,
     },
+    /// Sets whether this node, as a secondary, promotes itself.
+    SetTakeover(Option<Takeover>),
     /// Declares that the application can restart from the present state.
     RestartPoint {
         /// For people.
@@ -255,6 +259,25 @@ pub enum CommandError {
     )]
     Leased {
         /// How long.
+        seconds: u64,
+    },
+    /// Nothing would keep two nodes from serving.
+    #[error("Fencing by lease is off, and without it a node must not promote itself; turn it on first, on the primary")]
+    NotFenced,
+    /// The peer counts on this primary's lease.
+    #[error(
+        "The standby cannot be told, and may promote itself; connect it first, or make sure that it does not and use --force"
+    )]
+    CannotTell,
+    /// The group has to be unfenced first.
+    #[error("The standby counts on this primary's lease; end fencing first")]
+    Fenced,
+    /// The primary was heard a moment ago.
+    #[error(
+        "The primary's node was heard {seconds} s ago on the heartbeat path, though no link is up; use --force if it serves no more"
+    )]
+    PrimaryHeard {
+        /// When.
         seconds: u64,
     },
     /// The journal cannot be made larger.
@@ -454,6 +477,8 @@ pub struct Status {
     pub policy: ApplyPolicy,
     /// Fencing by lease, if it is on.
     pub lease: Option<LeaseStatus>,
+    /// Automatic promotion, if it is on.
+    pub takeover: Option<TakeoverStatus>,
     /// Under the policy `delayed`: the journal cannot hold the open interval, which is therefore applied.
     pub delay_given_up: bool,
     /// The epoch.
@@ -505,6 +530,17 @@ pub struct LeaseStatus {
     pub millis: u32,
     /// On a primary: how long it may still answer its hosts. Else: how long this node must not be promoted.
     pub left_millis: u64,
+}
+
+/// Automatic promotion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct TakeoverStatus {
+    /// The primary has to be silent for so long.
+    pub after_millis: u32,
+    /// To all that was received, instead of the last restart point.
+    pub to_latest: bool,
+    /// This node would do it now: it is a secondary, and has granted its primary a lease.
+    pub is_armed: bool,
 }
 
 /// What a former primary wrote that is no part of the present primary's history. It is kept, and can be read, until an

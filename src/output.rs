@@ -106,6 +106,13 @@ pub enum Event {
     LeaseDropped,
     /// The peer's promise is over: this primary answers nothing until it has another.
     LeaseLost,
+    /// The primary has been silent for too long; this node promotes itself.
+    TakingOver,
+    /// It would, and cannot.
+    TakeoverRefused {
+        /// Why.
+        reason: String,
+    },
     /// A pool has no room: the oldest generation that could be done without is let go of.
     GenerationDropped {
         /// Its name.

@@ -15,7 +15,7 @@ use holdfast::{
         table_page::{self, Entry, TABLE_PAGE_ENTRY_COUNT},
         text::Name,
     },
-    pair::{ApplyPolicy, Cause, Level, PairState, Role, WithoutPeer},
+    pair::{ApplyPolicy, Cause, Level, PairState, Role, Takeover, WithoutPeer},
     stream_state::{EpochStart, KeptPoint, OlderPoint, Origin, StreamState},
     units::{Epoch, Generation, GroupId, MediumUuid, NodeKey, Order, Position, Seq, VolumeId, WallClock},
 };
@@ -160,6 +160,8 @@ fn journal_superblock() -> JournalSuperblock {
             lease_millis: 10_000,
             keep_count: 7,
             keep_seconds: 86_400,
+            takeover: Some(Takeover { after_millis: 30_000, to_latest: true }),
+            fenced_epoch: Epoch(3 << 32),
             peer: Some(NodeKey([0x44; 32])),
             synced: at(3, 60),
             peer_epoch: Epoch(3 << 32),
@@ -261,6 +263,7 @@ fn journal_superblocks_of_versions_1_to_4_are_read() {
     let mut expected = journal_superblock();
     expected.stream.older.clear();
     (expected.pair.keep_count, expected.pair.keep_seconds) = (1, 0);
+    (expected.pair.takeover, expected.pair.fenced_epoch) = (None, Epoch::default());
     assert_eq!(JournalSuperblock::parse(&kept("journal_superblock_4")), Ok(expected.clone()));
     expected.pair.lease_millis = 0;
     assert_eq!(JournalSuperblock::parse(&kept("journal_superblock_3")), Ok(expected.clone()));

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod coder;
+pub mod heartbeat;
 #[cfg(feature = "io")]
 pub mod io;
 pub mod packet;

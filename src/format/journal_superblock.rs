@@ -7,7 +7,8 @@
 //!  152 tail previous checksum  156 clean  160 stream state at the tail (1,168)  1328 pair (80)  1408 clean order
 //!  1416 how many epochs led to the restart point  1420 lease in milliseconds
 //!  1424 how many restart points are kept (2)  1426 count of older generations (2)  1428 for how many seconds they are kept
-//!  1432 those epochs (64 × 16)  2456 0 … 4096
+//!  1432 those epochs (64 × 16)  2456 automatic promotion: milliseconds (4), to the latest state (1), 0 (3)
+//!  2464 the last epoch in which a lease was granted  2472 0 … 4096
 //!  4096: 64 volumes of 512 bytes
 //!  36864: 64 older generations of 128 bytes: place (16), time (8), journal entry (8), number (4), origin (1), 0 (27), label (64)
 //! ```
@@ -22,7 +23,7 @@ use super::{
 use crate::{
     buffer::{ALIGNMENT, AlignedBuffer},
     command::{RestartPointInfo, VolumeSpec},
-    pair::{ApplyPolicy, Cause, Level, PairState, Role, WithoutPeer},
+    pair::{ApplyPolicy, Cause, Level, PairState, Role, Takeover, WithoutPeer},
     stream_state::{EPOCH_HISTORY_MAX, EpochStart, KeptPoint, OLDER_COUNT_MAX, OlderPoint, Origin, StreamState},
     units::{
         Epoch, Generation, GroupId, MediumUuid, NAME_SIZE_MAX, NodeKey, Order, Position, Seq, TABLE_BLOCK_SIZE_MAX,
@@ -118,7 +119,11 @@ struct RawHead {
     older_count: U16,
     keep_seconds: U32,
     restart_epochs: [RawPosition; EPOCH_HISTORY_MAX],
-    reserved3: [u8; 1640],
+    takeover_millis: U32,
+    takeover_to_latest: u8,
+    reserved2: [u8; 3],
+    fenced_epoch: U64,
+    reserved3: [u8; 1624],
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -172,6 +177,10 @@ pub struct PairRecord {
     pub keep_count: u16,
     /// Restart points that are at most so much older than the last one are kept too, in seconds.
     pub keep_seconds: u32,
+    /// When this node, as a secondary, promotes itself.
+    pub takeover: Option<Takeover>,
+    /// The last epoch in which this node granted a lease.
+    pub fenced_epoch: Epoch,
     /// The peer.
     pub peer: Option<NodeKey>,
     /// The last record that both nodes are known to have.
@@ -260,7 +269,11 @@ impl JournalSuperblock {
             older_count: (self.stream.older.len() as u16).into(),
             keep_seconds: self.pair.keep_seconds.into(),
             restart_epochs: encode_epochs(restart_epochs),
-            reserved3: [0; 1640],
+            takeover_millis: self.pair.takeover.map_or(0, |takeover| takeover.after_millis).into(),
+            takeover_to_latest: self.pair.takeover.is_some_and(|takeover| takeover.to_latest).into(),
+            reserved2: [0; 3],
+            fenced_epoch: self.pair.fenced_epoch.0.into(),
+            reserved3: [0; 1624],
         };
         let mut buffer = AlignedBuffer::new(JOURNAL_SUPERBLOCK_SIZE);
         let bytes = buffer.as_mut_slice();
@@ -323,6 +336,10 @@ impl JournalSuperblock {
         // What an earlier version kept.
         pair.keep_count = raw.keep_count.get().max(1);
         pair.keep_seconds = raw.keep_seconds.get();
+        require(raw.takeover_to_latest <= 1 && raw.reserved2 == [0; 3], WHAT, "automatic promotion")?;
+        let (after_millis, to_latest) = (raw.takeover_millis.get(), raw.takeover_to_latest == 1);
+        pair.takeover = (after_millis > 0).then_some(Takeover { after_millis, to_latest });
+        pair.fenced_epoch = Epoch(raw.fenced_epoch.get());
         require(usize::from(pair.keep_count) <= OLDER_COUNT_MAX, WHAT, "count of generations to keep")?;
         Ok(Self {
             write_count: raw.write_count.get(),
@@ -371,6 +388,8 @@ fn parse_pair(raw: &RawPair, lease_millis: u32) -> Result<PairRecord, FormatErro
         lease_millis,
         keep_count: 1,
         keep_seconds: 0,
+        takeover: None,
+        fenced_epoch: Epoch::default(),
         policy: match raw.policy {
             0 => ApplyPolicy::Snapshot,
             1 => ApplyPolicy::Delayed,

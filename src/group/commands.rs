@@ -136,6 +136,7 @@ impl Group {
                 }
             }
             Command::CreatePair { peer } => self.create_pair(peer)?,
+            Command::DeletePair if self.needs_lease() => return Err(CommandError::Fenced),
             Command::DeletePair => self.delete_pair(),
             Command::SuspendPair { now } => {
                 if !now && self.drain(id)? {
@@ -164,7 +165,12 @@ impl Group {
                 self.pair.policy = policy;
                 self.again = true;
             }
-            Command::SetLease { millis } => self.set_lease(millis)?,
+            Command::SetLease { millis, force } => {
+                if !self.set_lease(id, millis, force)? {
+                    return Ok(None);
+                }
+            }
+            Command::SetTakeover(takeover) => self.set_takeover(takeover)?,
             Command::KeepGenerations { count, seconds } => self.set_keep(count, seconds)?,
             Command::DropGeneration(generation) => return self.drop_generation(generation).map(Some),
             Command::BeginTrial { generation } => {
@@ -309,7 +315,7 @@ impl Group {
         }
     }
 
-    fn promote(&mut self, id: CommandId, target: PromoteTarget, force: bool) -> Result<(), CommandError> {
+    pub(super) fn promote(&mut self, id: CommandId, target: PromoteTarget, force: bool) -> Result<(), CommandError> {
         if self.commands.promotion.is_some() {
             return Err(CommandError::InProgress("promotion"));
         }
@@ -340,6 +346,7 @@ impl Group {
         };
         if !force {
             self.check_promise()?;
+            self.check_heartbeat()?;
         }
         let (order, at) = match (target, point) {
             (Target::Older { order, info }, _) => (order, info.at),
@@ -553,6 +560,7 @@ impl Group {
             .chain(growth)
             .chain(journal_growth)
             .chain(verification)
+            .chain(self.take_lease_command())
             .chain(self.draining.take().map(|draining| draining.command))
             .chain(self.handing_over.take())
             .chain(commands.stopping)

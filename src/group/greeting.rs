@@ -66,8 +66,9 @@ impl Group {
     /// A session to the peer is up.
     pub fn handle_peer_up(&mut self, now: Now) {
         self.now = now;
+        self.silence.begin(now.monotonic);
         self.peer.forget_session();
-        self.leasing.forget_session();
+        self.forget_lease_session();
         self.copy.stop();
         self.comparisons.forget();
         self.give_up_draining();
@@ -78,8 +79,9 @@ impl Group {
     /// The session to the peer is over.
     pub fn handle_peer_down(&mut self, now: Now) {
         self.now = now;
+        self.silence.begin(now.monotonic);
         self.peer.forget_session();
-        self.leasing.forget_session();
+        self.forget_lease_session();
         self.copy.stop();
         self.comparisons.forget();
         self.give_up_draining();
@@ -150,6 +152,7 @@ impl Group {
         let ours = self.epoch();
         self.pair.peer_epoch = self.pair.peer_epoch.max(theirs);
         self.peer.greeted = true;
+        self.silence.end();
         self.peer.is_blank = greeting.head == StreamState::new().last && !greeting.copying;
         if greeting.role == Role::Primary {
             self.peer.primary_head = greeting.head;

@@ -10,7 +10,7 @@
 
 use super::Group;
 use crate::{
-    command::{CommandError, LeaseStatus},
+    command::{CommandError, CommandId, CommandReply, LeaseStatus},
     format::{
         message::{LEASE_MILLIS_MAX, Lease},
         record::Kind,
@@ -18,7 +18,7 @@ use crate::{
     output::{Event, Output},
     pair::Role,
     request::{Reply, RequestError, RequestId},
-    units::{Monotonic, Now},
+    units::{Epoch, Monotonic, Now},
 };
 use alloc::{collections::VecDeque, format, string::String, vec::Vec};
 use bytes::Bytes;
@@ -56,6 +56,10 @@ pub(super) struct Leasing {
     promised: Monotonic,
     /// Peer: the primary has stepped down in this session.
     is_released: bool,
+    /// Peer: the primary wants to know when it is durable that this node does not count on leases any more.
+    answer_due: bool,
+    /// Primary: the command that ends leases; the peer has been told, and has not answered.
+    ending: Option<CommandId>,
 }
 
 impl Leasing {
@@ -73,6 +77,7 @@ impl Leasing {
         (self.is_known, self.asked_millis) = (false, None);
         self.granting = None;
         self.is_released = false;
+        self.answer_due = false;
     }
 
     /// The peer is no primary: nobody relies on what was promised.
@@ -100,7 +105,7 @@ fn promise(now: Monotonic, millis: u32) -> Monotonic {
 }
 
 impl Group {
-    fn needs_lease(&self) -> bool {
+    pub(super) fn needs_lease(&self) -> bool {
         self.pair.lease_millis > 0 && self.pair.role == Role::Primary && self.pair.peer.is_some()
     }
 
@@ -109,16 +114,34 @@ impl Group {
         !self.needs_lease() || self.now.monotonic < self.leasing.until
     }
 
-    /// An operator's command: `millis` 0 ends fencing by lease.
-    pub(super) fn set_lease(&mut self, millis: u32) -> Result<(), CommandError> {
+    /// An operator's command: `millis` 0 ends fencing by lease. `true` if it is done.
+    pub(super) fn set_lease(&mut self, id: CommandId, millis: u32, force: bool) -> Result<bool, CommandError> {
         self.require_primary_pair()?;
+        if self.leasing.ending.is_some() {
+            return Err(CommandError::InProgress("change of fencing"));
+        }
         if millis > 0 && !self.peer.greeted {
             let hint = "the peer must be connected: without its promise this node would answer nothing";
             return Err(CommandError::WrongPairState { state: self.pair.state, hint });
         }
+        if millis == 0 && self.needs_lease() && !force {
+            // The peer may promote itself as long as it believes that this node needs its promise.
+            if !self.peer.greeted {
+                return Err(CommandError::CannotTell);
+            }
+            self.leasing.number += 1;
+            self.send_message(Kind::LeaseAsk, Lease { number: self.leasing.number, millis }.encode());
+            self.leasing.ending = Some(id);
+            return Ok(false);
+        }
         if millis == 0 {
             self.release_peer(millis);
         }
+        self.change_lease(millis);
+        Ok(true)
+    }
+
+    fn change_lease(&mut self, millis: u32) {
         if millis == 0 || self.pair.lease_millis == 0 {
             self.leasing.renounce();
             // What is not held yet is not lost.
@@ -129,7 +152,29 @@ impl Group {
         // Who waited for a lease only waits no more.
         self.answer_waiting();
         self.again = true;
-        Ok(())
+    }
+
+    /// The peer has noted that no lease will be needed any more.
+    fn lease_ended(&mut self) {
+        if let Some(id) = self.leasing.ending.take() {
+            self.release_peer(0);
+            self.change_lease(0);
+            let count = self.superblock.request();
+            self.answer_when_stored(id, count, CommandReply::Done);
+        }
+    }
+
+    /// The command that ends leases; it will not be answered otherwise.
+    pub(super) fn take_lease_command(&mut self) -> Option<CommandId> {
+        self.leasing.ending.take()
+    }
+
+    /// The session is over, or another begins.
+    pub(super) fn forget_lease_session(&mut self) {
+        self.leasing.forget_session();
+        if let Some(id) = self.leasing.ending.take() {
+            self.outputs.push_back(Output::CommandAnswer { id, result: Err(CommandError::PeerLost) });
+        }
     }
 
     /// Tells the peer that this node relies on no promise; leases are to be so long from now on.
@@ -162,7 +207,7 @@ impl Group {
                 self.answer(id, result);
             }
         }
-        if self.needs_lease() && self.peer.greeted && now >= self.leasing.ask_at {
+        if self.needs_lease() && self.peer.greeted && self.leasing.ending.is_none() && now >= self.leasing.ask_at {
             let lease = &mut self.leasing;
             lease.number += 1;
             lease.asked.push_back((lease.number, now));
@@ -181,6 +226,9 @@ impl Group {
         if let Some(lease) = self.leasing.granting.take_if(|_| is_stored) {
             self.grant(lease);
         }
+        if is_stored && core::mem::take(&mut self.leasing.answer_due) {
+            self.send_message(Kind::LeaseAsk, Lease { number: 0, millis: 0 }.encode());
+        }
     }
 
     /// A host's read has ended. What it read may be out of date if this node has no lease now.
@@ -194,7 +242,8 @@ impl Group {
 
     /// When something is to be done about it.
     pub(super) fn lease_timeout(&self) -> Option<Monotonic> {
-        let ask = (self.needs_lease() && self.peer.greeted).then_some(self.leasing.ask_at);
+        let asks = self.needs_lease() && self.peer.greeted && self.leasing.ending.is_none();
+        let ask = asks.then_some(self.leasing.ask_at);
         let lost = (self.needs_lease() && self.leasing.told).then_some(self.leasing.until);
         ask.into_iter().chain(lost).min()
     }
@@ -215,14 +264,25 @@ impl Group {
     /// On the peer: the primary asks for a lease, or says that it relies on none any more.
     pub(super) fn lease_asked(&mut self, payload: &Bytes) -> Result<(), String> {
         let lease = Lease::parse(payload).map_err(|error| format!("{error}"))?;
+        if self.pair.role == Role::Primary && (lease.number, lease.millis) == (0, 0) {
+            self.lease_ended();
+            return Ok(());
+        }
         if self.pair.role == Role::Primary || !self.peer.greeted {
             return Err(format!("A lease was asked for, but this node is {} and sent no invitation", self.pair.role));
         }
         self.leasing.is_released = lease.number == 0;
-        self.leasing.asked_millis = (lease.number > 0).then_some(lease.millis);
+        self.leasing.asked_millis = (lease.number > 0 && lease.millis > 0).then_some(lease.millis);
         if self.leasing.is_released {
             self.leasing.release();
             self.leasing.granting = None;
+        } else if lease.millis == 0 {
+            // What was promised stays promised; but a silent primary will be fenced no more.
+            self.leasing.granting = None;
+            self.leasing.answer_due = true;
+            self.pair.fenced_epoch = Epoch::default();
+            self.leasing.stored = self.superblock.request();
+            return Ok(());
         }
         self.lease_wanted(lease);
         Ok(())
@@ -251,6 +311,7 @@ impl Group {
         self.leasing.promised = self.leasing.promised.max(promise(self.now.monotonic, lease.millis));
         // Should this node be the primary later in the session, its own numbers are higher.
         self.leasing.number = self.leasing.number.max(lease.number);
+        self.arm_takeover();
         self.outputs.push_back(Output::LeaseMark(lease.number));
     }
 
@@ -271,6 +332,11 @@ impl Group {
     pub(super) fn check_promise(&self) -> Result<(), CommandError> {
         let left = self.leasing.promised.0.saturating_sub(self.now.monotonic.0);
         if left == 0 { Ok(()) } else { Err(CommandError::Leased { seconds: left.div_ceil(1_000_000) }) }
+    }
+
+    /// Until when this node must not be promoted.
+    pub(super) fn promised_until(&self) -> Monotonic {
+        self.leasing.promised
     }
 
     /// As an operator sees it.

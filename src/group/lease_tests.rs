@@ -9,24 +9,24 @@ use crate::{
 use alloc::vec::Vec;
 use proptest::prelude::*;
 
-const MILLIS: u32 = 3_000;
-const LEASE: u64 = MILLIS as u64 * 1000;
+pub(super) const MILLIS: u32 = 3_000;
+pub(super) const LEASE: u64 = MILLIS as u64 * 1000;
 /// What the peer waits at most: a sixteenth longer, and a moment.
-const PROMISE: u64 = LEASE + LEASE / 16 + 50_000;
+pub(super) const PROMISE: u64 = LEASE + LEASE / 16 + 50_000;
 const PROMOTE: Command = Command::Promote { target: PromoteTarget::Latest, force: false };
 
 impl Pair {
-    fn leased(seed: [u8; 32], rates: [u64; 2]) -> Self {
+    pub(super) fn leased(seed: [u8; 32], rates: [u64; 2]) -> Self {
         let mut pair = Self::in_step_with(seed);
         pair.rates = rates;
-        pair.command(0, Command::SetLease { millis: MILLIS }).unwrap();
+        pair.command(0, Command::SetLease { millis: MILLIS, force: false }).unwrap();
         pair.run_for(10_000);
         assert!(pair.left(0) > 0, "no lease was granted");
         pair
     }
 
     /// Everything that happens within so many microseconds.
-    fn run_for(&mut self, micros: u64) {
+    pub(super) fn run_for(&mut self, micros: u64) {
         let end = self.now.monotonic.after(micros);
         loop {
             while self.step() {}
@@ -44,19 +44,42 @@ impl Pair {
         while (0..2).any(|node| self.turn(node, 1) || self.turn(node, 2)) {}
     }
 
+    /// Lets something happen; what is asked of the primary is noted.
+    pub(super) fn act(&mut self, act: &Act, asked: &mut Vec<RequestId>) {
+        match *act {
+            Act::Cut => self.cut(),
+            Act::Connect => self.connect(),
+            Act::Pass(micros) => self.run_for(micros),
+            Act::Stall(micros) => self.pass_to(self.now.monotonic.after(micros)),
+            Act::Step(count) => {
+                for _ in 0..count {
+                    self.step();
+                }
+            }
+            Act::Write => asked.push(self.write_to(0)),
+            Act::Restart(node) => self.reopen(node),
+            Act::Set(millis) => {
+                let id = CommandId(self.next);
+                self.next += 1;
+                let now = self.clock(0);
+                self.nodes[0].group.handle_command(now, id, Command::SetLease { millis, force: false });
+            }
+        }
+    }
+
     fn left(&self, node: usize) -> u64 {
         let group = &self.nodes[node].group;
         group.lease_status(group.now).map_or(0, |status| status.left_millis)
     }
 
-    fn write_to(&mut self, node: usize) -> RequestId {
+    pub(super) fn write_to(&mut self, node: usize) -> RequestId {
         self.primary = node;
         let id = RequestId(self.next);
         self.write_at(0, 4096);
         id
     }
 
-    fn is_answered(&self, node: usize, id: RequestId) -> bool {
+    pub(super) fn is_answered(&self, node: usize, id: RequestId) -> bool {
         self.nodes[node].answers.get(&id) == Some(&Ok(Reply::Done))
     }
 }
@@ -82,7 +105,7 @@ fn a_primary_answers_only_while_its_peer_promises() {
     pair.connect();
     pair.run_for(1_000_000);
     assert!(pair.is_answered(0, late));
-    pair.command(0, Command::SetLease { millis: 0 }).unwrap();
+    pair.command(0, Command::SetLease { millis: 0, force: false }).unwrap();
     pair.cut();
     pair.run_for(10 * LEASE);
     let id = pair.write_to(0);
@@ -138,7 +161,7 @@ fn what_is_promised_is_durable_first() {
     let mut pair = Pair::in_step_with([6; 32]);
     let id = CommandId(pair.next);
     pair.next += 1;
-    pair.nodes[0].group.handle_command(pair.now, id, Command::SetLease { millis: MILLIS });
+    pair.nodes[0].group.handle_command(pair.now, id, Command::SetLease { millis: MILLIS, force: false });
     // The standby hears of it again and again over a link that flaps, and its disk does nothing meanwhile.
     for _ in 0..20 {
         pair.pass_to(pair.now.monotonic.after(LEASE / 2));
@@ -156,12 +179,12 @@ fn what_is_promised_is_durable_first() {
 #[test]
 fn a_lease_that_was_given_up_is_worth_nothing() {
     let mut pair = Pair::leased([7; 32], [100; 2]);
-    pair.command(0, Command::SetLease { millis: 0 }).unwrap();
+    pair.command(0, Command::SetLease { millis: 0, force: false }).unwrap();
     pair.run_for(1_000);
     // Asked for anew, and cut off before it is granted.
     let id = CommandId(pair.next);
     pair.next += 1;
-    pair.nodes[0].group.handle_command(pair.now, id, Command::SetLease { millis: MILLIS });
+    pair.nodes[0].group.handle_command(pair.now, id, Command::SetLease { millis: MILLIS, force: false });
     pair.cut();
     pair.run_for(1_000);
     pair.command(1, PROMOTE).unwrap();
@@ -210,7 +233,9 @@ fn an_operator_lets_a_frozen_primary_go_on() {
     pair.pass_to(pair.now.monotonic.after(2 * LEASE));
     pair.run_for(1_000);
     assert!([write, read].iter().all(|id| !pair.nodes[0].answers.contains_key(id)));
-    pair.command(0, Command::SetLease { millis: 0 }).unwrap();
+    let refused = pair.command(0, Command::SetLease { millis: 0, force: false });
+    assert_eq!(refused, Err(CommandError::CannotTell));
+    pair.command(0, Command::SetLease { millis: 0, force: true }).unwrap();
     pair.run_for(1_000);
     assert!(pair.is_answered(0, write));
     assert!(matches!(pair.nodes[0].answers.get(&read), Some(Ok(Reply::Data(_)))));
@@ -220,14 +245,14 @@ fn an_operator_lets_a_frozen_primary_go_on() {
 fn a_lease_wants_a_peer_that_is_there() {
     let mut pair = Pair::in_step();
     pair.cut();
-    let refused = pair.command(0, Command::SetLease { millis: MILLIS });
+    let refused = pair.command(0, Command::SetLease { millis: MILLIS, force: false });
     assert!(matches!(refused, Err(CommandError::WrongPairState { .. })), "{refused:?}");
-    let refused = pair.command(1, Command::SetLease { millis: MILLIS });
+    let refused = pair.command(1, Command::SetLease { millis: MILLIS, force: false });
     assert!(matches!(refused, Err(CommandError::WrongRole { .. })), "{refused:?}");
 }
 
 #[derive(Clone, Debug)]
-enum Act {
+pub(super) enum Act {
     Cut,
     Connect,
     /// Time passes, and whatever is to happen meanwhile does.
@@ -242,7 +267,7 @@ enum Act {
     Set(u32),
 }
 
-fn act() -> impl Strategy<Value = Act> {
+pub(super) fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         1 => Just(Act::Cut),
         2 => Just(Act::Connect),
@@ -269,25 +294,7 @@ proptest! {
         let mut pair = Pair::leased(seed, rates);
         let mut asked = Vec::new();
         for act in acts {
-            match act {
-                Act::Cut => pair.cut(),
-                Act::Connect => pair.connect(),
-                Act::Pass(micros) => pair.run_for(micros),
-                Act::Stall(micros) => pair.pass_to(pair.now.monotonic.after(micros)),
-                Act::Step(count) => {
-                    for _ in 0..count {
-                        pair.step();
-                    }
-                }
-                Act::Write => asked.push(pair.write_to(0)),
-                Act::Restart(node) => pair.reopen(node),
-                Act::Set(millis) => {
-                    let id = CommandId(pair.next);
-                    pair.next += 1;
-                    let now = pair.clock(0);
-                    pair.nodes[0].group.handle_command(now, id, Command::SetLease { millis });
-                }
-            }
+            pair.act(&act, &mut asked);
         }
         // Without fencing it is the operator who decides.
         if pair.nodes[0].group.pair.lease_millis == 0 {

@@ -33,6 +33,7 @@ mod status;
 mod stream;
 mod superblock;
 mod sync;
+mod takeover;
 mod trial;
 mod verify;
 mod write;
@@ -61,6 +62,8 @@ mod lease_tests;
 mod pair_bench;
 #[cfg(test)]
 mod pair_tests;
+#[cfg(test)]
+mod takeover_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -143,6 +146,9 @@ pub struct Group {
     comparisons: compare::Comparisons,
     verifier: Option<verify::Verifier>,
     leasing: lease::Leasing,
+    silence: takeover::Silence,
+    /// When the peer's node was last heard on a path that carries no session.
+    heard: Option<Monotonic>,
     holds: generations::Holds,
     trial: Option<trial::Trial>,
     commands: commands::Commands,
@@ -206,6 +212,7 @@ impl Group {
             self.checkpoint_timeout(),
             self.confirm_timeout(),
             self.lease_timeout(),
+            self.takeover_timeout(),
             self.journal_growth_timeout(),
         ];
         times.into_iter().flatten().min()
@@ -218,6 +225,7 @@ impl Group {
         }
         self.confirm();
         self.keep_lease();
+        self.take_over();
         self.release_held();
         self.seal();
         self.start_sync();

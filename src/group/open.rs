@@ -7,7 +7,7 @@
 
 use super::{
     FormatError, Group, JournalLabel, Volume, batch::Memory, create::read_superblock, greeting::Confirmation,
-    lease::Leasing, stream::Peer, superblock::SuperblockWriter,
+    lease::Leasing, stream::Peer, superblock::SuperblockWriter, takeover::Silence,
 };
 use crate::{
     disk::{DiskError, MediumId, Storage},
@@ -178,6 +178,8 @@ impl Group {
             comparisons: Default::default(),
             verifier: None,
             leasing: Leasing::after_restart(pair.role, pair.lease_millis, now.monotonic),
+            silence: Silence::beginning(now.monotonic),
+            heard: None,
             holds: Default::default(),
             trial: None,
             commands: Default::default(),

@@ -21,6 +21,7 @@ impl Group {
             without_peer: self.pair.without_peer,
             policy: self.pair.policy,
             lease: self.lease_status(now),
+            takeover: self.takeover_status(),
             delay_given_up: self.has_given_up_delay(),
             epoch: self.epoch(),
             head: self.stream.last,

@@ -2,6 +2,7 @@
 
 pub mod transitions;
 
+use crate::command::PromoteTarget;
 use core::fmt;
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +68,22 @@ pub enum WithoutPeer {
     Continue,
     /// Answer no write until the peer is back.
     Freeze,
+}
+
+/// When and to what a secondary promotes itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Takeover {
+    /// The primary has been silent for so long.
+    pub after_millis: u32,
+    /// To all that was received, instead of the last restart point.
+    pub to_latest: bool,
+}
+
+impl Takeover {
+    /// To which state.
+    pub fn target(self) -> PromoteTarget {
+        if self.to_latest { PromoteTarget::Latest } else { PromoteTarget::RestartPoint }
+    }
 }
 
 /// When a secondary applies what it has received.

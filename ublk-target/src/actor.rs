@@ -269,6 +269,12 @@ impl GroupActor {
         self.wake.notify_one();
     }
 
+    /// The peer's node was heard on its third path.
+    pub fn heartbeat(&self) {
+        self.state.borrow_mut().group.handle_heartbeat(now());
+        self.wake.notify_one();
+    }
+
     /// The carrier has taken so many bytes.
     pub fn credit(&self, bytes: u64) {
         self.state.borrow_mut().group.handle_stream_credit(now(), bytes);
@@ -409,6 +415,12 @@ impl GroupActor {
             }
             Event::LeaseLost => {
                 warn!(target: EVENT, %group, "Lease lost; nothing is answered until the peer grants another")
+            }
+            Event::TakingOver => {
+                warn!(target: EVENT, %group, "The primary has been silent for too long; this node promotes itself")
+            }
+            Event::TakeoverRefused { reason } => {
+                error!(target: EVENT, %group, reason, "The primary is silent, but this node does not promote itself")
             }
             Event::GenerationDropped { name } => {
                 warn!(target: EVENT, %group, generation = %name, "Pool full; the oldest generation was dropped")

@@ -216,6 +216,18 @@ pub enum Request {
         group: String,
         /// How long a promise lasts, 1 to 3600; 0: it needs none.
         lease_seconds: u32,
+        /// Although the standby cannot be told.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Sets whether this node, as a standby, promotes itself.
+    SetTakeover {
+        /// The group.
+        group: String,
+        /// After so long a silence; 0: never.
+        after_seconds: u32,
+        /// To all that was received, instead of the last restart point.
+        latest: bool,
     },
     /// What changed, oldest first.
     Events {

@@ -77,6 +77,18 @@ pub struct PeerConfig {
     /// How blocks are spread over the links.
     #[serde(default)]
     pub mode: Mode,
+    /// A third path, on which the nodes only tell each other that they live.
+    pub heartbeat: Option<HeartbeatConfig>,
+}
+
+/// `[peer.heartbeat]`
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeartbeatConfig {
+    /// Where this node sends from and listens: address and UDP port.
+    pub local: SocketAddr,
+    /// Where the peer does.
+    pub remote: SocketAddr,
 }
 
 /// `[[peer.link]]`

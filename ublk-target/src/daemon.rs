@@ -3,7 +3,7 @@
 use crate::{config::Config, control, events, key, node::Node, peer::Peer, ublk};
 use anyhow::Context;
 use replicator::{
-    io::{NodeOptions, connect},
+    io::{NodeOptions, connect, heartbeat},
     session::SessionOptions,
 };
 use std::{os::unix::net::UnixDatagram, path::Path, thread};
@@ -38,7 +38,16 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
             getrandom::fill(&mut seed).context("Cannot get random bytes")?;
             let link =
                 connect(options, u64::from_le_bytes(seed)).with_context(|| format!("Peer {}", peer.name.get_ref()))?;
-            connected.push((peer.name.get_ref().clone(), peer_key, link));
+            let beats = match peer.heartbeat {
+                None => None,
+                Some(path) => {
+                    let mut nonce = [0; 16];
+                    getrandom::fill(&mut nonce).context("Cannot get random bytes")?;
+                    let begun = heartbeat(identity.clone(), peer_key, path.local, path.remote, nonce);
+                    Some(begun.with_context(|| format!("Peer {}", peer.name.get_ref()))?)
+                }
+            };
+            connected.push((peer.name.get_ref().clone(), peer_key, link, beats));
         }
         let (asked_sender, asked) = mpsc::channel(64);
         let (ready_sender, ready) = oneshot::channel();
@@ -51,14 +60,17 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
             tokio_uring::start(async move {
                 let mut peers = Vec::new();
                 let mut events = Vec::new();
-                for (name, key, (handle, receiver)) in connected {
+                for (name, key, (handle, receiver), beats) in connected {
                     let peer = Peer::new(name, key, handle);
-                    events.push((peer.clone(), receiver));
+                    events.push((peer.clone(), receiver, beats));
                     peers.push(peer);
                 }
                 let node = Node::open(config, key, peers).context("Cannot open the node's directory")?;
                 let server = node.serve_nbd()?;
-                for (peer, receiver) in events {
+                for (peer, receiver, beats) in events {
+                    if let Some(beats) = beats {
+                        tokio_uring::spawn(node.clone().follow_heartbeat(peer.clone(), beats));
+                    }
                     tokio_uring::spawn(node.clone().follow(peer, receiver));
                 }
                 tokio_uring::spawn(node.clone().answer(asked));

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use holdfast::{
     command::{Command, CommandError, CommandReply, PromoteTarget},
     format::text::Name,
-    pair::Role,
+    pair::{Role, Takeover},
     units::NodeKey,
 };
 use replicator::{
@@ -36,11 +36,15 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     rc::Rc,
+    time::Duration,
 };
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
 type Answer = Result<Value, ApiError>;
+
+/// A heartbeat says so long that a peer lives.
+const HEARTBEAT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// See the module.
 pub struct Node {
@@ -144,17 +148,28 @@ impl Node {
 
     /// Tells when a peer is heard no more, or again.
     fn watch(&self, peer: &Peer, event: &Event) {
-        let (now, mut monitor) = (events::now(), peer.monitor.borrow_mut());
+        let now = events::now();
         let changed = match event {
-            Event::Up { .. } => monitor.session(now, true),
-            Event::Down { .. } => monitor.session(now, false),
-            Event::Link { link, state } => monitor.link(now, link.clone(), *state == LinkState::Up),
+            Event::Up { .. } => peer.monitor.borrow_mut().session(now, true),
+            Event::Down { .. } => peer.monitor.borrow_mut().session(now, false),
+            Event::Link { link, state } => peer.monitor.borrow_mut().link(now, link.clone(), *state == LinkState::Up),
             _ => None,
         };
-        match changed {
-            Some(presence @ Presence::Alive) => info!(target: EVENT, peer = peer.name, %presence, "Peer changed"),
-            Some(presence) => warn!(target: EVENT, peer = peer.name, %presence, "Peer changed"),
-            None => {}
+        tell_presence(peer, changed);
+    }
+
+    /// Handles signs of life on a peer's third path for ever.
+    pub async fn follow_heartbeat(self: Rc<Self>, peer: Rc<Peer>, mut beats: mpsc::Receiver<()>) {
+        loop {
+            let beat = tokio::time::timeout(HEARTBEAT_PATIENCE, beats.recv()).await;
+            let heard = matches!(beat, Ok(Some(())));
+            let changed = peer.monitor.borrow_mut().heartbeat(events::now(), heard);
+            tell_presence(&peer, changed);
+            match beat {
+                Ok(Some(())) => self.of_peer(&peer).for_each(|group| group.heartbeat()),
+                Ok(None) => return,
+                Err(_) => {}
+            }
         }
     }
 
@@ -277,12 +292,17 @@ impl Node {
                 }
                 self.simple(&group, Command::SetLevel(level), "The acknowledgement level is set").await
             }
-            Request::SetFence { group, lease_seconds } if lease_seconds > 3600 => {
+            Request::SetFence { group, lease_seconds, .. } if lease_seconds > 3600 => {
                 Err(ApiError::new(format!("Group {group}: a lease of {lease_seconds} s is not between 1 and 3600 s")))
             }
-            Request::SetFence { group, lease_seconds } => {
+            Request::SetFence { group, lease_seconds, force } => {
                 let millis = lease_seconds * 1000;
-                self.simple(&group, Command::SetLease { millis }, "Fencing is set").await
+                self.simple(&group, Command::SetLease { millis, force }, "Fencing is set").await
+            }
+            Request::SetTakeover { group, after_seconds, latest } => {
+                let takeover = (after_seconds > 0)
+                    .then_some(Takeover { after_millis: after_seconds.saturating_mul(1000), to_latest: latest });
+                self.simple(&group, Command::SetTakeover(takeover), "Automatic promotion of this node is set").await
             }
             Request::SetPolicy { group, policy } => {
                 self.simple(&group, Command::SetPolicy(policy), "The apply policy of this node is set").await
@@ -350,6 +370,14 @@ impl Node {
             fields.insert("session".into(), session.map_err(ApiError::new)?.into());
         }
         Ok(value)
+    }
+}
+
+fn tell_presence(peer: &Peer, changed: Option<Presence>) {
+    match changed {
+        Some(presence @ Presence::Alive) => info!(target: EVENT, peer = peer.name, %presence, "Peer changed"),
+        Some(presence) => warn!(target: EVENT, peer = peer.name, %presence, "Peer changed"),
+        None => {}
     }
 }
 

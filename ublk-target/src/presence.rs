@@ -9,7 +9,8 @@ use std::{collections::BTreeSet, fmt};
 pub enum Presence {
     /// It is heard.
     Alive,
-    /// All links are silent, for longer than their round trips explain. It may be back in a moment.
+    /// All links are silent, for longer than their round trips explain, and it may be back in a moment; or there is no session,
+    /// but a heartbeat is heard.
     Suspect,
     /// The session has ended: silence lasted 10 s, or it was started anew. It may be dead, or only cut off.
     Dead,
@@ -29,6 +30,7 @@ impl fmt::Display for Presence {
 #[derive(Debug)]
 pub struct Monitor {
     is_up: bool,
+    beats: bool,
     links_up: BTreeSet<String>,
     presence: Presence,
     since: u64,
@@ -37,7 +39,7 @@ pub struct Monitor {
 impl Monitor {
     /// Nothing was heard yet.
     pub fn new(now: u64) -> Self {
-        Self { is_up: false, links_up: BTreeSet::new(), presence: Presence::Dead, since: now }
+        Self { is_up: false, beats: false, links_up: BTreeSet::new(), presence: Presence::Dead, since: now }
     }
 
     /// A session has begun or ended. The presence, if it has changed.
@@ -56,10 +58,16 @@ impl Monitor {
         self.look(now)
     }
 
+    /// Heartbeats have begun, or stopped. The presence, if it has changed.
+    pub fn heartbeat(&mut self, now: u64, beats: bool) -> Option<Presence> {
+        self.beats = beats;
+        self.look(now)
+    }
+
     fn look(&mut self, now: u64) -> Option<Presence> {
         let presence = match (self.is_up, self.links_up.is_empty()) {
-            (false, _) => Presence::Dead,
-            (true, true) => Presence::Suspect,
+            (false, _) if !self.beats => Presence::Dead,
+            (false, _) | (true, true) => Presence::Suspect,
             (true, false) => Presence::Alive,
         };
         let changed = presence != self.presence;
@@ -95,5 +103,10 @@ mod tests {
         assert_eq!(monitor.session(9, false), Some(Presence::Dead));
         assert_eq!(monitor.session(10, false), None);
         assert_eq!(monitor.presence(), (Presence::Dead, 9));
+        assert_eq!(monitor.heartbeat(11, true), Some(Presence::Suspect));
+        assert_eq!(monitor.link(12, "one".into(), true), None);
+        assert_eq!(monitor.session(13, true), Some(Presence::Alive));
+        assert_eq!(monitor.heartbeat(14, false), None);
+        assert_eq!(monitor.session(15, false), Some(Presence::Dead));
     }
 }

@@ -3,7 +3,7 @@
 //! Nodes use raw public keys (RFC 7250): there is no certificate, no authority and no name. A peer whose key is not the
 //! expected one gets no further than the handshake.
 
-use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use noq::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::{
     DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
@@ -47,6 +47,13 @@ impl fmt::Display for PeerKey {
 impl fmt::Debug for PeerKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+impl PeerKey {
+    /// Whether the node with this key has signed a message.
+    pub(super) fn has_signed(&self, message: &[u8], signature: &[u8]) -> bool {
+        UnparsedPublicKey::new(&ED25519, self.0).verify(message, signature).is_ok()
     }
 }
 
@@ -109,6 +116,12 @@ impl Identity {
     /// The public key.
     pub fn public(&self) -> PeerKey {
         self.public
+    }
+
+    /// Signs a message; empty if the key pair is none, which it was checked to be.
+    pub(super) fn sign(&self, message: &[u8]) -> Vec<u8> {
+        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&self.pkcs8);
+        pair.map(|pair| pair.sign(message).as_ref().to_vec()).unwrap_or_default()
     }
 
     fn certified(&self, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, Error> {

@@ -4,9 +4,11 @@
 //! connection up, one that reads and one that writes. Everything runs on the tokio runtime that [`connect`] is called
 //! in; a [`Handle`] can be used from any thread.
 
+mod heartbeat;
 mod identity;
 mod rate;
 
+pub use heartbeat::heartbeat;
 pub use identity::{Identity, IdentityError, KeyTextError, PeerKey};
 
 use crate::{

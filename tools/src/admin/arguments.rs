@@ -147,6 +147,29 @@ pub enum Command {
         /// How long a promise lasts: the primary freezes at most so long after it has lost its standby.
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
         seconds: u32,
+        /// With `none`: although the standby cannot be told, and may promote itself.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Sets, on this node, whether it promotes itself when it is the standby and its primary is silent. Off unless set.
+    ///
+    /// It wants fencing by lease, so that the silent primary does not serve, and is a promotion without force.
+    ///
+    /// Examples:
+    ///   ublk-admin auto-promote db on --after 30s
+    ///   ublk-admin auto-promote db off
+    #[command(verbatim_doc_comment)]
+    AutoPromote {
+        /// The group.
+        group: String,
+        /// Whether.
+        switch: Switch,
+        /// How long the primary has to be silent, on every link and on the heartbeat path.
+        #[arg(long, value_name = "TIME", default_value = "30s", value_parser = seconds)]
+        after: u32,
+        /// To all that was received, instead of the last restart point.
+        #[arg(long)]
+        latest: bool,
     },
     /// What changed: roles, pairs, sessions, links, media. Oldest first.
     Events {
@@ -459,6 +482,15 @@ impl From<Level> for pair::Level {
             Level::Remote => Self::Remote,
         }
     }
+}
+
+/// Yes or no.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Yes.
+    On,
+    /// No.
+    Off,
 }
 
 /// What keeps two nodes from serving at once.

@@ -9,7 +9,8 @@ pub use arguments::Arguments;
 pub use client::ClientError;
 
 use arguments::{
-    Command, Fence, GenerationCommand, GroupCommand, NodeCommand, PairCommand, RestartPointOptions, VolumeCommand,
+    Command, Fence, GenerationCommand, GroupCommand, NodeCommand, PairCommand, RestartPointOptions, Switch,
+    VolumeCommand,
 };
 use client::Client;
 use hold::Holds;
@@ -271,9 +272,16 @@ fn request(command: &Command) -> Result<Request, ClientError> {
         }
         Command::Demote { group, discard_fork } => Request::Demote { group, discard_fork },
         Command::Events { group, count } => Request::Events { group, count },
-        Command::Fence { group, by, seconds } => {
+        Command::Fence { group, by, seconds, force } => {
             let lease_seconds = if matches!(by, Fence::Lease) { seconds } else { 0 };
-            Request::SetFence { group, lease_seconds }
+            Request::SetFence { group, lease_seconds, force }
+        }
+        Command::AutoPromote { after: 0, switch: Switch::On, .. } => {
+            return refuse("A primary may be silent for a moment; say after how long, at least --after 1s");
+        }
+        Command::AutoPromote { group, switch, after, latest } => {
+            let after_seconds = if switch == Switch::On { after.min(86_400) } else { 0 };
+            Request::SetTakeover { group, after_seconds, latest }
         }
         Command::Policy { group, policy } => Request::SetPolicy { group, policy: policy.into() },
         Command::Level { group, level, without_peer } => {

@@ -71,6 +71,13 @@ fn group(value: &Value) -> String {
         };
         let _ = writeln!(out, "  lease       {seconds} s, {how}");
     }
+    let takeover = &value["takeover"];
+    if takeover.is_object() {
+        let state = if takeover["is_armed"] == true { "" } else { ", not now: it is no standby with a leased primary" };
+        let target = if takeover["to_latest"] == true { "the latest state" } else { "the last restart point" };
+        let seconds = number(takeover, "after_millis") / 1000;
+        let _ = writeln!(out, "  promotes itself to {target} after {seconds} s of silence{state}");
+    }
     if value["policy"] == "delayed" {
         let how = if value["delay_given_up"] == true {
             ", given up until the next restart point: the journal is half full"

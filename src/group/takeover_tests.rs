@@ -1,0 +1,194 @@
+//! Automatic promotion: in time, never too early, never where the silent primary may serve.
+
+use super::{
+    lease_tests::{Act, LEASE, MILLIS, PROMISE, act},
+    pair_bench::Pair,
+};
+use crate::{
+    command::{Command, CommandError, PromoteTarget},
+    pair::{Role, Takeover},
+    request::Operation,
+};
+use alloc::vec::Vec;
+use proptest::prelude::*;
+
+const AFTER: u64 = 10_000_000;
+
+fn takeover(after: u64) -> Command {
+    Command::SetTakeover(Some(Takeover { after_millis: (after / 1000) as u32, to_latest: true }))
+}
+
+impl Pair {
+    fn taking_over(seed: [u8; 32], rates: [u64; 2], after: u64) -> Self {
+        let mut pair = Self::leased(seed, rates);
+        (0..2).for_each(|node| drop(pair.command(node, takeover(after)).unwrap()));
+        pair.run_for(LEASE);
+        pair
+    }
+
+    fn role(&self, node: usize) -> Role {
+        self.nodes[node].group.pair.role
+    }
+
+    fn is_armed(&self, node: usize) -> bool {
+        self.nodes[node].group.takeover_status().is_some_and(|status| status.is_armed)
+    }
+}
+
+#[test]
+fn a_standby_takes_over_when_its_primary_is_silent_for_long() {
+    for restarted in [false, true] {
+        let mut pair = Pair::taking_over([1; 32], [100; 2], AFTER);
+        let id = pair.write_to(0);
+        pair.run_for(1_000);
+        assert!(pair.is_answered(0, id) && pair.is_armed(1) && !pair.is_armed(0));
+        pair.cut();
+        if restarted {
+            pair.reopen(1);
+        }
+        pair.run_for(AFTER - 1_000);
+        assert_eq!(pair.role(1), Role::Secondary);
+        let late = pair.write_to(0);
+        pair.run_for(500_000);
+        assert_eq!((pair.role(0), pair.role(1)), (Role::Primary, Role::Primary));
+        let id = pair.write_to(1);
+        pair.run_for(AFTER);
+        assert!(pair.is_answered(1, id) && !pair.is_answered(0, late));
+        pair.finish();
+    }
+}
+
+#[test]
+fn it_waits_for_what_was_promised() {
+    let mut pair = Pair::taking_over([2; 32], [100; 2], 1_000_000);
+    pair.cut();
+    pair.run_for(PROMISE - LEASE / 3 - 1_000);
+    assert_eq!(pair.role(1), Role::Secondary);
+    pair.run_for(LEASE);
+    assert_eq!(pair.role(1), Role::Primary);
+}
+
+#[test]
+fn a_primary_that_is_heard_elsewhere_is_left_alone() {
+    // A heartbeat counts for longer than this one waits.
+    let mut pair = Pair::taking_over([3; 32], [100; 2], 2_000_000);
+    pair.cut();
+    for _ in 0..10 {
+        pair.run_for(1_000_000);
+        let now = pair.clock(1);
+        pair.nodes[1].group.handle_heartbeat(now);
+    }
+    assert_eq!(pair.role(1), Role::Secondary);
+    let promote = |force| Command::Promote { target: PromoteTarget::Latest, force };
+    assert!(matches!(pair.command(1, promote(false)), Err(CommandError::PrimaryHeard { .. })));
+    pair.run_for(4_999_000);
+    assert_eq!(pair.role(1), Role::Secondary);
+    pair.run_for(10_000);
+    assert_eq!(pair.role(1), Role::Primary);
+}
+
+#[test]
+fn it_wants_fencing() {
+    let mut pair = Pair::in_step();
+    for node in 0..2 {
+        assert_eq!(pair.command(node, takeover(AFTER)), Err(CommandError::NotFenced));
+        pair.command(node, Command::SetTakeover(None)).unwrap();
+    }
+    // Fencing ends: the standby knows it before the primary goes on without.
+    let mut pair = Pair::taking_over([4; 32], [100; 2], AFTER);
+    assert_eq!(pair.command(0, Command::DeletePair), Err(CommandError::Fenced));
+    pair.command(0, Command::SetLease { millis: 0, force: false }).unwrap();
+    assert!(!pair.is_armed(1));
+    pair.cut();
+    pair.run_for(4 * AFTER);
+    assert_eq!(pair.role(1), Role::Secondary);
+    // And on again.
+    pair.connect();
+    pair.run_for(1_000_000);
+    pair.command(0, Command::SetLease { millis: MILLIS, force: false }).unwrap();
+    pair.run_for(1_000_000);
+    assert!(pair.is_armed(1));
+    pair.command(1, Command::SetTakeover(None)).unwrap();
+    pair.cut();
+    pair.run_for(4 * AFTER);
+    assert_eq!(pair.role(1), Role::Secondary);
+}
+
+/// The primary was told to go on alone, and the peer is lost before it knows.
+#[test]
+fn fencing_does_not_end_before_the_standby_knows() {
+    let mut pair = Pair::taking_over([5; 32], [100; 2], AFTER);
+    let id = crate::command::CommandId(1 << 40);
+    pair.nodes[0].group.handle_command(pair.now, id, Command::SetLease { millis: 0, force: false });
+    pair.cut();
+    assert_eq!(pair.nodes[0].replies.remove(&id), Some(Err(CommandError::PeerLost)));
+    pair.run_for(AFTER + LEASE);
+    assert_eq!(pair.role(1), Role::Primary);
+    let late = pair.write_to(0);
+    pair.run_for(AFTER);
+    assert!(!pair.is_answered(0, late));
+}
+
+/// A node that was promoted by an operator serves without a lease: its standby, whose own promises are older, must not take over.
+#[test]
+fn a_primary_that_never_had_a_lease_is_left_alone() {
+    let mut pair = Pair::taking_over([6; 32], [100; 2], AFTER);
+    pair.cut();
+    pair.run_for(AFTER / 2);
+    pair.command(1, Command::Promote { target: PromoteTarget::Latest, force: true }).unwrap();
+    pair.primary = 1;
+    pair.connect();
+    pair.run_for(1_000_000);
+    pair.command(0, Command::Demote { discard_fork: true }).unwrap();
+    pair.connect();
+    pair.run_for(1_000_000);
+    assert_eq!((pair.role(0), pair.role(1)), (Role::Secondary, Role::Primary));
+    pair.cut();
+    pair.run_for(4 * AFTER);
+    assert_eq!(pair.role(0), Role::Secondary);
+    let id = pair.write_to(1);
+    pair.run_for(1_000);
+    assert!(pair.is_answered(1, id));
+}
+
+#[test]
+fn a_standby_that_knows_it_is_behind_does_not_take_over() {
+    let mut pair = Pair::taking_over([7; 32], [100; 2], AFTER);
+    pair.cut();
+    pair.nodes[1].group.peer.primary_head.seq.0 += 100;
+    pair.run_for(4 * AFTER);
+    assert_eq!(pair.role(1), Role::Secondary);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+    /// As for promotions by command: once the standby has taken over, the former primary answers nothing.
+    #[test]
+    fn two_nodes_never_answer_at_once(
+        seed: [u8; 32], slow in 95u64..=100, which in 0usize..2, after in 500_000u64..6_000_000,
+        acts in prop::collection::vec(act(), 1..40),
+    ) {
+        let mut rates = [100; 2];
+        rates[which] = slow;
+        let mut pair = Pair::taking_over(seed, rates, after);
+        let mut asked = Vec::new();
+        for act in acts.into_iter().chain([Act::Cut, Act::Pass(20_000_000)]) {
+            pair.act(&act, &mut asked);
+            if pair.role(1) == Role::Primary {
+                break;
+            }
+        }
+        if pair.role(1) != Role::Primary {
+            return Ok(());
+        }
+        asked.retain(|id| !pair.is_answered(0, *id));
+        asked.push(pair.write_to(0));
+        let read = pair.request(0, Operation::Read { offset: 0, size: 4096 });
+        pair.run_for(20_000_000);
+        for id in asked {
+            prop_assert!(!pair.is_answered(0, id), "answered after the promotion");
+        }
+        prop_assert!(!matches!(pair.nodes[0].answers.get(&read), Some(Ok(_))), "read after the promotion");
+    }
+}
