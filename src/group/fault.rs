@@ -17,8 +17,8 @@ impl Group {
     pub(super) fn fail(&mut self, medium: MediumId, error: DiskError) {
         self.event(Event::MediumFailed { reason: format!("{medium:?}: {error}") });
         let reason = match error {
-            DiskError::NoSpace => "the file system of a medium is full; make room and restart",
-            _ => "a medium failed; mend it and restart",
+            DiskError::NoSpace => "the file system of a medium is full; make room, then: ublk-admin group reopen",
+            _ => "a medium failed; mend it, then: ublk-admin group reopen",
         };
         self.halt(reason, RequestError::Io, &CommandError::Io);
     }

@@ -45,6 +45,8 @@ type CommandResult = Result<CommandReply, CommandError>;
 struct State {
     group: Group,
     media: GroupMedia,
+    /// Raised when the group is opened anew: what was asked of the media before is nobody's.
+    life: u64,
     requests: BTreeMap<RequestId, oneshot::Sender<RequestResult>>,
     commands: BTreeMap<CommandId, oneshot::Sender<CommandResult>>,
     finished: Vec<(OperationId, DiskOutcome)>,
@@ -77,6 +79,7 @@ impl GroupActor {
         let state = State {
             group,
             media,
+            life: 0,
             requests: BTreeMap::new(),
             commands: BTreeMap::new(),
             finished: Vec::new(),
@@ -124,6 +127,33 @@ impl GroupActor {
     pub fn release_generation(&self, order: Order) {
         self.state.borrow_mut().group.release_generation(order);
         self.wake.notify_one();
+    }
+
+    /// Lets go of the media of a group that has stopped, so that they can be opened again.
+    pub fn drop_media(&self) {
+        let mut state = self.state.borrow_mut();
+        state.media.0.clear();
+        state.finished.clear();
+        state.life += 1;
+    }
+
+    /// Opens a group that has stopped again; its clients and devices go on.
+    pub fn reopen(&self, mut media: GroupMedia) -> Result<(), OpenError> {
+        let (group, report) = Group::open(&mut media, now())?;
+        let label = group.label();
+        info!(target: EVENT, group = %label.name, replayed = report.replay_count, last = %report.last, "Group opened again");
+        let mut state = self.state.borrow_mut();
+        state.life += 1;
+        (state.group, state.media) = (group, media);
+        let peer = state.peer.take();
+        drop(state);
+        *self.label.borrow_mut() = label;
+        // Both ends greet anew.
+        if let Some(peer) = peer {
+            peer.restart_soon();
+        }
+        self.wake.notify_one();
+        Ok(())
     }
 
     /// Ends its life on this node; its media are closed when what is in flight has ended.
@@ -381,11 +411,14 @@ impl GroupActor {
             self.wake.notify_one();
             return;
         };
-        let actor = self.clone();
+        let (actor, life) = (self.clone(), state.life);
         tokio_uring::spawn(async move {
             let outcome = carry_out(file, operation.action).await;
-            actor.state.borrow_mut().finished.push((operation.id, outcome));
-            actor.wake.notify_one();
+            let mut state = actor.state.borrow_mut();
+            if state.life == life {
+                state.finished.push((operation.id, outcome));
+                actor.wake.notify_one();
+            }
         });
     }
 
@@ -453,13 +486,13 @@ fn now() -> Now {
 }
 
 /// Opens the media of a group: the journal, then the pools that it names.
-pub fn open_media(journal: &Path, options: MediaOptions) -> anyhow::Result<GroupMedia> {
+pub fn open_media(journal: &Path, options: MediaOptions, patience: Patience) -> anyhow::Result<GroupMedia> {
     let mut media = GroupMedia::default();
-    media.0.insert(MediumId::Journal, Medium::open(journal, options, Patience::Start)?);
+    media.0.insert(MediumId::Journal, Medium::open(journal, options, patience)?);
     let label =
         holdfast::group::read_label(&mut media).map_err(|error| anyhow::anyhow!("{}: {error}", journal.display()))?;
     for spec in &label.volumes {
-        media.0.insert(MediumId::Pool(spec.id), Medium::open(Path::new(&spec.pool_path), options, Patience::Start)?);
+        media.0.insert(MediumId::Pool(spec.id), Medium::open(Path::new(&spec.pool_path), options, patience)?);
     }
     Ok(media)
 }

@@ -29,6 +29,11 @@ pub enum Request {
         /// Media in the node's directory are removed.
         erase: bool,
     },
+    /// Opens a group again that a failed medium has stopped.
+    GroupReopen {
+        /// Its name.
+        group: String,
+    },
     /// Makes a group's journal larger on this node.
     GroupResize {
         /// Its name.

@@ -13,6 +13,7 @@ use crate::{
     config::Config,
     events::{self, EVENT},
     exports::Exports,
+    lock::Patience,
     media::MediaOptions,
     nbd::{ListenError, Server},
     peer::Peer,
@@ -90,7 +91,7 @@ impl Node {
     }
 
     fn open_group(&self, journal: &Path) -> Result<Rc<GroupActor>, String> {
-        let media = open_media(journal, self.options()).map_err(|error| error.to_string())?;
+        let media = open_media(journal, self.options(), Patience::Start).map_err(|error| error.to_string())?;
         GroupActor::open(media).map_err(|error| format!("{}: {error}", journal.display()))
     }
 
@@ -224,6 +225,7 @@ impl Node {
                 groups::not_on_own_device(journal.as_ref()).await?;
                 self.create_group(&group, journal_size, journal)
             }
+            Request::GroupReopen { group } => self.reopen_group(&group).await,
             Request::GroupDelete { group, erase } => self.delete_group(&group, erase).await,
             Request::VolumeCreate { group, volume, size, logical_block_size, table_block_size, pool, preallocate } => {
                 groups::not_on_own_device(pool.as_ref()).await?;

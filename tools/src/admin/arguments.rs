@@ -219,6 +219,11 @@ pub enum GroupCommand {
         /// Its name.
         group: String,
     },
+    /// Opens a group again that a failed medium has stopped, when the medium is back; its clients and devices go on.
+    Reopen {
+        /// Its name.
+        group: String,
+    },
     /// Makes a group's journal larger on this node, while it is used; writes wait for a moment.
     ///
     /// Example: ublk-admin group resize db --journal-size 8GiB

@@ -206,6 +206,7 @@ fn request(command: &Command) -> Result<Request, ClientError> {
             Request::GroupCreate { group, journal_size, journal }
         }
         Command::Group(GroupCommand::Resize { group, journal_size }) => Request::GroupResize { group, journal_size },
+        Command::Group(GroupCommand::Reopen { group }) => Request::GroupReopen { group },
         Command::Group(GroupCommand::List) => Request::Status { group: None },
         Command::Group(GroupCommand::Show { group }) => Request::Status { group: Some(group) },
         Command::Group(GroupCommand::Delete { group, yes, erase }) => {

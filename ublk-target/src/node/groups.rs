@@ -2,8 +2,9 @@
 
 use super::{Answer, Node, command, missing, name};
 use crate::{
-    actor::GroupActor,
+    actor::{GroupActor, open_media},
     api::ApiError,
+    lock::Patience,
     media::{Allocation, GroupMedia, Medium},
     ublk,
 };
@@ -21,8 +22,13 @@ use std::{
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     rc::Rc,
+    time::Duration,
 };
 use tracing::warn;
+
+/// How often, and how long after each other, media are opened that something may still hold.
+const REOPEN_TRIES: u32 = 20;
+const REOPEN_PAUSE: Duration = Duration::from_millis(100);
 
 /// What an operator wants of a new volume.
 pub(super) struct NewVolume {
@@ -104,6 +110,31 @@ impl Node {
                 Err(error)
             }
         }
+    }
+
+    /// Opens a group again that a failed medium has stopped. Its clients and devices stay.
+    pub(super) async fn reopen_group(&self, group: &str) -> Answer {
+        let actor = self.group(group)?;
+        if actor.status().stopped.is_none() {
+            return Ok(json!({ "done": format!("Group {group} has not stopped; nothing to do") }));
+        }
+        actor.drop_media();
+        let journal = self.folder(group).join("journal");
+        let failed = |error: String| {
+            ApiError::new(format!("Group {group} stays stopped: {error}; mend that and give the same command again"))
+        };
+        // What was under way when the medium failed keeps its lock for a moment.
+        let mut tries = REOPEN_TRIES;
+        let media = loop {
+            match open_media(&journal, self.options(), Patience::None) {
+                Ok(media) => break media,
+                Err(error) if tries == 0 => return Err(failed(format!("{error:#}"))),
+                Err(_) => tries -= 1,
+            }
+            tokio::time::sleep(REOPEN_PAUSE).await;
+        };
+        actor.reopen(media).map_err(|error| failed(error.to_string()))?;
+        Ok(json!({ "done": format!("Group {group} is open again") }))
     }
 
     pub(super) async fn add_volume(&self, group: &str, asked: NewVolume) -> Answer {
