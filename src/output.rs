@@ -5,7 +5,7 @@ use crate::{
     disk::DiskOperation,
     pair::{PairState, Role},
     request::{Reply, RequestError, RequestId},
-    units::{Epoch, FrameCount, Generation, Position},
+    units::{Epoch, FrameCount, Generation, Position, VolumeId},
 };
 use alloc::string::String;
 use bytes::Bytes;
@@ -106,6 +106,22 @@ pub enum Event {
     LeaseDropped,
     /// The peer's promise is over: this primary answers nothing until it has another.
     LeaseLost,
+    /// A block that could not be read here was brought from the peer, and is written anew.
+    Mended {
+        /// Of this volume.
+        volume: VolumeId,
+        /// Its first byte.
+        offset: u64,
+        /// How many bytes.
+        size: u64,
+    },
+    /// The peer cannot read it either.
+    NotMended {
+        /// Of this volume.
+        volume: VolumeId,
+        /// The block's first byte.
+        offset: u64,
+    },
     /// The primary has been silent for too long; this node promotes itself.
     TakingOver,
     /// It would, and cannot.

@@ -55,6 +55,10 @@ pub enum Kind {
     Differs = 132,
     /// Not journalled: a primary asks for a lease.
     LeaseAsk = 133,
+    /// Not journalled: a primary cannot read a range, and asks for what it holds at this place in the stream.
+    Fetch = 134,
+    /// Not journalled: the answer to [`Kind::Fetch`]. No payload: zeroes, or with `keeps` that it cannot be read there either.
+    Fetched = 135,
 }
 
 impl Kind {
@@ -62,7 +66,7 @@ impl Kind {
         use Kind::*;
         [Write, Discard, WriteZeroes, RestartPoint, EpochChange, Copy, CopyZeroes, CopyBegin, CopyEnd, Fork]
             .into_iter()
-            .chain([Greeting, ForkRanges, Refusal, Compare, Differs, LeaseAsk])
+            .chain([Greeting, ForkRanges, Refusal, Compare, Differs, LeaseAsk, Fetch, Fetched])
             .find(|kind| *kind as u8 == byte)
     }
 
@@ -135,7 +139,8 @@ pub struct Record {
     pub payload_size: u32,
     /// Their CRC32C.
     pub payload_checksum: u32,
-    /// For [`Kind::WriteZeroes`]: the space stays allocated. For [`Kind::CopyBegin`]: the state before it is kept.
+    /// For [`Kind::WriteZeroes`]: the space stays allocated. For [`Kind::CopyBegin`]: the state before it is kept. For
+    /// [`Kind::Fetched`]: the range could not be read.
     pub keeps: bool,
     /// When it was made.
     pub time: WallClock,

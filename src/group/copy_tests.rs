@@ -33,16 +33,17 @@ impl Pair {
         true
     }
 
-    /// Reads of a node's pool that are under way fail; how many.
-    fn fail_reads(&mut self, node: usize) -> usize {
-        self.nodes[node].drain();
+    /// Reads of a node's pool that are under way fail, but for those of destaging; how many.
+    pub(super) fn fail_reads(&mut self, node: usize) -> usize {
+        let node = &mut self.nodes[node];
+        node.drain();
+        let asked = &node.group.operations;
         let is_read = |operation: &DiskOperation| {
-            operation.medium == MediumId::Pool(VOLUME) && matches!(operation.action, DiskAction::Read { .. })
+            operation.medium == MediumId::Pool(VOLUME) && matches!(asked.get(&operation.id), Some(Purpose::Read { .. }))
         };
-        let failing: Vec<_> = self.nodes[node].operations.extract_if(.., |(operation, _)| is_read(operation)).collect();
+        let failing: Vec<_> = node.operations.extract_if(.., |(operation, _)| is_read(operation)).collect();
         for (operation, _) in &failing {
-            let group = &mut self.nodes[node].group;
-            group.handle_disk(self.now, operation.id, Err(DiskError::Failed { errno: 5 }));
+            node.group.handle_disk(self.now, operation.id, Err(DiskError::Failed { errno: 5 }));
         }
         failing.len()
     }

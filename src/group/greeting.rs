@@ -71,6 +71,7 @@ impl Group {
         self.forget_lease_session();
         self.copy.stop();
         self.comparisons.forget();
+        self.mending.forget_questions();
         self.give_up_draining();
         self.peer.connected = self.pair.peer.is_some();
         self.peer.greeting_due = self.peer.connected;
@@ -84,6 +85,7 @@ impl Group {
         self.forget_lease_session();
         self.copy.stop();
         self.comparisons.forget();
+        self.mending.forget_questions();
         self.give_up_draining();
         self.answer_waiting();
     }

@@ -25,6 +25,7 @@ mod grow;
 mod hand_over;
 mod journal_growth;
 mod lease;
+mod mend;
 mod open;
 mod plan;
 mod read;
@@ -58,6 +59,8 @@ mod hand_over_tests;
 mod journal_growth_tests;
 #[cfg(test)]
 mod lease_tests;
+#[cfg(test)]
+mod mend_tests;
 #[cfg(test)]
 mod pair_bench;
 #[cfg(test)]
@@ -146,6 +149,7 @@ pub struct Group {
     comparisons: compare::Comparisons,
     verifier: Option<verify::Verifier>,
     leasing: lease::Leasing,
+    mending: mend::Mending,
     silence: takeover::Silence,
     /// When the peer's node was last heard on a path that carries no session.
     heard: Option<Monotonic>,
@@ -240,6 +244,7 @@ impl Group {
         self.send();
         self.copy_next();
         self.verify_next();
+        self.mend_next();
         self.continue_trial();
         self.continue_commands();
     }

@@ -178,6 +178,7 @@ impl Group {
             comparisons: Default::default(),
             verifier: None,
             leasing: Leasing::after_restart(pair.role, pair.lease_millis, now.monotonic),
+            mending: Default::default(),
             silence: Silence::beginning(now.monotonic),
             heard: None,
             holds: Default::default(),

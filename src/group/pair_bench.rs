@@ -33,6 +33,7 @@ pub(super) struct Node {
     pub(super) durable: Option<FrameCount>,
     pub(super) lease_mark: Option<u64>,
     pub(super) wants_reconnect: bool,
+    pub(super) events: Vec<Event>,
     /// Bytes written to the pool.
     pub(super) pool_written: u64,
 }
@@ -80,6 +81,7 @@ fn open(disks: &mut Disks, now: Now) -> Node {
         durable: None,
         lease_mark: None,
         wants_reconnect: false,
+        events: vec![],
         pool_written: 0,
     }
 }
@@ -126,7 +128,8 @@ impl Node {
                 Output::Durable(count) => self.durable = Some(count),
                 Output::LeaseMark(number) => self.lease_mark = Some(number),
                 Output::Reconnect => self.wants_reconnect = true,
-                Output::Consumed(_) | Output::Event(_) => {}
+                Output::Event(event) => self.events.push(event),
+                Output::Consumed(_) => {}
             }
         }
     }
@@ -311,7 +314,7 @@ impl Pair {
         self.request_as(index, Access::ReadWrite, operation)
     }
 
-    fn request_as(&mut self, index: usize, access: Access, operation: Operation) -> RequestId {
+    pub(super) fn request_as(&mut self, index: usize, access: Access, operation: Operation) -> RequestId {
         let id = RequestId(self.next);
         self.next += 1;
         let request = Request { id, volume: VolumeId(1), access, operation };

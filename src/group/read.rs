@@ -20,10 +20,21 @@ static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 /// Neighbouring pieces on a medium are read together up to this many bytes.
 const READ_SIZE_MAX: u64 = 1 << 20;
 
+/// A host's read.
+#[derive(Clone, Copy)]
+pub(super) struct Asked {
+    pub(super) id: RequestId,
+    pub(super) volume: VolumeId,
+    pub(super) offset: u64,
+    pub(super) size: u32,
+    /// How many blocks were mended for it.
+    pub(super) mended: u32,
+}
+
 /// For whom a read is.
 #[derive(Clone, Copy)]
 pub(super) enum Reader {
-    Host(RequestId),
+    Host(Asked),
     /// Reads of an earlier session may end late: the read's number tells.
     Copy(ReadCount),
     /// An entry that is to be sent and is no longer in memory.
@@ -36,6 +47,8 @@ pub(super) enum Reader {
     View(RequestId),
     /// What surrounds a write to a block of the trial.
     Trial(VolumeId, u32),
+    /// A range that the peer cannot read.
+    Fetch(ReadCount),
 }
 
 /// Where bytes are.
@@ -102,7 +115,7 @@ impl Reads {
 impl Group {
     /// Starts a host's read.
     pub(super) fn start_read(&mut self, id: RequestId, volume: VolumeId, offset: u64, size: u32) {
-        self.read(Reader::Host(id), volume, offset, u64::from(size));
+        self.read(Reader::Host(Asked { id, volume, offset, size, mended: 0 }), volume, offset, u64::from(size));
     }
 
     /// Starts a host's read of a generation or of the trial.
@@ -207,13 +220,22 @@ impl Group {
     }
 
     fn finish_read(&mut self, job: Job) {
+        if let (Reader::Host(asked), true) = (job.reader, job.failed) {
+            let size = |part: &Part| match part {
+                Part::Ready(bytes) => Some(bytes.len() as u64),
+                Part::Pending { .. } => None,
+            };
+            let before: u64 = job.parts.iter().map_while(size).sum();
+            return self.read_failed(asked, asked.offset + before);
+        }
         let ready = |part| {
             if let Part::Ready(bytes) = part { Some(bytes) } else { None }
         };
         let data: Option<Vec<Bytes>> = job.parts.into_iter().map(ready).collect();
         let result = data.filter(|_| !job.failed).ok_or(RequestError::Io);
         match job.reader {
-            Reader::Host(id) => self.read_ended(id, result.map(Reply::Data)),
+            Reader::Host(asked) => self.read_ended(asked.id, result.map(Reply::Data)),
+            Reader::Fetch(number) => self.fetch_read(number, result.ok()),
             Reader::Copy(number) => self.copy_read(number, result.ok()),
             Reader::Resend(number, order) => self.resend_read(number, order, result.ok()),
             Reader::Compare(number) => self.compare_read(number, result.ok()),

@@ -47,6 +47,8 @@ impl Group {
             Kind::Compare => self.compare(record, &payload),
             Kind::Differs => self.take_answer(&record, &payload),
             Kind::Fork => Err("The peer sent what no node sends".into()),
+            Kind::Fetch => self.fetch(record),
+            Kind::Fetched => self.fetched(&record, payload),
             Kind::LeaseAsk => self.lease_asked(&payload),
             Kind::Refusal => Err(format!("The peer refuses: {}", String::from_utf8_lossy(&payload))),
             _ => self.journal_frame(record, payload),

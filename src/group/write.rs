@@ -147,7 +147,8 @@ impl Group {
         };
         let verifies =
             self.verifier.as_ref().is_some_and(|verifier| verifier.holds(request.volume, offset, offset + size));
-        verifies || self.copy.is_reading(request.volume, offset, offset + size)
+        let mends = self.mending.holds(request.volume, offset, offset + size);
+        verifies || mends || self.copy.is_reading(request.volume, offset, offset + size)
     }
 
     /// Starts what was held and need not wait any more.
@@ -204,7 +205,7 @@ impl Group {
     }
 
     /// Stages the records of a write: whole blocks are redirected where that pays, the rest goes inline.
-    fn stage_write(&mut self, volume: VolumeId, offset: u64, data: Bytes) {
+    pub(super) fn stage_write(&mut self, volume: VolumeId, offset: u64, data: Bytes) {
         let Some(spec) = self.volumes.get(&volume).map(|volume| &volume.spec) else {
             return;
         };
@@ -230,7 +231,7 @@ impl Group {
         }
     }
 
-    fn stage_zeroes(&mut self, kind: Kind, volume: VolumeId, offset: u64, size: u64, keep: bool) {
+    pub(super) fn stage_zeroes(&mut self, kind: Kind, volume: VolumeId, offset: u64, size: u64, keep: bool) {
         let mut at = 0;
         while at < size {
             let step = (size - at).min(ZEROES_SIZE_MAX);

@@ -449,6 +449,12 @@ impl GroupActor {
             Event::LeaseLost => {
                 warn!(target: EVENT, %group, "Lease lost; nothing is answered until the peer grants another")
             }
+            Event::Mended { volume, offset, size } => {
+                warn!(target: EVENT, %group, %volume, offset, size, "A block could not be read; it was mended from the peer")
+            }
+            Event::NotMended { volume, offset } => {
+                error!(target: EVENT, %group, %volume, offset, "A block can be read on neither node")
+            }
             Event::TakingOver => {
                 warn!(target: EVENT, %group, "The primary has been silent for too long; this node promotes itself")
             }
