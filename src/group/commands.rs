@@ -533,7 +533,7 @@ impl Group {
 
     /// Nothing is accepted any more; the last superblock is still to be written.
     fn halt_after_stop(&mut self) {
-        let held: Vec<_> = self.held.drain(..).map(|request| request.id).collect();
+        let held: Vec<_> = self.held.drain(..).map(|held| held.request.id).collect();
         let (command, tried) = self.trial.as_mut().map(Trial::abandon).unwrap_or_default();
         held.into_iter().chain(tried).for_each(|id| self.answer(id, Err(RequestError::Stopped)));
         if let Some(id) = command {

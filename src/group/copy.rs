@@ -29,6 +29,8 @@ use bytes::Bytes;
 const UNACKNOWLEDGED_MAX: usize = 1024;
 /// Ranges that are read at once.
 const READING_MAX: usize = 16;
+/// Bytes by which records or copies are ahead of the other at most, while both wait for the line.
+const SHARE: i64 = 1 << 20;
 /// A row of blocks that hold nothing is voided at the peer by one frame if it is so long, else compared.
 const HOLE_COUNT_MIN: u32 = 64;
 
@@ -75,12 +77,34 @@ pub(super) struct Copier {
     end_sent: bool,
     bytes: u64,
     equal_bytes: u64,
+    /// Nothing can be read for it now.
+    idle: bool,
+    /// How many bytes more than its half of the line the records have had since it began.
+    lead: i64,
 }
 
 impl Copier {
     /// Whether a copy is under way.
     pub(super) fn is_running(&self) -> bool {
         self.running
+    }
+
+    /// Whether the records have had so much of the line that it is the copy's turn.
+    pub(super) fn is_starved(&self) -> bool {
+        // Questions take next to nothing of the line.
+        let copies = || self.readings.values().any(|reading| reading.what == What::Copy);
+        let has_data = !self.compares || !self.differing.is_empty() || copies();
+        self.running && !self.end_sent && !self.idle && self.lead > SHARE && has_data
+    }
+
+    /// A record of so many bytes was sent.
+    pub(super) fn record_sent(&mut self, size: u64) {
+        self.lead = (self.lead + size as i64).min(2 * SHARE);
+    }
+
+    /// Whether one is to begin or is under way.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.running || self.prepared.is_some()
     }
 
     /// Whether a range is being read for the copy.
@@ -174,11 +198,18 @@ impl Group {
 
     /// Reads and sends the next ranges, or ends the copy.
     pub(super) fn copy_next(&mut self) {
+        self.copy.idle = false;
         while self.copy.running && !self.copy.end_sent && self.peer.is_streaming() && self.peer.credit > 0 {
             if self.copy.readings.len() >= READING_MAX || self.copy.unacknowledged.len() >= UNACKNOWLEDGED_MAX {
+                self.copy.idle = self.copy.readings.is_empty();
+                return;
+            }
+            // The records' turn.
+            if self.copy.lead < -SHARE && self.peer.cursor() < self.sealed.min(self.drain_limit()) {
                 return;
             }
             let Some((volume, block, bits, what)) = self.next_to_copy() else {
+                self.copy.idle = self.copy.readings.is_empty();
                 return self.end_copy();
             };
             self.copy_read_begin(volume, block, bits, what);
@@ -275,6 +306,7 @@ impl Group {
         // The frame's place is after the last record that was sent, not after the last that was made.
         record.at = self.position_of(self.peer.cursor());
         self.copy.bytes += record.size;
+        self.copy.lead = (self.copy.lead - record.size as i64).max(-2 * SHARE);
         let sent = Sent::Copy { volume: reading.volume, block: reading.block, bits: reading.bits };
         self.send_frame(&record, payload, Some(sent));
     }

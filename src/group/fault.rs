@@ -32,8 +32,8 @@ impl Group {
         for id in self.waiting.take_all() {
             self.answer(id, Err(to_hosts));
         }
-        for request in core::mem::take(&mut self.held) {
-            self.answer(request.id, Err(to_hosts));
+        for held in core::mem::take(&mut self.held) {
+            self.answer(held.request.id, Err(to_hosts));
         }
         let (command, tried) = self.trial.as_mut().map(Trial::abandon).unwrap_or_default();
         for id in tried {

@@ -27,6 +27,7 @@ mod journal_growth;
 mod lease;
 mod mend;
 mod open;
+mod pace;
 mod plan;
 mod read;
 mod receive;
@@ -61,6 +62,8 @@ mod journal_growth_tests;
 mod lease_tests;
 #[cfg(test)]
 mod mend_tests;
+#[cfg(test)]
+mod pace_tests;
 #[cfg(test)]
 mod pair_bench;
 #[cfg(test)]
@@ -136,7 +139,7 @@ pub struct Group {
     redirects_in_flight: BTreeMap<Order, u32>,
     memory: batch::Memory,
     waiting: write::Waiting,
-    held: VecDeque<Request>,
+    held: VecDeque<pace::Held>,
     sync: sync::Sync,
     reads: read::Reads,
     destage: destage::Destage,
@@ -217,6 +220,7 @@ impl Group {
             self.confirm_timeout(),
             self.lease_timeout(),
             self.takeover_timeout(),
+            self.pace_timeout(),
             self.journal_growth_timeout(),
         ];
         times.into_iter().flatten().min()

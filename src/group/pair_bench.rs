@@ -57,6 +57,8 @@ pub(super) struct Pair {
     pub(super) rates: [u64; 2],
     /// After so many steps this node's daemon dies.
     pub(super) dies: Option<(u64, usize)>,
+    /// Bytes that a slow line can carry now.
+    pub(super) room: usize,
     /// How many generations and forks were looked at.
     pub(super) checked_generations: usize,
     pub(super) checked_forks: usize,
@@ -171,6 +173,7 @@ impl Pair {
             copied: 0,
             rates: [100; 2],
             dies: None,
+            room: 0,
             checked_generations: 0,
             checked_forks: 0,
             promoted_to_older: 0,

@@ -227,6 +227,7 @@ impl Group {
             && self.peer.resending.is_none()
             && self.peer.credit > 0
             && self.peer.cursor < self.sealed.min(self.drain_limit())
+            && !self.copy.is_starved()
         {
             let order = self.peer.cursor.next();
             let Some(entry) = self.journal.entry(order) else {
@@ -247,6 +248,7 @@ impl Group {
 
     fn send_record(&mut self, order: Order, record: &Record, payload: Bytes) {
         self.peer.cursor = order;
+        self.copy.record_sent(payload.len() as u64);
         self.send_frame(record, payload, Some(Sent::Record(order)));
     }
 

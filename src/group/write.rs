@@ -1,6 +1,6 @@
 //! Requests that change a volume: cut into records, numbered, staged, and answered in order.
 
-use super::{Group, Purpose, trial::Trial};
+use super::{Group, Purpose, pace::Held, trial::Trial};
 use crate::{
     buffer::aligned,
     disk::{DiskAction, MediumId},
@@ -9,7 +9,7 @@ use crate::{
     pair::{Cause, Level, PairState, Role, WithoutPeer},
     request::{Access, Busy, Durability, Operation, Reply, Request, RequestError, RequestId, Space},
     stream_state::Note,
-    units::{Now, Order, Position, RECORD_PAYLOAD_SIZE_MAX, VolumeId, ZEROES_SIZE_MAX},
+    units::{Monotonic, Now, Order, Position, RECORD_PAYLOAD_SIZE_MAX, VolumeId, ZEROES_SIZE_MAX},
 };
 use alloc::{collections::VecDeque, vec::Vec};
 use bytes::Bytes;
@@ -76,8 +76,8 @@ impl Group {
         {
             return Err(Busy(request));
         }
-        if self.must_hold(&request) {
-            self.held.push_back(request);
+        if self.must_hold(&request, now.monotonic) {
+            self.held.push_back(Held { request, since: now.monotonic });
         } else {
             self.start(request);
         }
@@ -136,8 +136,12 @@ impl Group {
 
     /// A write to a range that is being read for a copy waits, so that the copy is not older than its place in the
     /// stream; and nothing is served while it is not known whether this node is still the primary.
-    fn must_hold(&self, request: &Request) -> bool {
-        if !self.is_confirmed() || !self.is_leased() || self.waits_for_hand_over(request) {
+    fn must_hold(&self, request: &Request, since: Monotonic) -> bool {
+        if self.is_paced(request, since)
+            || !self.is_confirmed()
+            || !self.is_leased()
+            || self.waits_for_hand_over(request)
+        {
             return true;
         }
         let (offset, size) = match &request.operation {
@@ -154,13 +158,13 @@ impl Group {
     /// Starts what was held and need not wait any more.
     pub(super) fn release_held(&mut self) {
         for _ in 0..self.held.len() {
-            let Some(request) = self.held.pop_front() else {
+            let Some(Held { request, since }) = self.held.pop_front() else {
                 return;
             };
             if let Err(error) = self.check(&request) {
                 self.answer(request.id, Err(error));
-            } else if self.must_hold(&request) {
-                self.held.push_back(request);
+            } else if self.must_hold(&request, since) {
+                self.held.push_back(Held { request, since });
             } else {
                 self.start(request);
             }
