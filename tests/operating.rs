@@ -185,7 +185,7 @@ fn another_group_of_the_same_name_is_not_overwritten() {
     let refusal = sites.refusal(0, &["pair", "create", GROUP, "--peer", "south"]);
     assert!(refusal.contains("south refuses: this node has another group g, with id "), "{refusal}");
     let refusal = sites.refusal(0, &["group", "create", ".."]);
-    assert!(refusal.contains("a name has at least one character, no slash and no dot in front"), "{refusal}");
+    assert!(refusal.contains("a name has at least one character, no slash, no @ and no dot in front"), "{refusal}");
 }
 
 #[test]

@@ -8,7 +8,7 @@
 //!  128: 16 void ranges (first stamp, last stamp)  256 pages' offset  264 pages' first checkpoint
 //!  272 count of kept generations  276 count of extents of kept pages
 //!  280: 80 kept generations: journal entry (8), boundary (4), 0 (4)
-//!  1560: 32 extents: first physical block (4), count (4), first checkpoint (8)  2072: 0 … 4096
+//!  1560: 128 extents: first physical block (4), count (4), first checkpoint (8)  3608: 0 … 4096
 //! ```
 //! Version 1 lacks the pages' place: they are where they were when the pool was made. Versions 1 and 2 keep no generation but
 //! the last restart point, and do not say which that is.
@@ -31,7 +31,7 @@ pub const VOID_COUNT_MAX: usize = 16;
 /// Most generations that a pool keeps.
 pub const KEPT_COUNT_MAX: usize = 80;
 /// Most extents of pages of kept blocks.
-pub const EXTENT_COUNT_MAX: usize = 32;
+pub const EXTENT_COUNT_MAX: usize = 128;
 
 const VERSION: u16 = 3;
 const MAGIC: [u8; 8] = *b"HOLDFAST";
@@ -69,7 +69,7 @@ struct Raw {
     extent_count: U32,
     kept: [RawKept; KEPT_COUNT_MAX],
     extents: [RawExtent; EXTENT_COUNT_MAX],
-    reserved2: [u8; 2024],
+    reserved2: [u8; 488],
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, Default)]
@@ -190,7 +190,7 @@ impl PoolSuperblock {
             extent_count: (self.extents.len() as u32).into(),
             kept,
             extents,
-            reserved2: [0; 2024],
+            reserved2: [0; 488],
         };
         let mut buffer = AlignedBuffer::new(POOL_SUPERBLOCK_SIZE);
         let bytes = buffer.as_mut_slice();

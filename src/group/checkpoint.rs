@@ -177,8 +177,10 @@ impl Group {
         self.again = true;
         let reads = self.reads.next();
         for (id, volume) in &mut self.volumes {
-            let boundaries = running.boundaries.remove(id).unwrap_or_default();
-            volume.table.commit_checkpoint(running.applied, boundaries, reads);
+            // A volume that was added meanwhile is not part of it.
+            if let Some(boundaries) = running.boundaries.remove(id) {
+                volume.table.commit_checkpoint(running.applied, boundaries, reads);
+            }
         }
         if running.covers_tracking {
             self.peer.tracking_is_durable();
@@ -190,7 +192,8 @@ impl Group {
 
     /// Whether the pool had no room when last asked, and no blocks wait for a checkpoint or for the journal's tail only.
     pub(super) fn is_pool_full(&self) -> bool {
-        self.destage.full_since.is_some() && !self.volumes.values().any(|volume| volume.table.blocks.is_waiting())
+        let waits = || self.volumes.values().any(|volume| volume.table.blocks.is_waiting());
+        self.destage.full_since.is_some() && !self.needs_sweep() && !waits()
     }
 
     /// Gives blocks back that nothing needs any more.

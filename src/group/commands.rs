@@ -14,7 +14,7 @@ use crate::{
     request::RequestError,
     stream_state::Note,
     table,
-    units::{NodeKey, Now, Order, Position, VOLUME_COUNT_MAX, VolumeId},
+    units::{Generation, NodeKey, Now, Order, Position, VOLUME_COUNT_MAX, VolumeId},
 };
 use alloc::vec::Vec;
 use bytes::Bytes;
@@ -111,10 +111,9 @@ impl Group {
         let Ok(mut table) = table::load(storage, self.id, &spec) else {
             return refuse("its pool cannot be used");
         };
-        // The last restart point is older than the volume, which was nothing then.
-        if let Some(point) = &self.stream.restart_point {
-            table.keep_nothing_as(point.order);
-        }
+        let mut kept = self.kept_before(self.journal.last());
+        kept.extend(self.stream.restart_point.as_ref().map(|point| point.order));
+        table.keep_nothing_as(&kept);
         let applied_before = self.journal.last();
         let volume = Volume { spec: spec.clone(), table, overlay: Overlay::default(), unsynced: false, applied_before };
         self.volumes.insert(spec.id, volume);
@@ -353,6 +352,10 @@ impl Group {
             (Target::RestartPoint, Some(point)) => (point.order, point.info.at),
             _ => (self.journal.last(), self.stream.last),
         };
+        if !matches!(target, Target::Latest) && !self.can_be_had(order) {
+            let name = point.map_or(Generation::UNDECLARED, |point| point.info.generation);
+            return Err(self.not_kept(GenerationId::Number(name)));
+        }
         if let Some(fork) = self.fork_after(order).filter(|_| !force) {
             return Err(CommandError::ForkInTheWay(GenerationId::Fork(fork.info.at.epoch)));
         }
@@ -479,14 +482,14 @@ impl Group {
                 blocks.into_iter().for_each(|block| volume.table.blocks.free(block));
             }
         }
-        let rolls_back = self.applied > fork;
         if self.trial.as_ref().is_some_and(|trial| trial.base() > fork) {
             // Its generation goes.
             let _ = self.end_trial(None);
         }
+        let applied = self.applied;
         for volume in self.volumes.values_mut() {
             volume.overlay.clear();
-            if rolls_back {
+            if applied.max(volume.applied_before) > fork {
                 let is_kept = volume.table.roll_back(fork);
                 debug_assert!(is_kept, "it was kept when the promotion began");
             }

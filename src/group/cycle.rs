@@ -19,7 +19,7 @@ use bytes::Bytes;
 
 /// A cycle takes at most so many entries, blocks and bytes of data.
 pub(super) const CYCLE_ENTRY_COUNT_MAX: usize = 2048;
-pub(super) const CYCLE_BLOCK_COUNT_MAX: u64 = 16_384;
+const CYCLE_BLOCK_COUNT_MAX: u64 = 16_384;
 const CYCLE_SIZE_MAX: u64 = 16 << 20;
 
 /// What a disk read of a cycle is for.
@@ -52,8 +52,9 @@ pub(super) struct Cycle {
 }
 
 impl Group {
-    /// Takes entries up to `entry_count_max` and plans what becomes of each block. Settles entries on the way.
-    pub(super) fn plan_cycle(&mut self, entry_count_max: usize) -> (Cycle, usize) {
+    /// Takes entries up to `entry_count_max` and plans what becomes of each block. Settles entries on the way. How many it took, and
+    /// `None` if a pool has no room for what kept generations need then.
+    pub(super) fn plan_cycle(&mut self, entry_count_max: usize) -> (Option<Cycle>, usize) {
         let mut overlays: BTreeMap<VolumeId, Overlay> = BTreeMap::new();
         let (mut last, mut taken, mut size, mut blocks) = (self.applied, 0, 0, 0);
         let mut redirected: Vec<(VolumeId, Vec<u32>)> = Vec::new();
@@ -88,6 +89,9 @@ impl Group {
                 break;
             }
         }
+        if !overlays.iter().all(|(id, overlay)| self.reserve_records(*id, overlay)) {
+            return (None, taken);
+        }
         let mut plans = Vec::new();
         let mut named = BTreeSet::new();
         for (id, overlay) in &overlays {
@@ -105,7 +109,16 @@ impl Group {
             is_writing: false,
             failed: None,
         };
-        (cycle, taken)
+        (Some(cycle), taken)
+    }
+
+    /// Makes room for a record of each block that a cycle touches.
+    fn reserve_records(&mut self, id: VolumeId, overlay: &Overlay) -> bool {
+        let Some(volume) = self.volumes.get_mut(&id) else { return true };
+        let block_size = u64::from(volume.table.geometry().block_size);
+        let blocks =
+            overlay.pieces(0, u64::MAX).map(|piece| piece.end.div_ceil(block_size) - piece.offset / block_size);
+        volume.table.reserve_records(u32::try_from(blocks.sum::<u64>()).unwrap_or(u32::MAX))
     }
 
     fn plan_volume(

@@ -59,12 +59,14 @@ impl Group {
 
     /// Before a cycle of destaging up to `limit`: finds out what of it counts.
     pub(super) fn find_newest(&mut self, limit: Order) {
+        if !self.is_delaying() {
+            self.delay.newest = None;
+            return;
+        }
         // What counts at a restart point that is kept may be overwritten after it.
         let mut waiting = self.journal.after(self.applied).take_while(|(order, _)| *order <= limit);
         let limit = waiting.find(|(_, entry)| entry.record.kind.is_boundary()).map_or(limit, |(order, _)| order);
-        if !self.is_delaying() {
-            self.delay.newest = None;
-        } else if self.delay.newest.as_ref().is_none_or(|(until, _)| *until != limit) {
+        if self.delay.newest.as_ref().is_none_or(|(until, _)| *until != limit) {
             let mut overlays: BTreeMap<VolumeId, Overlay> = BTreeMap::new();
             for (order, entry) in self.journal.after(self.applied).take_while(|(order, _)| *order <= limit) {
                 if entry.record.kind.changes_data() && !entry.is_void {

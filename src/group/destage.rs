@@ -7,7 +7,7 @@
 
 use super::{
     Group, Purpose,
-    cycle::{CYCLE_BLOCK_COUNT_MAX, CYCLE_ENTRY_COUNT_MAX, Cycle, Slot},
+    cycle::{CYCLE_ENTRY_COUNT_MAX, Cycle, Slot},
     plan::{News, Plan, runs},
 };
 use crate::{
@@ -78,10 +78,11 @@ impl Group {
             return None;
         }
         if nothing {
-            let sweeps = self.volumes.values().any(|volume| volume.table.needs_sweep());
-            return sweeps.then(|| self.destage.touched.after(IDLE_MICROS));
+            return self.needs_sweep().then(|| self.destage.touched.after(IDLE_MICROS));
         }
         match self.destage.full_since {
+            // Room may come of it.
+            Some(_) if self.needs_sweep() => Some(self.now.monotonic),
             Some(since) => Some(since.after(FULL_MICROS)),
             None => Some(self.destage.touched.after(IDLE_MICROS)),
         }
@@ -104,7 +105,7 @@ impl Group {
         let now = self.now.monotonic;
         let has_new_room = core::mem::take(&mut self.destage.has_new_room);
         if self.destage.full_since.is_some_and(|since| !has_new_room && now < since.after(FULL_MICROS)) {
-            return;
+            return self.sweep();
         }
         // In the ring an entry takes up to twice what it counts for here.
         let backlog = self.destage.backlog >= BACKLOG_SIZE.min(self.journal.ring_size() / 16);
@@ -119,6 +120,11 @@ impl Group {
         self.begin_cycle();
     }
 
+    /// Whether tables have outdated entries or records, which hold blocks.
+    pub(super) fn needs_sweep(&self) -> bool {
+        self.volumes.values().any(|volume| volume.table.needs_sweep())
+    }
+
     fn sweep(&mut self) {
         for volume in self.volumes.values_mut().filter(|volume| volume.table.needs_sweep()) {
             volume.table.sweep_pages(SWEEP_PAGE_COUNT);
@@ -126,15 +132,14 @@ impl Group {
     }
 
     fn begin_cycle(&mut self) {
-        // A cycle may take an entry more than it should, of up to a GiB.
-        let most = 3 * CYCLE_BLOCK_COUNT_MAX as u32;
-        if !self.volumes.values_mut().all(|volume| volume.table.reserve_records(most)) {
-            return self.pool_is_full();
-        }
+        // What was let go of is to be free again also under writes that never cease.
+        self.sweep();
         let mut entry_count_max = CYCLE_ENTRY_COUNT_MAX;
         loop {
-            let (mut cycle, taken) = self.plan_cycle(entry_count_max);
-            if self.allocate(&mut cycle) {
+            let (cycle, taken) = self.plan_cycle(entry_count_max);
+            if let Some(mut cycle) = cycle
+                && self.allocate(&mut cycle)
+            {
                 self.destage.full_since = None;
                 self.destage.cycle = Some(cycle);
                 return self.read_cycle();

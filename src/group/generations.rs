@@ -7,7 +7,10 @@
 use super::{Group, commands::WaitsFor};
 use crate::{
     command::{CommandError, CommandReply, GenerationId, GenerationKind, GenerationStatus, RestartPointInfo},
-    format::record::{Kind, Record},
+    format::{
+        pool_superblock::KEPT_COUNT_MAX,
+        record::{Kind, Record},
+    },
     output::Event,
     stream_state::{Note, OLDER_COUNT_MAX, OlderPoint, Origin, StreamState},
     units::{Generation, Order},
@@ -44,6 +47,10 @@ impl Holds {
 impl Group {
     /// The entry that names a generation, if all volumes keep it. Of two with one number the one of the group's history counts.
     pub fn find_generation(&self, id: GenerationId) -> Option<Order> {
+        self.find_where(id, |order| self.is_kept(order))
+    }
+
+    fn find_where(&self, id: GenerationId, which: impl Fn(Order) -> bool) -> Option<Order> {
         let stream = &self.destage.stream;
         let last = stream.restart_point.as_ref().map(|point| (point.order, point.info, Origin::RestartPoint));
         let older = stream.older.iter().map(|point| (point.order, point.info, point.origin));
@@ -51,7 +58,7 @@ impl Group {
             GenerationId::Number(number) => *origin != Origin::Fork && info.generation == number,
             GenerationId::Fork(epoch) => *origin == Origin::Fork && info.at.epoch == epoch,
         };
-        let mut found: Vec<_> = older.chain(last).filter(named).filter(|(order, ..)| self.is_kept(*order)).collect();
+        let mut found: Vec<_> = older.chain(last).filter(named).filter(|(order, ..)| which(*order)).collect();
         found.sort_by_key(|(order, _, origin)| (*origin == Origin::RestartPoint, *order));
         found.last().map(|(order, ..)| *order)
     }
@@ -67,6 +74,11 @@ impl Group {
         self.let_go_of_generations();
     }
 
+    /// Whether a volume keeps it, even if not all do.
+    fn is_kept_in_part(&self, order: Order) -> bool {
+        self.volumes.values().any(|volume| volume.table.keeps(order))
+    }
+
     fn is_kept(&self, order: Order) -> bool {
         !self.volumes.is_empty() && self.volumes.values().all(|volume| volume.table.keeps(order))
     }
@@ -80,14 +92,17 @@ impl Group {
     }
 
     /// Whether the volumes can be taken back to a generation, or are not that far yet.
-    fn can_be_had(&self, order: Order) -> bool {
+    pub(super) fn can_be_had(&self, order: Order) -> bool {
         order > self.applied || self.is_kept(order)
     }
 
     /// The newest fork that is kept and was written after an entry.
     pub(super) fn fork_after(&self, order: Order) -> Option<&OlderPoint> {
         let mut points = self.stream.older.iter().rev();
-        points.find(|point| point.origin == Origin::Fork && point.order > order && self.can_be_had(point.order))
+        points.find(|point| {
+            let is_there = point.order > self.applied || self.is_kept_in_part(point.order);
+            point.origin == Origin::Fork && point.order > order && is_there
+        })
     }
 
     /// All that is kept, newest first, with what has arrived and will be.
@@ -132,14 +147,22 @@ impl Group {
         let mut wanted: BTreeSet<Order> = by_rule.map(|(_, point)| point.order).collect();
         wanted.extend(forks.map(|point| point.order));
         wanted.extend(newest.map(|point| point.order));
+        // A promotion has made it that already, though it is not applied.
+        wanted.extend(self.stream.restart_point.as_ref().map(|point| point.order));
         wanted.extend(self.holds.0.keys());
+        // Readers may hold more than a pool can list; the oldest go.
+        while wanted.len() > KEPT_COUNT_MAX - 2 {
+            wanted.pop_first();
+        }
         wanted
     }
 
     /// Lets go of what nobody wants to be kept any more.
     pub(super) fn let_go_of_generations(&mut self) {
         let wanted = self.wanted_generations(&self.destage.stream);
-        self.retain_generations(|order| wanted.contains(&order));
+        // After a crash a table may be ahead of the others, and keep what the group comes to later.
+        let applied = self.applied;
+        self.retain_generations(|order| order > applied || wanted.contains(&order));
     }
 
     fn retain_generations(&mut self, wanted: impl Fn(Order) -> bool) {
@@ -156,8 +179,9 @@ impl Group {
             return true;
         }
         let mut older = self.destage.stream.older.iter().filter(|point| point.origin != Origin::Fork);
-        let kept = |point: &&OlderPoint| tables().any(|table| table.keeps(point.order));
-        let Some(point) = older.find(|point| kept(point) && !self.holds.has(point.order)).copied() else {
+        let target = self.stream.restart_point.as_ref().map(|point| point.order);
+        let is_free = |order| self.is_kept_in_part(order) && !self.holds.has(order) && target != Some(order);
+        let Some(point) = older.find(|point| is_free(point.order)).copied() else {
             return self.drop_trial();
         };
         if tables().any(|table| table.blocks.is_waiting()) {
@@ -191,7 +215,7 @@ impl Group {
 
     /// An operator needs a generation no more.
     pub(super) fn drop_generation(&mut self, id: GenerationId) -> Result<(WaitsFor, CommandReply), CommandError> {
-        let order = self.find_generation(id).ok_or_else(|| self.not_kept(id))?;
+        let order = self.find_where(id, |order| self.is_kept_in_part(order)).ok_or_else(|| self.not_kept(id))?;
         if self.stream.restart_point.as_ref().is_some_and(|point| point.order == order)
             || self.destage.stream.restart_point.as_ref().is_some_and(|point| point.order == order)
         {

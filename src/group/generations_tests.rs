@@ -10,7 +10,7 @@ use crate::{
     disk::Storage,
     format::journal_superblock::SLOTS,
     pair::{ApplyPolicy, Role},
-    request::{Access, Operation},
+    request::{Access, Operation, Request},
     units::{Epoch, Generation, WallClock},
 };
 use proptest::{prelude::*, test_runner::TestRng};
@@ -120,6 +120,18 @@ fn a_generation_that_is_read_is_not_let_go_of() {
     pair.nodes[1].group.handle_request(pair.now, request).unwrap();
     pair.settle();
     assert_eq!(pair.nodes[1].answers[&RequestId(1 << 40)], Err(RequestError::NotKept));
+}
+
+/// A full pool lets go of the oldest that nobody reads.
+#[test]
+fn a_full_pool_spares_what_is_read() {
+    let mut pair = Pair::in_step();
+    pair.command(1, keep(8)).unwrap();
+    (0..3).for_each(|round| drop(pair.interval(round)));
+    let oldest = pair.nodes[1].group.find_generation(number(1)).unwrap();
+    pair.nodes[1].group.hold_generation(oldest);
+    assert!(pair.nodes[1].group.drop_oldest_generation());
+    assert_eq!(pair.names(1), [number(3), number(1)]);
 }
 
 #[test]

@@ -74,6 +74,8 @@ mod takeover_tests;
 mod tests;
 #[cfg(test)]
 mod trial_tests;
+#[cfg(test)]
+mod volumes_tests;
 
 pub use crate::table::{LoadError, grown_pool_size, pool_size_for, smallest_pool_size};
 pub use create::{FormatError, GroupSpec, JournalLabel, format_journal, format_pool, read_label};
@@ -86,7 +88,7 @@ use crate::{
     journal::Journal,
     output::{Event, Output},
     overlay::Overlay,
-    request::{Reply, Request, RequestError, RequestId},
+    request::{Reply, RequestError, RequestId},
     stream_state::StreamState,
     table::{ReadCount, Table},
     units::{GroupId, MediumUuid, Monotonic, Now, Order, VolumeId},

@@ -25,7 +25,7 @@ use crate::{
     units::{Now, Order, Position, VolumeId},
 };
 use alloc::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     vec::Vec,
 };
 use bytes::Bytes;
@@ -199,6 +199,10 @@ impl Group {
     /// Takes the journal's entries into account, as if they had just been written.
     fn replay(&mut self) -> Result<(), OpenError> {
         self.name_snapshots();
+        let kept = self.kept_before(self.journal.tail_order);
+        for volume in self.volumes.values_mut().filter(|volume| volume.table.is_new()) {
+            volume.table.keep_nothing_as(&kept);
+        }
         self.void_forks()?;
         let entries: Vec<(Order, LiveEntry)> =
             self.journal.after(self.journal.tail_order).map(|(order, entry)| (order, entry.clone())).collect();
@@ -237,6 +241,14 @@ impl Group {
         }
         self.let_go_of_generations();
         Ok(())
+    }
+
+    /// What volumes keep of the time up to an entry, with the restart point that was the last one then.
+    pub(super) fn kept_before(&self, order: Order) -> BTreeSet<Order> {
+        let known = self.volumes.values().filter(|volume| !volume.table.is_new());
+        let kept = known.flat_map(|volume| volume.table.kept_generations());
+        let last = self.journal.tail_stream.restart_point.as_ref().map(|point| point.order);
+        kept.chain(last).filter(|kept| *kept <= order).collect()
     }
 
     /// Tells tables of a former format which generation their snapshot is.

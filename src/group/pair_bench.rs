@@ -8,7 +8,7 @@ use crate::{
     format::record::Kind,
     output::Frame,
     pair::{PairState, Role},
-    request::{Access, Durability, Operation},
+    request::{Access, Durability, Operation, Request},
     units::{FrameCount, NodeKey, Position, Seq, VOLUME_SIZE_MIN, WallClock},
 };
 use bytes::Bytes;

@@ -7,7 +7,7 @@ use crate::{
     command::{Command, CommandError, CommandId, CommandReply},
     disk::{DiskError, Storage},
     pair::Role,
-    request::{Access, Busy, Durability, Operation, Space},
+    request::{Access, Busy, Durability, Operation, Request, Space},
     units::{NodeKey, VOLUME_SIZE_MIN, WallClock},
 };
 use bytes::Bytes;

@@ -41,17 +41,33 @@ pub struct Kept {
     extents: Vec<Extent>,
     metas: Vec<Option<PageMeta>>,
     changed: BTreeSet<u32>,
+    /// Records have no owner.
+    has_orphans: bool,
+    /// The boundary to which the volume was taken back last, and the first stamp after that: no entry has one between them.
+    rolled: Option<(u32, u32)>,
+}
+
+/// How many records a pool of so many blocks may have: bounds what is taken from a medium.
+fn record_count_max(geometry: &Geometry) -> u64 {
+    4 * u64::from(geometry.block_count) + (1 << 16)
 }
 
 impl Kept {
-    /// What a superblock says, without its records.
-    pub fn new(points: Vec<(Order, u32)>, stamp: u32, extents: Vec<Extent>, geometry: &Geometry) -> Self {
+    /// What a superblock says, without its records; `None` if it cannot be.
+    pub fn new(points: Vec<(Order, u32)>, stamp: u32, extents: Vec<Extent>, geometry: &Geometry) -> Option<Self> {
+        let blocks: u64 = extents.iter().map(|extent| u64::from(extent.count)).sum();
+        // Twice, because the last extent may double the room.
+        let most = 2 * record_count_max(geometry).div_ceil(KEPT_PAGE_RECORD_COUNT as u64) * PAGE_PAIR_SIZE;
+        let is_possible = blocks.checked_mul(u64::from(geometry.block_size)).is_some_and(|size| size <= most);
+        if !is_possible || extents.iter().any(|extent| extent.first == 0 || extent.count == 0) {
+            return None;
+        }
         let durable = (stamp, points.iter().map(|(_, boundary)| *boundary).collect());
         let mut kept = Self { points: points.into_iter().collect(), durable, extents, ..Self::default() };
         let pages = kept.extents.iter().map(|extent| pages_in(extent.count, geometry)).sum();
         kept.metas.resize(pages, None);
         kept.slots.resize(pages * KEPT_PAGE_RECORD_COUNT, KeptRecord::default());
-        kept
+        Some(kept)
     }
 
     /// The pages' places on the medium: index, offset of the first slot, and since which checkpoint they count.
@@ -100,6 +116,7 @@ impl Kept {
         let unused = (0..).zip(&self.slots).filter(|(_, record)| record.boundary == 0).map(|(slot, _)| slot);
         self.free = unused.collect();
         self.free.reverse();
+        self.look_for_orphans();
     }
 
     /// The boundary of a generation.
@@ -116,16 +133,24 @@ impl Kept {
     pub fn retain(&mut self, wanted: impl Fn(Order) -> bool) -> bool {
         let count = self.points.len();
         self.points.retain(|order, _| wanted(*order));
-        self.points.len() < count
+        let has_gone = self.points.len() < count;
+        if has_gone {
+            self.look_for_orphans();
+        }
+        has_gone
     }
 
-    /// Lets go of the generations after a boundary: the volume is taken back to it.
-    pub fn roll_back(&mut self, boundary: u32) {
+    /// Lets go of the generations after a boundary: the volume is taken back to it, and goes on with the stamp `now`.
+    pub fn roll_back(&mut self, boundary: u32, now: u32) {
         self.points.retain(|_, other| *other <= boundary);
+        self.rolled = Some((boundary, now));
+        self.look_for_orphans();
     }
 
     /// The newest generation that an entry changed after.
     fn needs(&self, stamp: u32) -> Option<u32> {
+        // Most entries are older than all.
+        self.points.values().next().filter(|oldest| **oldest <= stamp)?;
         self.points.values().rev().copied().find(|boundary| *boundary <= stamp)
     }
 
@@ -144,7 +169,11 @@ impl Kept {
 
     /// Whether an entry may have to be recorded before the stamp `now`.
     fn records_may_come(&self, now: u32) -> bool {
-        self.points.values().any(|boundary| *boundary < now)
+        let first = |boundary: &u32| match self.rolled {
+            Some((to, since)) if to == *boundary => since,
+            _ => *boundary,
+        };
+        self.points.values().any(|boundary| first(boundary) < now)
     }
 
     /// The oldest record of a block at a boundary from `from` to `to`.
@@ -176,6 +205,9 @@ impl Kept {
         };
         let Some(slot) = self.free.pop() else {
             debug_assert!(false, "room was not reserved");
+            // Better none than one that shows something else.
+            self.points.retain(|_, other| *other > boundary);
+            self.look_for_orphans();
             return false;
         };
         self.set(slot, KeptRecord { boundary, block, physical });
@@ -197,11 +229,19 @@ impl Kept {
 
     /// Whether records have no owner.
     pub fn has_orphans(&self) -> bool {
-        self.records.keys().any(|boundary| !self.points.values().any(|owned| owned == boundary))
+        self.has_orphans
+    }
+
+    fn look_for_orphans(&mut self) {
+        let owned: BTreeSet<u32> = self.points.values().copied().collect();
+        self.has_orphans = self.records.keys().any(|boundary| !owned.contains(boundary));
     }
 
     /// Gives up to `count` records without an owner to the next older generation, or frees their blocks.
     pub fn adopt_orphans(&mut self, count: usize, blocks: &mut Blocks) {
+        if !self.has_orphans {
+            return;
+        }
         let owned: BTreeSet<u32> = self.points.values().copied().collect();
         let mut left = count;
         while left > 0
@@ -226,6 +266,7 @@ impl Kept {
             }
         }
         self.records.retain(|_, blocks| !blocks.is_empty());
+        self.look_for_orphans();
     }
 
     /// Makes room for `count` more records, if entries with stamps before `now` may need it. `false`: the pool has none.
@@ -243,13 +284,13 @@ impl Kept {
         while self.free.len() < count as usize {
             let lacking = (count as usize - self.free.len()).div_ceil(KEPT_PAGE_RECORD_COUNT) as u64;
             let least = (lacking * PAGE_PAIR_SIZE).div_ceil(u64::from(geometry.block_size)) as u32;
-            // Each extent doubles the room, so that a few are enough.
+            // Each extent doubles the room, so that a few are enough; where there is no row so long, shorter ones do.
             let double = self.extents.iter().map(|extent| extent.count).sum::<u32>().max(least);
-            let is_possible = self.extents.len() < EXTENT_COUNT_MAX;
-            let found = [double, least]
-                .into_iter()
-                .filter(|_| is_possible)
-                .find_map(|count| Some((blocks.allocate_run(count)?, count)));
+            let is_possible =
+                self.extents.len() < EXTENT_COUNT_MAX && (self.slots.len() as u64) < record_count_max(geometry);
+            let mut sizes = core::iter::successors(Some(double), |size| Some(size / 2)).take_while(|size| *size > 0);
+            let found =
+                if is_possible { sizes.find_map(|count| Some((blocks.allocate_run(count)?, count))) } else { None };
             let Some((first, count)) = found else { return false };
             self.extents.push(Extent { first, count, since: next_checkpoint });
             let (page, pages) = (self.metas.len(), pages_in(count, geometry));

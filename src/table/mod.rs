@@ -184,6 +184,11 @@ impl Table {
         }
     }
 
+    /// Of an empty volume: it was nothing in generations that are older than itself.
+    pub fn keep_nothing_as(&mut self, generations: &BTreeSet<Order>) {
+        generations.iter().for_each(|order| self.keep_snapshot(Some(*order)));
+    }
+
     /// If the table does not know which generation its snapshot is: it is this one.
     pub fn name_snapshot(&mut self, order: Order) {
         if self.nameless {
@@ -191,14 +196,19 @@ impl Table {
         }
     }
 
-    /// An empty volume: what it was in a generation that is older than itself.
-    pub fn keep_nothing_as(&mut self, order: Order) {
-        self.kept.keep(order, 1);
+    /// Whether no checkpoint of it was ever made: what it keeps is not known.
+    pub fn is_new(&self) -> bool {
+        self.checkpoint == 0
     }
 
     /// Whether a generation is kept.
     pub fn keeps(&self, order: Order) -> bool {
         self.kept.boundary(order).is_some()
+    }
+
+    /// The generations that are kept.
+    pub fn kept_generations(&self) -> impl Iterator<Item = Order> {
+        self.kept.points().into_iter().map(|(order, _)| order)
     }
 
     /// Bytes of blocks that only a generation and older ones have.
@@ -220,8 +230,8 @@ impl Table {
         // A void range within the new one has nothing more to say.
         self.void.retain(|range| range[0] < boundary);
         self.void.push([boundary, self.stamp]);
-        self.kept.roll_back(boundary);
         self.stamp += 1;
+        self.kept.roll_back(boundary, self.stamp);
         self.sweep = Some(0);
         true
     }

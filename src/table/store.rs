@@ -187,6 +187,7 @@ pub fn load(storage: &mut dyn Storage, group: GroupId, spec: &VolumeSpec) -> Res
     }
     let nameless = superblock.kept.is_none();
     let kept = Kept::new(superblock.kept.unwrap_or_default(), superblock.stamp, superblock.extents, &geometry);
+    let kept = kept.ok_or(FormatError::Field { what: "pool superblock", field: "extent" })?;
     let mut table = Table {
         group,
         medium: superblock.medium,

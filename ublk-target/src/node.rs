@@ -398,9 +398,9 @@ fn missing(what: &str, name: &str) -> ApiError {
 
 /// The name of a group or volume: it is also that of a folder or file.
 fn name(text: &str) -> Result<Name, ApiError> {
-    if text.is_empty() || text.starts_with('.') || text.contains('/') {
+    if text.is_empty() || text.starts_with('.') || text.contains(['/', '@']) {
         return Err(ApiError::new(format!(
-            "\"{text}\": a name has at least one character, no slash and no dot in front"
+            "\"{text}\": a name has at least one character, no slash, no @ and no dot in front"
         )));
     }
     text.parse().map_err(ApiError::new)

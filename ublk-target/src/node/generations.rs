@@ -24,6 +24,12 @@ impl Node {
 
     pub(super) async fn begin_trial(&self, group: &str, generation: Option<GenerationId>) -> Answer {
         let actor = self.group(group)?;
+        let clients = actor.trial_clients.get();
+        if clients > 0 && actor.status().trial.is_none() {
+            return Err(ApiError::new(format!(
+                "{clients} NBD client(s) of an earlier trial of group {group} are still connected; disconnect them first"
+            )));
+        }
         let begun = actor.command(Command::BeginTrial { generation }).await;
         let begun = begun.map_err(|error| ApiError::new(format!("Group {group}: {error}")))?;
         let CommandReply::Trial { generation, at } = begun else {
