@@ -3,8 +3,9 @@
 
 use super::{CommandId, pair_bench::Pair};
 use crate::{
-    command::{Command, PromoteTarget},
+    command::{Command, GenerationId, PromoteTarget},
     pair::{Cause, PairState, Role},
+    units::Epoch,
 };
 
 /// Some writes, a restart point, and writes after it, all of them at the standby.
@@ -134,6 +135,57 @@ fn of_a_switch() {
             pair.primary = 1;
         }
         pair.state = state;
+    });
+}
+
+#[test]
+fn of_a_demotion_that_keeps_a_fork() {
+    at_every_step(|pair| {
+        let dies = pair.dies.take();
+        pair.cut();
+        pair.write_at(0, 12_288);
+        pair.write_at(192 << 10, 64 << 10);
+        pair.settle();
+        let fork = pair.state.clone();
+        assert!(pair.promote(PromoteTarget::RestartPoint));
+        pair.write_at(4096, 4096);
+        pair.connect();
+        pair.settle();
+        assert_eq!(pair.nodes[0].group.pair.role, Role::Fenced);
+        pair.dies = dies;
+        ask(pair, 0, Command::Demote { discard_fork: false });
+        if pair.nodes[0].group.pair.role == Role::Fenced {
+            pair.command(0, Command::Demote { discard_fork: false }).unwrap();
+        }
+        pair.connect();
+        pair.settle();
+        pair.idle();
+        pair.settle();
+        let name = GenerationId::Fork(Epoch::FIRST);
+        let order = pair.nodes[0].group.find_generation(name).expect("the fork is kept");
+        assert!(pair.content_of(0, order) == fork, "the fork is another one");
+    });
+}
+
+#[test]
+fn of_a_promotion_to_an_older_generation() {
+    at_every_step(|pair| {
+        let dies = pair.dies.take();
+        pair.command(1, Command::KeepGenerations { count: 4, seconds: 0 }).unwrap();
+        let point = pair.nodes[1].group.stream.restart_point.as_ref().unwrap().info;
+        let state = pair.points[&point.at].clone();
+        pair.write();
+        pair.restart_point();
+        pair.idle();
+        pair.settle();
+        pair.cut();
+        pair.dies = dies;
+        let target = PromoteTarget::Generation(point.generation);
+        ask(pair, 1, Command::Promote { target, force: true });
+        if pair.nodes[1].group.pair.role != Role::Primary {
+            pair.command(1, Command::Promote { target, force: true }).unwrap();
+        }
+        (pair.primary, pair.state) = (1, state);
     });
 }
 

@@ -34,9 +34,10 @@ impl Pair {
     fn millisecond(&mut self) {
         self.room = (self.room + LINE).min(2 << 20);
         loop {
-            let clock = self.now;
-            let rng = &mut self.rng;
-            let worked = self.nodes.iter_mut().fold(false, |any, node| node.step(clock, rng) || any);
+            let (mut worked, clock, rng) = (false, self.now, &mut self.rng);
+            for node in &mut self.nodes {
+                worked |= node.step(clock, rng);
+            }
             let size = self.nodes[0].outbox.front().map(|frame| frame.header.len() + frame.payload.len());
             let carried = size.is_some_and(|size| size <= self.room) && self.turn(0, 1);
             self.room -= size.filter(|_| carried).unwrap_or_default();
