@@ -274,7 +274,11 @@ impl Group {
 
     /// `true` if it is done.
     fn demote(&mut self, id: CommandId, discard_fork: bool) -> Result<bool, CommandError> {
-        if self.commands.demotion.is_some() {
+        // One that waits for its fork to be kept, perhaps for want of room, need not wait if that is given up.
+        if let Some((waiting, _)) = self.commands.demotion.take_if(|_| discard_fork) {
+            let count = self.superblock.request();
+            self.answer_when_stored(waiting, count, CommandReply::Done);
+        } else if self.commands.demotion.is_some() {
             return Err(CommandError::InProgress("demotion"));
         }
         let (fork, record_count) = match self.pair.role {

@@ -229,6 +229,26 @@ fn a_fork_is_kept_until_it_is_dropped() {
 }
 
 #[test]
+fn a_demotion_that_waits_need_not() {
+    let mut pair = Pair::in_step();
+    pair.interval(0);
+    pair.cut();
+    pair.fill(0, 4096);
+    assert!(pair.promote(PromoteTarget::RestartPoint));
+    pair.connect();
+    pair.settle();
+    let ids = [1, 2, 3].map(|id| CommandId(1 << 40 | id));
+    for (id, discard_fork) in ids.into_iter().zip([false, false, true]) {
+        pair.nodes[0].group.handle_command(pair.now, id, Command::Demote { discard_fork });
+    }
+    pair.settle();
+    let replies = ids.map(|id| pair.nodes[0].replies.remove(&id).expect("answered"));
+    let expected = [Ok(CommandReply::Done), Err(CommandError::InProgress("demotion")), Ok(CommandReply::Done)];
+    assert_eq!(replies, expected);
+    pair.finish();
+}
+
+#[test]
 fn a_promotion_does_not_lose_a_fork_without_force() {
     let mut pair = Pair::in_step();
     pair.interval(0);
