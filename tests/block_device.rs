@@ -25,7 +25,8 @@ fn under_user_mode_linux() {
 #[test]
 fn the_core_of_it_under_debians_kernel() {
     let core = "parameters_are_truthful file_systems_keep_a_tree detached_under_load \
-                a_mounted_file_system_notices_only_a_pause the_standby_serves_the_file_system_of_the_restart_point";
+                a_mounted_file_system_notices_only_a_pause rot_is_found_by_checksums_below_the_pool_and_mended \
+                the_standby_serves_the_file_system_of_the_restart_point";
     in_guest("qemu", 600, core);
 }
 

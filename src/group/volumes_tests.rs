@@ -394,6 +394,29 @@ fn volumes_are_taken_back_again_and_again() {
     }
 }
 
+/// A volume is taken back, and before anything was swept further back.
+#[test]
+fn a_volume_is_taken_back_twice_at_once() {
+    let mut group = Alone::new(64 << 10, VOLUME_SIZE_MIN, 1);
+    group.command(keep(20)).unwrap();
+    for round in 0..6u64 {
+        (0..16u64).filter(|block| (round + block) % 3 != 0).for_each(|block| {
+            group.write(1, block << 16, 64 << 10, (round * 16 + block) as u8);
+        });
+        group.restart_point();
+        group.settle();
+    }
+    let orders = [5, 4, 2].map(|name| group.group.find_generation(number(name)).unwrap());
+    let table = &mut group.group.volumes.get_mut(&VolumeId(1)).unwrap().table;
+    let expected: Vec<u32> = (0..16).map(|block| table.entry_in(orders[2], block).unwrap().latest).collect();
+    assert!(orders.into_iter().all(|order| table.roll_back(order)));
+    let found: Vec<u32> = (0..16).map(|block| table.entry(block).latest).collect();
+    assert_eq!(found, expected);
+    table.sweep_pages(u32::MAX);
+    let found: Vec<u32> = (0..16).map(|block| table.entry(block).latest).collect();
+    assert_eq!(found, expected);
+}
+
 /// More than a list of void stamps can name.
 #[test]
 fn more_promotions_than_void_ranges() {
