@@ -69,6 +69,8 @@ mod pair_bench;
 #[cfg(test)]
 mod pair_tests;
 #[cfg(test)]
+mod table_tests;
+#[cfg(test)]
 mod takeover_tests;
 #[cfg(test)]
 mod tests;

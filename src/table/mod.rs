@@ -83,11 +83,21 @@ impl Table {
     fn resolve(&self, block: u32, entry: Entry) -> Entry {
         let Some(range) = self.void_range(entry.stamp) else { return entry };
         let content = self.kept.find(block, range[0], entry.stamp).unwrap_or(entry.snapshot);
-        Entry { stamp: self.kept.newest_record(block, range[0]), ..self.whole(content, entry.dirty) }
+        Entry { stamp: self.last_change(block, range[0]), ..self.whole(content, entry.dirty) }
     }
 
     fn void_range(&self, stamp: u32) -> Option<[u32; 2]> {
         self.void.iter().find(|range| (range[0]..=range[1]).contains(&stamp)).copied()
+    }
+
+    /// A stamp that says after which boundaries before `end` a block has changed last, and after which it has not.
+    fn last_change(&self, block: u32, end: u32) -> u32 {
+        let mut stamp = self.kept.newest_record(block, end);
+        // The boundary may be one to which the volume was taken back: the change came after that.
+        while let Some(range) = self.void_range(stamp) {
+            stamp = range[1] + 1;
+        }
+        stamp
     }
 
     /// The entry of a block whose content is in one place.
@@ -139,7 +149,7 @@ impl Table {
             self.blocks.free(raw.latest);
             let mut older = self.kept.take(block, range[0], raw.stamp).into_iter().chain([raw.snapshot]);
             let content = self.whole(older.next().unwrap_or_default(), raw.dirty);
-            entry = Entry { stamp: self.kept.newest_record(block, range[0]), ..content };
+            entry = Entry { stamp: self.last_change(block, range[0]), ..content };
             older.for_each(|physical| self.blocks.free(physical));
         }
         // A whole block that did not change since the restart point needs no older one.
@@ -214,6 +224,12 @@ impl Table {
     /// Bytes of blocks that only a generation and older ones have.
     pub fn bytes_kept_for(&self, order: Order) -> u64 {
         self.kept.record_count(order) as u64 * u64::from(self.geometry.block_size)
+    }
+
+    /// Physical blocks that the list of kept blocks is in.
+    #[cfg(test)]
+    pub fn extent_blocks(&self) -> u32 {
+        self.kept.extents().iter().map(|extent| extent.count).sum()
     }
 
     /// Lets go of the generations that are not `wanted`; `true` if there was one.
