@@ -162,6 +162,7 @@ fn journal_superblock() -> JournalSuperblock {
             keep_seconds: 86_400,
             takeover: Some(Takeover { after_millis: 30_000, to_latest: true }),
             fenced_epoch: Epoch(3 << 32),
+            former_epoch: Epoch(2 << 32),
             peer: Some(NodeKey([0x44; 32])),
             synced: at(3, 60),
             peer_epoch: Epoch(3 << 32),
@@ -210,6 +211,7 @@ fn greeting() -> Greeting {
         head: at(3, 77),
         restart_point: Some((Generation(4), at(3, 70))),
         volumes: 0x0a0b_0c0d,
+        lease_millis: 10_000,
         epochs: stream().epochs,
     }
 }
@@ -264,6 +266,7 @@ fn journal_superblocks_of_versions_1_to_4_are_read() {
     expected.stream.older.clear();
     (expected.pair.keep_count, expected.pair.keep_seconds) = (1, 0);
     (expected.pair.takeover, expected.pair.fenced_epoch) = (None, Epoch::default());
+    expected.pair.former_epoch = Epoch::default();
     assert_eq!(JournalSuperblock::parse(&kept("journal_superblock_4")), Ok(expected.clone()));
     expected.pair.lease_millis = 0;
     assert_eq!(JournalSuperblock::parse(&kept("journal_superblock_3")), Ok(expected.clone()));

@@ -21,6 +21,8 @@ pub const SIGNATURE_SIZE: usize = 64;
 
 const MAGIC: u32 = 0x4248_4648; // "HFHB"
 const VERSION: u16 = 1;
+/// After so many messages without an answer another nonce is repeated.
+const QUIET: u32 = 3;
 /// How many former lives of the other side are remembered.
 const FORMER_MAX: usize = 1024;
 
@@ -51,17 +53,27 @@ pub struct Heartbeat {
     living: (Nonce, u64),
     /// Those of its former lives that were heard in this one: messages from then say nothing any more.
     former: VecDeque<Nonce>,
+    /// How many messages were sent since the last sign of life.
+    quiet: u32,
 }
 
 impl Heartbeat {
     /// With a random nonce.
     pub fn new(nonce: Nonce) -> Self {
-        Self { nonce, count: 0, theirs: Nonce::default(), living: Default::default(), former: VecDeque::new() }
+        Self {
+            nonce,
+            count: 0,
+            theirs: Nonce::default(),
+            living: Default::default(),
+            former: VecDeque::new(),
+            quiet: QUIET,
+        }
     }
 
     /// The next message.
     pub fn beat(&mut self) -> [u8; BEAT_SIZE] {
         self.count += 1;
+        self.quiet = self.quiet.saturating_add(1);
         zerocopy::transmute!(Raw {
             magic: MAGIC.into(),
             version: VERSION.into(),
@@ -81,7 +93,10 @@ impl Heartbeat {
         if self.former.contains(&raw.nonce) {
             return false;
         }
-        self.theirs = raw.nonce;
+        // While the other side is heard, an old message must not make this one repeat what nobody knows.
+        if self.quiet >= QUIET {
+            self.theirs = raw.nonce;
+        }
         let (living, count) = self.living;
         if raw.echo != self.nonce || (raw.nonce == living && raw.count.get() <= count) {
             return false;
@@ -93,6 +108,7 @@ impl Heartbeat {
             }
         }
         self.living = (raw.nonce, raw.count.get());
+        (self.theirs, self.quiet) = (raw.nonce, 0);
         true
     }
 }

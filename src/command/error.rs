@@ -89,7 +89,7 @@ pub enum CommandError {
     NotFenced,
     /// The peer counts on this primary's lease.
     #[error(
-        "The standby cannot be told, and may promote itself; connect it first, or make sure that it does not and use --force"
+        "The standby cannot be told, and may promote itself; connect it first, or see to it that it does not (ublk-admin auto-promote GROUP off, there) and use --force"
     )]
     CannotTell,
     /// The group has to be unfenced first.

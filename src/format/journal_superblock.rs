@@ -8,7 +8,7 @@
 //!  1416 how many epochs led to the restart point  1420 lease in milliseconds
 //!  1424 how many restart points are kept (2)  1426 count of older generations (2)  1428 for how many seconds they are kept
 //!  1432 those epochs (64 × 16)  2456 automatic promotion: milliseconds (4), to the latest state (1), 0 (3)
-//!  2464 the last epoch in which a lease was granted  2472 0 … 4096
+//!  2464 the last epoch in which a lease was granted  2472 the last epoch in which this node stepped down  2480 0 … 4096
 //!  4096: 64 volumes of 512 bytes
 //!  36864: 64 older generations of 128 bytes: place (16), time (8), journal entry (8), number (4), origin (1), 0 (27), label (64)
 //! ```
@@ -123,7 +123,8 @@ struct RawHead {
     takeover_to_latest: u8,
     reserved2: [u8; 3],
     fenced_epoch: U64,
-    reserved3: [u8; 1624],
+    former_epoch: U64,
+    reserved3: [u8; 1616],
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -181,6 +182,8 @@ pub struct PairRecord {
     pub takeover: Option<Takeover>,
     /// The last epoch in which this node granted a lease.
     pub fenced_epoch: Epoch,
+    /// The last epoch in which this node, as its primary, stepped down.
+    pub former_epoch: Epoch,
     /// The peer.
     pub peer: Option<NodeKey>,
     /// The last record that both nodes are known to have.
@@ -273,7 +276,8 @@ impl JournalSuperblock {
             takeover_to_latest: self.pair.takeover.is_some_and(|takeover| takeover.to_latest).into(),
             reserved2: [0; 3],
             fenced_epoch: self.pair.fenced_epoch.0.into(),
-            reserved3: [0; 1624],
+            former_epoch: self.pair.former_epoch.0.into(),
+            reserved3: [0; 1616],
         };
         let mut buffer = AlignedBuffer::new(JOURNAL_SUPERBLOCK_SIZE);
         let bytes = buffer.as_mut_slice();
@@ -340,6 +344,7 @@ impl JournalSuperblock {
         let (after_millis, to_latest) = (raw.takeover_millis.get(), raw.takeover_to_latest == 1);
         pair.takeover = (after_millis > 0).then_some(Takeover { after_millis, to_latest });
         pair.fenced_epoch = Epoch(raw.fenced_epoch.get());
+        pair.former_epoch = Epoch(raw.former_epoch.get());
         require(usize::from(pair.keep_count) <= OLDER_COUNT_MAX, WHAT, "count of generations to keep")?;
         Ok(Self {
             write_count: raw.write_count.get(),
@@ -390,6 +395,7 @@ fn parse_pair(raw: &RawPair, lease_millis: u32) -> Result<PairRecord, FormatErro
         keep_seconds: 0,
         takeover: None,
         fenced_epoch: Epoch::default(),
+        former_epoch: Epoch::default(),
         policy: match raw.policy {
             0 => ApplyPolicy::Snapshot,
             1 => ApplyPolicy::Delayed,

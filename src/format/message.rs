@@ -4,7 +4,7 @@
 //!  restart point: label (64)
 //!  history:   0 count  4 0  8: (epoch 8, first seq 8) each
 //!  greeting:  0 role  1 copying  2 has restart point  3 ranges known  4 generation  8 head (16)
-//!             24 restart point's generation  28 0  32 restart point (16)  48 volume digest  52 0  56: history
+//!             24 restart point's generation  28 0  32 restart point (16)  48 volume digest  52 a primary's lease in milliseconds  56: history
 //!  digests:   0 unit in bytes (0: the range holds nothing)  4 count  8: BLAKE3 digest, first 16 bytes, each
 //!  lease:     0 number  8 milliseconds  12 0
 //!  ranges:    0 count  4 complete (1 or 0)  8: (volume 2, 0 6, offset 8, size 8) each
@@ -43,7 +43,7 @@ struct RawGreeting {
     reserved1: U32,
     restart_at: RawPosition,
     volumes: U32,
-    reserved2: U32,
+    lease_millis: U32,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -94,6 +94,8 @@ pub struct Greeting {
     pub restart_point: Option<(Generation, Position)>,
     /// A digest of the volumes' numbers and sizes.
     pub volumes: u32,
+    /// How long the lease is that a primary needs; 0: none.
+    pub lease_millis: u32,
     /// The epochs.
     pub epochs: Vec<EpochStart>,
 }
@@ -196,7 +198,7 @@ impl Greeting {
             reserved1: 0.into(),
             restart_at: at.into(),
             volumes: self.volumes.into(),
-            reserved2: 0.into(),
+            lease_millis: self.lease_millis.into(),
         };
         let mut bytes = raw.as_bytes().to_vec();
         push_history(&mut bytes, &self.epochs);
@@ -208,7 +210,8 @@ impl Greeting {
         const WHAT: &str = "greeting";
         let (raw, rest) = prefix::<RawGreeting>(payload, WHAT)?;
         require(raw.copying <= 1 && raw.has_restart_point <= 1 && raw.reserved0 == 0, WHAT, "flag")?;
-        require(raw.reserved1.get() == 0 && raw.reserved2.get() == 0, WHAT, "reserved field")?;
+        require(raw.reserved1.get() == 0, WHAT, "reserved field")?;
+        require(raw.lease_millis.get() <= LEASE_MILLIS_MAX, WHAT, "lease")?;
         Ok(Self {
             role: match raw.role {
                 0 => Role::Primary,
@@ -224,6 +227,7 @@ impl Greeting {
             restart_point: (raw.has_restart_point == 1)
                 .then_some((Generation(raw.restart_generation.get()), raw.restart_at.into())),
             volumes: raw.volumes.get(),
+            lease_millis: raw.lease_millis.get(),
             epochs: parse_history(rest)?,
         })
     }

@@ -127,7 +127,8 @@ pub struct Record {
     pub kind: Kind,
     /// Its place; for what is not in the order, that of the last record before it.
     pub at: Position,
-    /// The interval in which it was made: the number of the restart point that ends it.
+    /// The interval in which it was made: the number of the restart point that ends it. Of [`Kind::Fetch`] and its answer: the
+    /// question's number.
     pub generation: Generation,
     /// The volume, 0 where it means none.
     pub volume: VolumeId,

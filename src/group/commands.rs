@@ -427,7 +427,8 @@ impl Group {
             Some(Promotion::Settling { id, target }) if self.is_settled() => self.switch(id, target),
             Some(Promotion::Opening { id, order, reply }) if self.durable >= order => {
                 self.pair.role = Role::Primary;
-                self.lease_after_promotion();
+                let former = self.position_of(Order(order.0 - 1));
+                self.lease_after_promotion(former.epoch);
                 self.pair.state = if self.pair.peer.is_some() { PairState::Duplex } else { PairState::Simplex };
                 // The peer, when it comes back, has at most what was common before this epoch.
                 self.peer.stream_after(Order(order.0 - 1));

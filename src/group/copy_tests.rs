@@ -17,7 +17,7 @@ const UNIT: u64 = 4096;
 
 impl Pair {
     /// Changes a unit of the standby's pool behind its back; `false` if nothing is stored there.
-    fn damage(&mut self, unit: u64) -> bool {
+    pub(super) fn damage(&mut self, unit: u64) -> bool {
         let node = &mut self.nodes[1 - self.primary];
         let table = &node.group.volumes[&VOLUME].table;
         let entry = table.entry((unit / 16) as u32);
@@ -49,7 +49,7 @@ impl Pair {
     }
 
     /// Begins a verification, and lets the pair go on until it is answered; `meanwhile` is called `every` so many steps.
-    fn verify(
+    pub(super) fn verify(
         &mut self,
         mend: bool,
         every: usize,

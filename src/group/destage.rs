@@ -82,7 +82,7 @@ impl Group {
         }
         match self.destage.full_since {
             // Room may come of it.
-            Some(_) if self.needs_sweep() => Some(self.now.monotonic),
+            Some(_) if self.needs_sweep() && !self.is_about_to_grow() => Some(self.now.monotonic),
             Some(since) => Some(since.after(FULL_MICROS)),
             None => Some(self.destage.touched.after(IDLE_MICROS)),
         }

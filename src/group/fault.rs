@@ -35,6 +35,13 @@ impl Group {
         for held in core::mem::take(&mut self.held) {
             self.answer(held.request.id, Err(to_hosts));
         }
+        for id in self.take_unread().into_iter().chain(self.leasing.take_withheld()) {
+            self.answer(id, Err(to_hosts));
+        }
+        // The peer learns that nothing will come of what it sends.
+        if self.peer.connected {
+            self.outputs.push_back(Output::Reconnect);
+        }
         let (command, tried) = self.trial.as_mut().map(Trial::abandon).unwrap_or_default();
         for id in tried {
             self.answer(id, Err(to_hosts));

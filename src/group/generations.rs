@@ -68,6 +68,11 @@ impl Group {
         self.holds.add(order);
     }
 
+    /// Who read a generation before the group was opened anew reads it still.
+    pub fn inherit(&mut self, former: &mut Self) {
+        self.holds = core::mem::take(&mut former.holds);
+    }
+
     /// The reader has gone.
     pub fn release_generation(&mut self, order: Order) {
         self.holds.remove(order);

@@ -71,7 +71,7 @@ impl Group {
         self.forget_lease_session();
         self.copy.stop();
         self.comparisons.forget();
-        self.mending.forget_questions();
+        self.ask_anew();
         self.give_up_draining();
         self.peer.connected = self.pair.peer.is_some();
         self.peer.greeting_due = self.peer.connected;
@@ -85,7 +85,7 @@ impl Group {
         self.forget_lease_session();
         self.copy.stop();
         self.comparisons.forget();
-        self.mending.forget_questions();
+        self.ask_anew();
         self.give_up_draining();
         self.answer_waiting();
     }
@@ -110,6 +110,7 @@ impl Group {
                 .filter(|point| point.info.is_declared())
                 .map(|point| (point.info.generation, point.info.at)),
             volumes: self.volume_digest(),
+            lease_millis: if self.needs_lease() { self.pair.lease_millis } else { 0 },
             epochs: self.stream.epochs.clone(),
         };
         self.send_message(Kind::Greeting, greeting.encode());
@@ -158,6 +159,9 @@ impl Group {
         self.peer.is_blank = greeting.head == StreamState::new().last && !greeting.copying;
         if greeting.role == Role::Primary {
             self.peer.primary_head = greeting.head;
+            if greeting.lease_millis == 0 {
+                self.disarm_takeover();
+            }
         } else {
             self.leasing.release();
         }

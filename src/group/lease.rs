@@ -58,6 +58,8 @@ pub(super) struct Leasing {
     is_released: bool,
     /// Peer: the primary wants to know when it is durable that this node does not count on leases any more.
     answer_due: bool,
+    /// Primary: the superblock that says how long leases are.
+    set: u64,
     /// Primary: the command that ends leases; the peer has been told, and has not answered.
     ending: Option<CommandId>,
 }
@@ -148,6 +150,8 @@ impl Group {
             self.leasing.told = millis == 0;
         }
         self.pair.lease_millis = millis;
+        // The peer must not count on what this node could forget.
+        self.leasing.set = self.superblock.request();
         self.leasing.forget_session();
         // Who waited for a lease only waits no more.
         self.answer_waiting();
@@ -184,13 +188,14 @@ impl Group {
         }
     }
 
-    /// After a promotion: unless the other node has stepped down for this one, nobody may be there who could grant a lease.
-    pub(super) fn lease_after_promotion(&mut self) {
-        if !self.leasing.is_released && self.pair.lease_millis > 0 {
+    /// After a promotion out of `epoch`: unless the other node has stepped down for this one, nobody may be there who could grant a
+    /// lease. But a node that was itself the primary of that epoch is believed to be fenced by who was its standby, and stays so.
+    pub(super) fn lease_after_promotion(&mut self, epoch: Epoch) {
+        if !self.leasing.is_released && self.pair.lease_millis > 0 && self.pair.former_epoch != epoch {
             self.pair.lease_millis = 0;
             self.event(Event::LeaseDropped);
         }
-        self.leasing = Leasing { told: true, ..Leasing::default() };
+        self.leasing = Leasing { told: !self.needs_lease(), ..Leasing::default() };
     }
 
     /// Asks for leases, tells what became of them, and grants what the peer asked for.
@@ -207,7 +212,8 @@ impl Group {
                 self.answer(id, result);
             }
         }
-        if self.needs_lease() && self.peer.greeted && self.leasing.ending.is_none() && now >= self.leasing.ask_at {
+        let asks = self.needs_lease() && self.peer.greeted && self.leasing.ending.is_none();
+        if asks && self.superblock.is_durable(self.leasing.set) && now >= self.leasing.ask_at {
             let lease = &mut self.leasing;
             lease.number += 1;
             lease.asked.push_back((lease.number, now));
@@ -233,7 +239,7 @@ impl Group {
 
     /// A host's read has ended. What it read may be out of date if this node has no lease now.
     pub(super) fn read_ended(&mut self, id: RequestId, result: Result<Reply, RequestError>) {
-        if self.is_leased() {
+        if self.is_leased() || self.stopped.is_some() {
             self.answer(id, result);
         } else {
             self.leasing.withheld.push((id, result));
@@ -243,7 +249,7 @@ impl Group {
     /// When something is to be done about it.
     pub(super) fn lease_timeout(&self) -> Option<Monotonic> {
         let asks = self.needs_lease() && self.peer.greeted && self.leasing.ending.is_none();
-        let ask = asks.then_some(self.leasing.ask_at);
+        let ask = (asks && self.superblock.is_durable(self.leasing.set)).then_some(self.leasing.ask_at);
         let lost = (self.needs_lease() && self.leasing.told).then_some(self.leasing.until);
         ask.into_iter().chain(lost).min()
     }
@@ -280,7 +286,7 @@ impl Group {
             // What was promised stays promised; but a silent primary will be fenced no more.
             self.leasing.granting = None;
             self.leasing.answer_due = true;
-            self.pair.fenced_epoch = Epoch::default();
+            self.disarm_takeover();
             self.leasing.stored = self.superblock.request();
             return Ok(());
         }

@@ -168,6 +168,7 @@ fn what_is_promised_is_durable_first() {
         pair.connect();
         for _ in 0..100 {
             pair.nodes.iter_mut().for_each(|node| node.drain());
+            while pair.turn(0, 0) {}
             pair.carry();
         }
     }
@@ -219,6 +220,19 @@ fn a_read_that_ends_too_late_is_answered_with_the_next_lease() {
     pair.connect();
     pair.run_for(1_000);
     assert!(matches!(pair.nodes[0].answers.get(&read), Some(Ok(Reply::Data(_)))));
+}
+
+#[test]
+fn a_read_that_ends_too_late_is_answered_though_the_group_has_stopped() {
+    let mut pair = Pair::leased([11; 32], [100; 2]);
+    pair.write_to(0);
+    pair.run_for(2_000_000);
+    let read = pair.request(0, Operation::Read { offset: 0, size: 4096 });
+    pair.cut();
+    pair.pass_to(pair.now.monotonic.after(2 * LEASE));
+    pair.nodes[0].group.fail(super::MediumId::Journal, crate::disk::DiskError::Failed { errno: 5 });
+    pair.run_for(LEASE);
+    assert!(pair.nodes[0].answers.contains_key(&read));
 }
 
 #[test]

@@ -9,15 +9,13 @@ use super::{
     read::{Asked, Reader, join},
 };
 use crate::{
-    format::{
-        message::Range,
-        record::{Kind, Record},
-    },
-    output::Event,
+    command::CommandError,
+    format::record::{Kind, Record},
+    output::{Event, Output},
     pair::Role,
-    request::RequestError,
-    table::ReadCount,
-    units::{Order, RECORD_PAYLOAD_SIZE_MAX, VolumeId},
+    request::{RequestError, RequestId},
+    table::{Entry, ReadCount},
+    units::{Generation, Order, RECORD_PAYLOAD_SIZE_MAX, VolumeId},
 };
 use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
 use bytes::Bytes;
@@ -29,7 +27,8 @@ const ASKED_MAX: usize = 16;
 struct Block {
     /// The last entry that it may contain.
     newest: Order,
-    is_asked: bool,
+    /// The question's number in this session.
+    asked: Option<Generation>,
     waiting: Vec<Asked>,
 }
 
@@ -40,6 +39,7 @@ pub(super) struct Mending {
     blocks: BTreeMap<(VolumeId, u64), (u64, Block)>,
     /// On the secondary: what is being read to be answered.
     answering: BTreeMap<ReadCount, Record>,
+    number: Generation,
 }
 
 impl Mending {
@@ -48,14 +48,25 @@ impl Mending {
         let mut blocks = self.blocks.iter();
         blocks.any(|((id, offset), (size, _))| *id == volume && from < offset + size && *offset < to)
     }
-
-    /// Nobody waits for the answers any more.
-    pub(super) fn forget_questions(&mut self) {
-        self.answering.clear();
-    }
 }
 
 impl Group {
+    /// Another session: what was asked in the one before is not answered any more.
+    pub(super) fn ask_anew(&mut self) {
+        self.mending.answering.clear();
+        self.mending.blocks.values_mut().for_each(|(_, block)| block.asked = None);
+        if let Some(verifier) = self.verifier.take() {
+            let id = verifier.command();
+            self.outputs.push_back(Output::CommandAnswer { id, result: Err(CommandError::PeerLost) });
+        }
+    }
+
+    /// The reads that wait; they will not be answered otherwise.
+    pub(super) fn take_unread(&mut self) -> Vec<RequestId> {
+        let blocks = core::mem::take(&mut self.mending.blocks).into_values();
+        blocks.flat_map(|(_, block)| block.waiting).map(|asked| asked.id).collect()
+    }
+
     /// A host's read has failed at a byte of the volume.
     pub(super) fn read_failed(&mut self, asked: Asked, at: u64) {
         let geometry = self.volumes.get(&asked.volume).map(|volume| *volume.table.geometry());
@@ -68,8 +79,15 @@ impl Group {
             return self.read_ended(asked.id, Err(RequestError::Io));
         }
         let offset = at - at % block_size;
+        // Where only a part was written since the restart point, the rest would have to be read again to keep that.
+        let entry = self.volumes.get(&asked.volume).map(|volume| volume.table.entry((offset / block_size) as u32));
+        let is_partial = |entry: Entry| entry.mask != 0 && entry.mask != geometry.full_mask();
+        let stamp = self.volumes.get(&asked.volume).map_or(0, |volume| volume.table.stamp());
+        if entry.is_some_and(|entry| is_partial(entry) && entry.stamp < stamp) {
+            return self.read_ended(asked.id, Err(RequestError::Io));
+        }
         let size = block_size.min(geometry.volume_size - offset);
-        let block = || Block { newest: self.journal.last(), is_asked: false, waiting: Vec::new() };
+        let block = || Block { newest: self.journal.last(), asked: None, waiting: Vec::new() };
         let (_, block) = self.mending.blocks.entry((asked.volume, offset)).or_insert_with(|| (size, block()));
         block.waiting.push(asked);
         self.again = true;
@@ -88,14 +106,20 @@ impl Group {
             return;
         }
         let cursor = self.peer.cursor();
-        let asked = self.mending.blocks.values().filter(|(_, block)| block.is_asked).count();
-        let ready = self.mending.blocks.iter_mut().filter(|(_, (_, block))| !block.is_asked && block.newest <= cursor);
-        let mut ranges = Vec::new();
+        let asked = self.mending.blocks.values().filter(|(_, block)| block.asked.is_some()).count();
+        let ready =
+            self.mending.blocks.iter_mut().filter(|(_, (_, block))| block.asked.is_none() && block.newest <= cursor);
+        let mut questions = Vec::new();
         for ((volume, offset), (size, block)) in ready.take(ASKED_MAX.saturating_sub(asked)) {
-            block.is_asked = true;
-            ranges.push(Range { volume: *volume, offset: *offset, size: *size });
+            self.mending.number.0 = self.mending.number.0.wrapping_add(1);
+            block.asked = Some(self.mending.number);
+            questions.push((*volume, *offset, *size, self.mending.number));
         }
-        ranges.into_iter().for_each(|range| self.send_about(Kind::Fetch, range, Bytes::new()));
+        for (volume, offset, size, number) in questions {
+            let mut record = Record { at: self.stream.last, generation: number, ..self.new_record(Kind::Fetch) };
+            (record.volume, record.offset, record.size) = (volume, offset, size);
+            self.send_frame(&record, Bytes::new(), None);
+        }
     }
 
     /// On the secondary: the primary asks for a range.
@@ -124,7 +148,8 @@ impl Group {
         let payload = data.as_ref().map(|parts| join(parts)).unwrap_or_default();
         let is_zero = payload.iter().all(|byte| *byte == 0);
         let payload = if is_zero { Bytes::new() } else { payload };
-        let mut record = Record { at: self.stream.last, ..self.new_record(Kind::Fetched) };
+        let mut record =
+            Record { at: self.stream.last, generation: asked.generation, ..self.new_record(Kind::Fetched) };
         (record.volume, record.offset, record.size, record.keeps) =
             (asked.volume, asked.offset, asked.size, data.is_none());
         self.send_frame(&record.carrying(&payload), payload, None);
@@ -133,10 +158,13 @@ impl Group {
     /// On the primary: the answer. One that nobody waits for is left alone.
     pub(super) fn fetched(&mut self, record: &Record, payload: Bytes) -> Result<(), String> {
         let (volume, offset, size) = (record.volume, record.offset, record.size);
-        let Some((_, block)) = self.mending.blocks.remove(&(volume, offset)).filter(|(asked, _)| *asked == size) else {
+        // An answer to an earlier question may be older than what was written since.
+        let is_meant = |(_, block): &(u64, Block)| block.asked == Some(record.generation);
+        if !self.mending.blocks.get(&(volume, offset)).is_some_and(is_meant) {
             return Ok(());
-        };
-        if !block.is_asked || (!payload.is_empty() && payload.len() as u64 != size) {
+        }
+        let Some((asked, block)) = self.mending.blocks.remove(&(volume, offset)) else { return Ok(()) };
+        if asked != size || (!payload.is_empty() && payload.len() as u64 != size) {
             return Err(format!("An answer of {} bytes at {offset} is about something else", payload.len()));
         }
         self.again = true;

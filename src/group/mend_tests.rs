@@ -3,6 +3,7 @@
 use super::{pair_bench::Pair, tests::pick, *};
 use crate::{
     buffer::AlignedBuffer,
+    disk::{DiskAction, DiskError, DiskOperation},
     output::Event,
     request::{Access, Durability, Operation},
 };
@@ -84,6 +85,122 @@ fn nobody_has_a_block() {
     assert_eq!(pair.data(id), Err(RequestError::Io));
     assert!(pair.nodes[0].group.held.is_empty());
     pair.finish();
+}
+
+impl Pair {
+    /// Until the standby has begun to read what it is asked for.
+    fn until_it_reads(&mut self) {
+        let number = self.nodes[1].group.reads.next();
+        while self.nodes[1].group.reads.next() == number {
+            assert!(self.step());
+        }
+        self.nodes[1].drain();
+    }
+
+    /// A write of the primary to its disk fails.
+    fn fail_write(&mut self) {
+        let data = AlignedBuffer::new(4096).freeze();
+        self.request(0, Operation::Write { offset: 512 << 10, data, durability: Durability::Completed });
+        let node = &mut self.nodes[0];
+        let is_write = |(operation, _): &(DiskOperation, u64)| matches!(operation.action, DiskAction::Write { .. });
+        let index = node.operations.iter().position(is_write).expect("something is written");
+        let (operation, _) = node.operations.swap_remove(index);
+        node.group.handle_disk(self.now, operation.id, Err(DiskError::Failed { errno: 5 }));
+        node.drain();
+    }
+
+    fn bad_read(&mut self) -> RequestId {
+        self.write_at(0, 256 << 10);
+        self.read_badly(0, 4096)
+    }
+}
+
+/// The answer to a question that was given up comes late, and is not taken for that to a later one.
+#[test]
+fn a_late_answer_brings_nothing_back() {
+    let mut pair = Pair::in_step();
+    pair.write_at(0, 256 << 10);
+    pair.idle();
+    pair.settle();
+    // Something else differs on the standby, so that a mending verification ends what is under way.
+    assert!(pair.damage(40));
+    let first = pair.read_badly(0, 4096);
+    pair.until_it_reads();
+    let is_read = |operation: &DiskOperation| matches!(operation.action, DiskAction::Read { .. });
+    let slow: Vec<_> = pair.nodes[1].operations.extract_if(.., |(operation, _)| is_read(operation)).collect();
+    assert_eq!(slow.len(), 1);
+    pair.verify(true, 1000, |_| {}).unwrap();
+    pair.settle();
+    assert!(pair.nodes[0].answers.contains_key(&first));
+    pair.write_at(0, 4096);
+    let new = pair.state[0];
+    let second = pair.request(0, Operation::Read { offset: 8192, size: 4096 });
+    assert!(pair.fail_reads(0) > 0);
+    pair.until_it_reads();
+    for (operation, asked) in slow {
+        let outcome = pair.nodes[1].disks.carry_out(operation.medium, operation.action, asked);
+        pair.nodes[1].group.handle_disk(pair.now, operation.id, outcome);
+    }
+    while pair.turn(1, 1) {}
+    pair.settle();
+    assert!(pair.nodes[0].answers.contains_key(&second));
+    assert_eq!(pair.content(0)[0], new, "an older write is back");
+}
+
+#[test]
+fn whoever_waits_for_a_block_is_answered_whatever_stops() {
+    // This node's medium fails.
+    let mut pair = Pair::in_step();
+    let id = pair.bad_read();
+    pair.fail_write();
+    assert_eq!(pair.nodes[0].answers.get(&id), Some(&Err(RequestError::Io)));
+    // The standby's does.
+    let mut pair = Pair::in_step();
+    pair.write_at(0, 256 << 10);
+    pair.idle();
+    pair.settle();
+    pair.nodes[1].group.fail(MediumId::Journal, DiskError::Failed { errno: 5 });
+    let id = pair.read_badly(0, 4096);
+    pair.settle();
+    assert_eq!(pair.nodes[0].answers.get(&id), Some(&Err(RequestError::Io)));
+    // The session is replaced before anybody looks.
+    let mut pair = Pair::in_step();
+    let id = pair.bad_read();
+    pair.nodes[0].drain();
+    pair.nodes[0].outbox.clear();
+    pair.nodes[1].group.handle_peer_down(pair.now);
+    pair.nodes[1].group.handle_peer_up(pair.now);
+    pair.nodes[1].group.handle_stream_credit(pair.now, 4 << 20);
+    while pair.turn(1, 0) {}
+    pair.nodes[1].drain();
+    let greeting = pair.nodes[1].outbox.pop_front().expect("a greeting");
+    pair.nodes[0].group.handle_peer_down(pair.now);
+    pair.nodes[0].group.handle_peer_up(pair.now);
+    pair.nodes[0].group.handle_stream_credit(pair.now, 4 << 20);
+    pair.nodes[0].group.handle_frame(pair.now, [greeting.header, greeting.payload].concat().into());
+    pair.settle();
+    assert!(matches!(pair.nodes[0].answers.get(&id), Some(Ok(_))));
+}
+
+/// What was to be kept of a block lies in a bad sector: then it is an error for who reads it, and no more.
+#[test]
+fn one_bad_sector_does_not_stop_the_group() {
+    let mut pair = Pair::in_step();
+    pair.write_at(0, 64 << 10);
+    for _ in 0..2 {
+        pair.restart_point();
+        pair.idle();
+        pair.settle();
+        pair.write_at(0, 4096);
+        pair.idle();
+        pair.settle();
+    }
+    pair.restart_point();
+    pair.idle();
+    pair.settle();
+    let id = pair.read_badly(8192, 4096);
+    assert_eq!(pair.data(id), Err(RequestError::Io));
+    assert_eq!(pair.nodes[0].group.stopped, None);
 }
 
 proptest! {

@@ -19,11 +19,9 @@ impl Group {
     /// A frame from the peer. One that cannot be accepted ends the session.
     pub fn handle_frame(&mut self, now: Now, body: Bytes) {
         self.now = now;
-        if self.stopped.is_some() || self.is_stopping() || !self.peer.connected {
-            return;
-        }
         let size = body.len() as u64;
-        if let Err(reason) = self.take_frame(&body) {
+        let takes = self.stopped.is_none() && !self.is_stopping() && self.peer.connected;
+        if let Err(reason) = if takes { self.take_frame(&body) } else { Ok(()) } {
             // What follows in this session is of no use either.
             self.peer.connected = false;
             self.event(Event::PeerRefused { reason });

@@ -9,7 +9,7 @@ use crate::{
     command::{CommandError, CommandId, TakeoverStatus},
     output::Event,
     pair::{Role, Takeover},
-    units::{Monotonic, Now},
+    units::{Epoch, Monotonic, Now},
 };
 use alloc::string::ToString;
 
@@ -70,6 +70,14 @@ impl Group {
         let epoch = self.epoch();
         if self.pair.fenced_epoch != epoch {
             self.pair.fenced_epoch = epoch;
+            self.superblock.wanted = true;
+        }
+    }
+
+    /// This node's primary serves without a lease.
+    pub(super) fn disarm_takeover(&mut self) {
+        if self.pair.fenced_epoch != Epoch::default() {
+            self.pair.fenced_epoch = Epoch::default();
             self.superblock.wanted = true;
         }
     }

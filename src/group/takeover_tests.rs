@@ -160,6 +160,74 @@ fn a_standby_that_knows_it_is_behind_does_not_take_over() {
     assert_eq!(pair.role(1), Role::Secondary);
 }
 
+/// Both nodes are left alone for long, and asked to write: at most one does.
+fn at_most_one_serves(pair: &mut Pair) {
+    pair.run_for(4 * AFTER);
+    let asked = [pair.write_to(0), pair.write_to(1)];
+    pair.run_for(1_000_000);
+    let answered = [pair.is_answered(0, asked[0]), pair.is_answered(1, asked[1])];
+    assert_ne!(answered, [true; 2], "the roles are {:?}", [pair.role(0), pair.role(1)]);
+}
+
+/// A primary that has stepped down, and is promoted again before anything came of it: its standby believes it to be fenced.
+#[test]
+fn a_primary_that_comes_back_to_its_role_is_as_fenced_as_it_was() {
+    let promote = Command::Promote { target: PromoteTarget::Latest, force: false };
+    for (connected, command) in [
+        (true, Command::Demote { discard_fork: false }),
+        (true, Command::HandOver),
+        (false, Command::Demote { discard_fork: true }),
+    ] {
+        let mut pair = Pair::taking_over([8; 32], [100; 2], AFTER);
+        if !connected {
+            pair.cut();
+        }
+        pair.command(0, command.clone()).unwrap();
+        pair.run_for(if connected && !matches!(command, Command::HandOver) { 1_000_000 } else { 0 });
+        pair.cut();
+        pair.command(0, promote.clone()).unwrap();
+        at_most_one_serves(&mut pair);
+    }
+}
+
+/// The operator has let the primary go on alone while its standby was away; the standby hears of it when it is back.
+#[test]
+fn a_standby_that_was_away_learns_that_its_primary_is_not_fenced() {
+    let mut pair = Pair::taking_over([9; 32], [100; 2], AFTER);
+    pair.cut();
+    pair.command(0, Command::SetLease { millis: 0, force: true }).unwrap();
+    pair.run_for(1_000_000);
+    pair.connect();
+    pair.run_for(1_000_000);
+    assert!(!pair.is_armed(1));
+    pair.cut();
+    pair.run_for(4 * AFTER);
+    assert_eq!(pair.role(1), Role::Secondary);
+    let id = pair.write_to(0);
+    pair.run_for(1_000_000);
+    assert!(pair.is_answered(0, id));
+}
+
+/// The primary forgets that it was to be fenced before that is durable: its standby must not have counted on it.
+#[test]
+fn nobody_counts_on_a_fence_that_is_not_durable() {
+    let mut pair = Pair::taking_over([10; 32], [100; 2], AFTER);
+    pair.command(0, Command::SetLease { millis: 0, force: false }).unwrap();
+    pair.run_for(1_000_000);
+    let id = crate::command::CommandId(1 << 41);
+    pair.nodes[0].group.handle_command(pair.now, id, Command::SetLease { millis: MILLIS, force: false });
+    // No disk operation of the primary ends.
+    for _ in 0..1000 {
+        pair.nodes[0].drain();
+        pair.turn(0, 1);
+        pair.turn(1, 0);
+    }
+    assert!(!pair.is_armed(1) && !pair.nodes[0].replies.contains_key(&id));
+    pair.reopen(0);
+    pair.run_for(4_000_000);
+    at_most_one_serves(&mut pair);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
 

@@ -210,17 +210,17 @@ fn is_superblock_of(volume: u16) -> impl Fn(&DiskOperation) -> bool {
 #[test]
 fn one_pool_may_be_ahead_of_the_other() {
     for ahead in [1, 2] {
-        for target in [POINT, PromoteTarget::Generation(Generation(1))] {
+        for target in [POINT, PromoteTarget::Generation(Generation(1)), PromoteTarget::Generation(Generation(2))] {
             let mut group = Alone::new(64 << 10, VOLUME_SIZE_MIN, 2);
-            group.command(keep(2)).unwrap();
-            for round in 1..=2 {
+            group.command(keep(3)).unwrap();
+            for round in 1..=3 {
                 (1..=2).for_each(|volume| group.write(volume, 0, 4096, round));
                 group.restart_point();
                 if round == 1 {
                     group.settle();
                 }
             }
-            (1..=2).for_each(|volume| group.write(volume, 0, 4096, 3));
+            (1..=2).for_each(|volume| group.write(volume, 0, 4096, 4));
             group.apply();
             group.group.checkpoint.wanted = true;
             let behind = is_superblock_of(3 - ahead);
@@ -236,7 +236,7 @@ fn one_pool_may_be_ahead_of_the_other() {
                 group.settle();
             }
             group.promote(target).unwrap();
-            let expected = if target == POINT { 2 } else { 1 };
+            let expected = if let PromoteTarget::Generation(name) = target { name.0 as u8 } else { 3 };
             assert_eq!([group.first(1), group.first(2)], [expected; 2]);
             group.reopen();
             group.settle();

@@ -135,15 +135,19 @@ impl GroupActor {
         state.media.0.clear();
         state.finished.clear();
         state.life += 1;
+        // Whoever waits for a medium that is gone is told by this; the others are still to be asked.
+        let State { requests, waiting, .. } = &mut *state;
+        requests.retain(|id, _| waiting.iter().any(|request| request.id == *id));
     }
 
     /// Opens a group that has stopped again; its clients and devices go on.
     pub fn reopen(&self, mut media: GroupMedia) -> Result<(), OpenError> {
-        let (group, report) = Group::open(&mut media, now())?;
+        let (mut group, report) = Group::open(&mut media, now())?;
         let label = group.label();
         info!(target: EVENT, group = %label.name, replayed = report.replay_count, last = %report.last, "Group opened again");
         let mut state = self.state.borrow_mut();
         state.life += 1;
+        group.inherit(&mut state.group);
         (state.group, state.media) = (group, media);
         let peer = state.peer.take();
         drop(state);
