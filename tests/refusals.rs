@@ -84,8 +84,8 @@ fn a_medium_that_belongs_to_another_group() {
 fn a_superblock_of_a_newer_version() {
     let sites = alone();
     sites.create_volume().unwrap();
-    let words = after(&sites, "journal", |file| file.write_all_at(&[5, 0], (64 << 10) + 12).unwrap());
-    says(&words, "The journal superblock has format version 5, but this program reads versions up to 4");
+    let words = after(&sites, "journal", |file| file.write_all_at(&[6, 0], (64 << 10) + 12).unwrap());
+    says(&words, "The journal superblock has format version 6, but this program reads versions up to 5");
 }
 
 #[test]
@@ -196,7 +196,7 @@ fn a_promotion_that_makes_no_sense() {
     says(&sites.refusal(1, &["promote", GROUP, "--force"]), "No restart point has arrived");
     says(
         &sites.refusal(1, &["promote", GROUP, "--force", "--generation", "7"]),
-        "Restart point 7 is not kept on this node; none is",
+        "Generation 7 is not kept on this node; none is",
     );
     says(&sites.refusal(1, &["restart-point", GROUP]), "declare restart points on the primary");
     says(&sites.refusal(1, &["status", "nothing"]), "There is no group nothing on this node");

@@ -1,11 +1,11 @@
 //! Automatic promotion on real daemons, with and without a third path for heartbeats.
 
-use std::{fs, net::UdpSocket};
+use std::fs;
 use system_tests::{
     client::Model,
     sites::{self, GROUP, Sites},
 };
-use tools::emulator::LineSettings;
+use tools::{demo::node::free_port, emulator::LineSettings};
 
 const AREA: u64 = 512;
 
@@ -52,9 +52,7 @@ fn a_standby_takes_over_and_the_other_serves_no_more() {
 #[test]
 fn a_primary_that_is_heard_on_the_third_path_is_left_alone() {
     let sites = sites::new(LineSettings::default(), 42).unwrap();
-    let sockets = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
-    let ports = sockets.each_ref().map(|socket| socket.local_addr().unwrap().port());
-    drop(sockets);
+    let ports = [(); 2].map(|()| free_port().unwrap().port());
     for (node, (own, other)) in [(ports[0], ports[1]), (ports[1], ports[0])].into_iter().enumerate() {
         let path = sites.nodes[node].config_path();
         let beat = format!("[peer.heartbeat]\nlocal = \"127.0.0.1:{own}\"\nremote = \"127.0.0.1:{other}\"\n");

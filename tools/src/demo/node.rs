@@ -1,6 +1,7 @@
 //! One node of the demo: its folder, configuration, daemon, and `ublk-admin` for it.
 
 use std::fs;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -157,7 +158,17 @@ impl Node {
 /// # Errors
 /// When the kernel has none.
 pub fn free_port() -> anyhow::Result<SocketAddr> {
-    Ok(UdpSocket::bind(("127.0.0.1", 0))?.local_addr()?)
+    // Not one that the kernel gives to who asks for any: it may be needed again when its node was away for a while.
+    const PORTS: std::ops::Range<u64> = 10_240..32_000;
+    let mut last = None;
+    for _ in 0..100 {
+        let number = RandomState::new().build_hasher().finish() % (PORTS.end - PORTS.start) + PORTS.start;
+        match UdpSocket::bind(("127.0.0.1", number as u16)) {
+            Ok(socket) => return Ok(socket.local_addr()?),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.map_or_else(|| anyhow::anyhow!("No port is free"), anyhow::Error::from))
 }
 
 fn run(command: &mut Command) -> anyhow::Result<String> {
