@@ -141,6 +141,9 @@ mod tests {
         let third = reborn.beat();
         assert!(north.hear(&third));
         assert!(reborn.hear(&north.beat()));
+        // One of a life that was never heard of does not make a side that is heard forget the present one.
+        assert!(!north.hear(&Heartbeat::new([4; 16]).beat()));
+        assert!(reborn.hear(&north.beat()));
         // Turn by turn they would all be new.
         for old in [answer, third, answer, south.beat(), third] {
             assert!(!north.hear(&old));

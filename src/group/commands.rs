@@ -44,7 +44,7 @@ enum Target {
     Latest,
     /// The last restart point, whichever that is when everything is settled.
     RestartPoint,
-    /// An older one, held meanwhile.
+    /// An older one.
     Older { order: Order, info: RestartPointInfo },
 }
 
@@ -367,9 +367,6 @@ impl Group {
         if !force && (self.stream.copying || seen > self.stream.last) {
             return Err(CommandError::Behind { have: at, peer: seen.max(self.stream.last) });
         }
-        if let Target::Older { order, .. } = target {
-            self.holds.add(order);
-        }
         // Nothing more is taken from the peer.
         self.peer.greeted = false;
         self.sync.wanted = true;
@@ -380,6 +377,14 @@ impl Group {
     /// Whether this node is on its way to be the primary.
     pub(super) fn is_promoting(&self) -> bool {
         self.commands.promotion.is_some()
+    }
+
+    /// The older restart point that a promotion needs until it has taken the volumes back.
+    pub(super) fn promotion_to_older(&self) -> Option<Order> {
+        match self.commands.promotion {
+            Some(Promotion::Settling { target: Target::Older { order, .. }, .. }) => Some(order),
+            _ => None,
+        }
     }
 
     /// Answers a command when this superblock is durable.
@@ -422,10 +427,11 @@ impl Group {
     }
 
     fn continue_promotion(&mut self) {
-        match self.commands.promotion.take() {
-            None => {}
+        match self.commands.promotion {
             Some(Promotion::Settling { id, target }) if self.is_settled() => self.switch(id, target),
-            Some(Promotion::Opening { id, order, reply }) if self.durable >= order => {
+            Some(Promotion::Opening { id, order, ref reply }) if self.durable >= order => {
+                let reply = reply.clone();
+                self.commands.promotion = None;
                 self.pair.role = Role::Primary;
                 let former = self.position_of(Order(order.0 - 1));
                 self.lease_after_promotion(former.epoch);
@@ -439,7 +445,7 @@ impl Group {
                 self.event(Event::RoleChanged { role: Role::Primary, epoch: self.epoch() });
                 self.greet_again();
             }
-            waiting => self.commands.promotion = waiting,
+            _ => {}
         }
     }
 
@@ -455,9 +461,6 @@ impl Group {
         };
         if fork < last {
             self.take_back(fork, at);
-        }
-        if let Target::Older { order, .. } = target {
-            self.holds.remove(order);
         }
         let epoch = self.epoch().max(self.pair.peer_epoch).max(before.epoch).promoted();
         self.stream.generation = self.stream.generation.next();

@@ -21,7 +21,7 @@ use alloc::{
 };
 use bytes::Bytes;
 
-/// How often each generation is being read.
+/// How often each generation is being read from outside.
 #[derive(Default)]
 pub(super) struct Holds(BTreeMap<Order, usize>);
 
@@ -68,9 +68,19 @@ impl Group {
         self.holds.add(order);
     }
 
-    /// Who read a generation before the group was opened anew reads it still.
+    /// Who read a generation before the group was opened anew reads it still; its trial and its promotion are no more.
     pub fn inherit(&mut self, former: &mut Self) {
         self.holds = core::mem::take(&mut former.holds);
+    }
+
+    /// What must stay while it is being used: by readers, the trial, a promotion.
+    fn held_generations(&self) -> impl Iterator<Item = Order> {
+        let trial = self.trial.as_ref().map(|trial| trial.base());
+        self.holds.0.keys().copied().chain(trial).chain(self.promotion_to_older())
+    }
+
+    fn is_held(&self, order: Order) -> bool {
+        self.held_generations().any(|held| held == order)
     }
 
     /// The reader has gone.
@@ -134,7 +144,7 @@ impl Group {
                 label: info.label,
                 own_bytes: bytes(order),
                 applied: order <= self.applied,
-                in_use: self.holds.has(order),
+                in_use: self.is_held(order),
             })
             .collect()
     }
@@ -154,8 +164,8 @@ impl Group {
         wanted.extend(newest.map(|point| point.order));
         // A promotion has made it that already, though it is not applied.
         wanted.extend(self.stream.restart_point.as_ref().map(|point| point.order));
-        wanted.extend(self.holds.0.keys());
-        // Readers may hold more than a pool can list; the oldest go.
+        wanted.extend(self.held_generations());
+        // More may be held than a pool can list; the oldest go.
         while wanted.len() > KEPT_COUNT_MAX - 2 {
             wanted.pop_first();
         }
@@ -185,7 +195,7 @@ impl Group {
         }
         let mut older = self.destage.stream.older.iter().filter(|point| point.origin != Origin::Fork);
         let target = self.stream.restart_point.as_ref().map(|point| point.order);
-        let is_free = |order| self.is_kept_in_part(order) && !self.holds.has(order) && target != Some(order);
+        let is_free = |order| self.is_kept_in_part(order) && !self.is_held(order) && target != Some(order);
         let Some(point) = older.find(|point| is_free(point.order)).copied() else {
             return self.drop_trial();
         };
@@ -226,7 +236,7 @@ impl Group {
         {
             return Err(CommandError::LastRestartPoint(id));
         }
-        if self.holds.has(order) {
+        if self.is_held(order) {
             return Err(CommandError::GenerationInUse(id));
         }
         self.retain_generations(|kept| kept != order);

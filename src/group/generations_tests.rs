@@ -43,6 +43,16 @@ impl Pair {
         self.nodes[node].group.status(self.now).generations.iter().map(|kept| kept.name).collect()
     }
 
+    /// The standby becomes primary while the former primary writes what it does not have; then both meet.
+    fn fork(&mut self) {
+        self.interval(0);
+        self.cut();
+        self.fill(0, 4096);
+        assert!(self.promote(PromoteTarget::RestartPoint));
+        self.connect();
+        self.settle();
+    }
+
     /// What a generation of this name holds.
     fn generation(&mut self, node: usize, name: GenerationId) -> State {
         let order = self.nodes[node].group.find_generation(name).expect("it is kept");
@@ -120,6 +130,35 @@ fn a_generation_that_is_read_is_not_let_go_of() {
     pair.nodes[1].group.handle_request(pair.now, request).unwrap();
     pair.settle();
     assert_eq!(pair.nodes[1].answers[&RequestId(1 << 40)], Err(RequestError::NotKept));
+}
+
+/// What a group that is opened in place used itself is free again; what is read from outside is not.
+#[test]
+fn a_group_that_is_opened_in_place_holds_for_readers_only() {
+    let mut pair = Pair::in_step();
+    pair.command(1, keep(8)).unwrap();
+    (0..4).for_each(|round| drop(pair.interval(round)));
+    let read = pair.nodes[1].group.find_generation(number(3)).unwrap();
+    pair.nodes[1].group.hold_generation(read);
+    pair.command(1, Command::BeginTrial { generation: Some(number(1)) }).unwrap();
+    pair.cut();
+    let promote = Command::Promote { target: PromoteTarget::Generation(Generation(2)), force: true };
+    pair.nodes[1].group.handle_command(pair.now, CommandId(1 << 40), promote);
+    let in_use = |pair: &Pair| -> Vec<GenerationId> {
+        let kept = pair.nodes[1].group.status(pair.now).generations;
+        kept.iter().filter(|kept| kept.in_use).map(|kept| kept.name).collect()
+    };
+    assert_eq!(in_use(&pair), [number(3), number(2), number(1)]);
+    let mut former = pair.reopen(1);
+    pair.nodes[1].group.inherit(&mut former);
+    assert_eq!(in_use(&pair), [number(3)]);
+    assert_eq!(pair.command(1, Command::DropGeneration(number(3))), Err(CommandError::GenerationInUse(number(3))));
+    for number in [1, 2].map(number) {
+        pair.command(1, Command::DropGeneration(number)).unwrap();
+    }
+    pair.nodes[1].group.release_generation(read);
+    pair.command(1, Command::DropGeneration(number(3))).unwrap();
+    assert_eq!(pair.names(1), [number(4)]);
 }
 
 /// A full pool lets go of the oldest that nobody reads.
@@ -231,12 +270,7 @@ fn a_fork_is_kept_until_it_is_dropped() {
 #[test]
 fn a_demotion_that_waits_need_not() {
     let mut pair = Pair::in_step();
-    pair.interval(0);
-    pair.cut();
-    pair.fill(0, 4096);
-    assert!(pair.promote(PromoteTarget::RestartPoint));
-    pair.connect();
-    pair.settle();
+    pair.fork();
     let ids = [1, 2, 3].map(|id| CommandId(1 << 40 | id));
     for (id, discard_fork) in ids.into_iter().zip([false, false, true]) {
         pair.nodes[0].group.handle_command(pair.now, id, Command::Demote { discard_fork });
@@ -251,12 +285,7 @@ fn a_demotion_that_waits_need_not() {
 #[test]
 fn a_promotion_does_not_lose_a_fork_without_force() {
     let mut pair = Pair::in_step();
-    pair.interval(0);
-    pair.cut();
-    pair.fill(0, 4096);
-    assert!(pair.promote(PromoteTarget::RestartPoint));
-    pair.connect();
-    pair.settle();
+    pair.fork();
     pair.command(0, Command::Demote { discard_fork: false }).unwrap();
     pair.finish();
     // No restart point has come since: the last one is before the fork.

@@ -495,11 +495,12 @@ impl Pair {
     }
 
     /// The daemon dies with whatever it had begun, and is started again.
-    pub(super) fn reopen(&mut self, index: usize) {
+    /// What was open before.
+    pub(super) fn reopen(&mut self, index: usize) -> Group {
         self.cut();
         let mut disks = self.nodes[index].disks.clone();
-        self.nodes[index] = open(&mut disks, self.clock(index));
-        self.nodes[index].disks = disks;
+        let opened = open(&mut disks, self.clock(index));
+        core::mem::replace(&mut self.nodes[index], Node { disks, ..opened }).group
     }
 
     pub(super) fn kill(&mut self, index: usize) {

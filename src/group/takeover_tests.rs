@@ -7,7 +7,6 @@ use super::{
 use crate::{
     command::{Command, CommandError, PromoteTarget},
     pair::{Role, Takeover},
-    request::Operation,
 };
 use alloc::vec::Vec;
 use proptest::prelude::*;
@@ -250,13 +249,6 @@ proptest! {
         if pair.role(1) != Role::Primary {
             return Ok(());
         }
-        asked.retain(|id| !pair.is_answered(0, *id));
-        asked.push(pair.write_to(0));
-        let read = pair.request(0, Operation::Read { offset: 0, size: 4096 });
-        pair.run_for(20_000_000);
-        for id in asked {
-            prop_assert!(!pair.is_answered(0, id), "answered after the promotion");
-        }
-        prop_assert!(!matches!(pair.nodes[0].answers.get(&read), Some(Ok(_))), "read after the promotion");
+        pair.answers_no_more(asked);
     }
 }

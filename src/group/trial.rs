@@ -48,10 +48,6 @@ struct Edit {
     is_new: bool,
 }
 
-struct Ending {
-    command: Option<CommandId>,
-}
-
 /// See the module.
 pub(super) struct Trial {
     base: Order,
@@ -64,7 +60,8 @@ pub(super) struct Trial {
     active: BTreeMap<Place, Edit>,
     /// How many edits of a request are left, and whether one failed.
     left: BTreeMap<RequestId, (usize, Option<RequestError>)>,
-    ending: Option<Ending>,
+    /// It ends when its edits have; the command that waits for that.
+    ending: Option<Option<CommandId>>,
 }
 
 impl Trial {
@@ -87,7 +84,7 @@ impl Trial {
     pub(super) fn abandon(&mut self) -> (Option<CommandId>, Vec<RequestId>) {
         let waiting = core::mem::take(&mut self.queue).into_iter().map(|request| request.id);
         let requests = waiting.chain(core::mem::take(&mut self.left).into_keys()).collect();
-        (self.ending.as_mut().and_then(|ending| ending.command.take()), requests)
+        (self.ending.as_mut().and_then(Option::take), requests)
     }
 }
 
@@ -119,17 +116,16 @@ impl Group {
             left: BTreeMap::new(),
             ending: None,
         });
-        self.holds.add(base);
         Ok(reply)
     }
 
     /// Throws the trial away. `true` if there is none.
     pub(super) fn end_trial(&mut self, command: Option<CommandId>) -> Result<bool, CommandError> {
         let Some(trial) = &mut self.trial else { return Ok(true) };
-        if trial.ending.as_ref().is_some_and(|ending| ending.command.is_some()) {
+        if trial.ending.flatten().is_some() {
             return Err(CommandError::InProgress("trial's end"));
         }
-        trial.ending = Some(Ending { command });
+        trial.ending = Some(command);
         let waiting: Vec<RequestId> = core::mem::take(&mut trial.queue).into_iter().map(|request| request.id).collect();
         waiting.into_iter().for_each(|id| self.answer(id, Err(RequestError::NotKept)));
         self.again = true;
@@ -170,8 +166,8 @@ impl Group {
                 volume.table.blocks.free(tried.physical);
             }
         }
-        self.release_generation(trial.base);
-        if let Some(id) = trial.ending.and_then(|ending| ending.command) {
+        self.let_go_of_generations();
+        if let Some(id) = trial.ending.flatten() {
             self.outputs.push_back(Output::CommandAnswer { id, result: Ok(CommandReply::Done) });
         }
     }
