@@ -8,8 +8,9 @@ use holdfast::{
         FormatError,
         batch::{self, BatchEntry, BatchHeader, Placement},
         journal_superblock::{JournalSuperblock, PairRecord},
-        kept_page::{self, KEPT_PAGE_RECORD_COUNT, KeptPage, KeptRecord},
+        kept_page::{self, KEPT_PAGE_RECORD_COUNT, KeptRecord},
         message::{self, Digests, Greeting, LEASE_MILLIS_MAX, Lease, Range},
+        page::Page,
         pool_superblock::{Extent, PoolSuperblock},
         record::{Kind, Record},
         table_page::{self, Entry, TABLE_PAGE_ENTRY_COUNT},
@@ -292,7 +293,7 @@ fn table_pages_keep_their_bytes() {
     entries[167] = Entry { latest: 1000, snapshot: 0, mask: 1, stamp: 1, dirty: 0 };
     let (bytes, _) = table_page::encode(POOL, 3, 6, &entries);
     golden("table_page", &bytes);
-    assert_eq!(table_page::parse(&bytes, POOL, 3, 1000).map(|page| page.entries), Ok(entries));
+    assert_eq!(table_page::parse(&bytes, POOL, 3, 1000).map(|page| page.content), Ok(entries));
     assert!(matches!(table_page::parse(&bytes, POOL, 4, 1000), Err(FormatError::Field { field: "page index", .. })));
     assert!(matches!(table_page::parse(&bytes, POOL, 3, 999), Err(FormatError::Field { field: "physical block", .. })));
     assert!(matches!(table_page::parse(&bytes, MediumUuid([1; 16]), 3, 1000), Err(FormatError::Absent(_))));
@@ -306,7 +307,7 @@ fn pages_of_kept_blocks_keep_their_bytes() {
     let (bytes, checksum) = kept_page::encode(POOL, 3, 6, &records);
     golden("kept_page", &bytes);
     let parse = |index, block_count| kept_page::parse(&bytes, POOL, index, block_count);
-    assert_eq!(parse(3, 1000), Ok(KeptPage { checkpoint: 6, checksum, records: records.clone() }));
+    assert_eq!(parse(3, 1000), Ok(Page { checkpoint: 6, checksum, content: records.clone() }));
     assert!(matches!(parse(4, 1000), Err(FormatError::Field { field: "page index", .. })));
     assert!(matches!(parse(3, 999), Err(FormatError::Field { field: "physical block", .. })));
     assert!(matches!(kept_page::parse(&bytes, MediumUuid([1; 16]), 3, 1000), Err(FormatError::Absent(_))));

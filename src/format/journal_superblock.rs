@@ -12,8 +12,8 @@
 //!  4096: 64 volumes of 512 bytes
 //!  36864: 64 older generations of 128 bytes: place (16), time (8), journal entry (8), number (4), origin (1), 0 (27), label (64)
 //! ```
-//! Versions 1 to 4 have no older generations and end at 36,864; versions 1 to 3 lack the lease, versions 1 and 2 the pair's apply policy, version 1 the epochs that led to the restart
-//! point, which are then taken for unknown.
+//! Versions 1 to 4 have no older generations and end at 36,864; versions 1 to 3 lack the lease, versions 1 and 2 the pair's
+//! apply policy, version 1 the epochs that led to the restart point, which are then taken for unknown.
 
 use super::{
     message::LEASE_MILLIS_MAX,

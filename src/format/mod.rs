@@ -8,6 +8,7 @@ pub mod batch;
 pub mod journal_superblock;
 pub mod kept_page;
 pub mod message;
+pub mod page;
 mod parts;
 pub mod pool_superblock;
 pub mod record;

@@ -139,7 +139,7 @@ fn pages_that_lay_where_the_table_moves_do_not_count() {
     let (page, _) = table_page::encode(bench.spec().pool, 100, 1, &entries);
     let pool_size = bench.enlarge_pool(8 << 30);
     bench.disks.set_size(POOL, pool_size);
-    bench.disks.write(POOL, geometry.page_offset(100, 1), page).expect("written");
+    bench.disks.write(POOL, geometry.page_offset(100) + page.len() as u64, page).expect("written");
     bench.grow(8 << 30).expect("grown");
     assert_eq!(bench.group.volumes[&VolumeId(1)].table.geometry().pages_offset, geometry.pages_offset);
     bench.kill();

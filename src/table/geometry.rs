@@ -3,10 +3,8 @@
 //! The table's pages lie before the blocks when a pool is made. A volume that grows may need more pages than fit there: then
 //! they move among the blocks, which keep their places and numbers.
 
-use crate::format::{
-    pool_superblock::TABLE_OFFSET,
-    table_page::{TABLE_PAGE_ENTRY_COUNT, TABLE_PAGE_SIZE},
-};
+use super::slots::PAGE_PAIR_SIZE;
+use crate::format::{pool_superblock::TABLE_OFFSET, table_page::TABLE_PAGE_ENTRY_COUNT};
 
 /// Smallest granule in bytes: the unit in which a block is known to be in the latest or the snapshot block.
 const GRANULE_SIZE_MIN: u32 = 4096;
@@ -89,7 +87,7 @@ impl Geometry {
 
     /// Bytes of the table's pages, both slots.
     pub fn pages_size(&self) -> u64 {
-        u64::from(self.page_count()) * 2 * TABLE_PAGE_SIZE as u64
+        u64::from(self.page_count()) * PAGE_PAIR_SIZE
     }
 
     /// Bytes in a granule.
@@ -122,9 +120,9 @@ impl Geometry {
         page_count(self.volume_size, self.block_size)
     }
 
-    /// Where a slot of a page begins on the medium.
-    pub fn page_offset(&self, index: u32, slot: u8) -> u64 {
-        self.pages_offset + (u64::from(index) * 2 + u64::from(slot)) * TABLE_PAGE_SIZE as u64
+    /// Where the first slot of a page begins on the medium.
+    pub fn page_offset(&self, index: u32) -> u64 {
+        self.pages_offset + u64::from(index) * PAGE_PAIR_SIZE
     }
 
     /// Where a physical block begins on the medium.
@@ -138,7 +136,7 @@ fn page_count(volume_size: u64, block_size: u32) -> u32 {
 }
 
 fn blocks_offset(volume_size: u64, block_size: u32) -> u64 {
-    let table = u64::from(page_count(volume_size, block_size)) * 2 * TABLE_PAGE_SIZE as u64;
+    let table = u64::from(page_count(volume_size, block_size)) * PAGE_PAIR_SIZE;
     (TABLE_OFFSET + table).next_multiple_of(BLOCKS_ALIGNMENT)
 }
 
@@ -155,7 +153,7 @@ pub fn smallest_pool_size(volume_size: u64, block_size: u32) -> u64 {
 
 /// Size in bytes of a pool with room for a volume that grew, a whole snapshot of it, and a table that had to move.
 pub fn grown_pool_size(volume_size: u64, block_size: u32) -> u64 {
-    let table = u64::from(page_count(volume_size, block_size)) * 2 * TABLE_PAGE_SIZE as u64;
+    let table = u64::from(page_count(volume_size, block_size)) * PAGE_PAIR_SIZE;
     pool_size_for(volume_size, block_size) + table.next_multiple_of(1 << 20)
 }
 

@@ -8,10 +8,13 @@
 //! A generation that is let go of leaves records without an owner. Each goes to the next older generation, unless that
 //! has the block from before; this is work that can wait, because looking up finds such records all the same.
 
-use super::{Blocks, Geometry, store::PageMeta};
+use super::{
+    Blocks, Geometry,
+    slots::{PAGE_PAIR_SIZE, PageMeta},
+};
 use crate::{
     format::{
-        kept_page::{self, KEPT_PAGE_RECORD_COUNT, KEPT_PAGE_SIZE, KeptPage, KeptRecord},
+        kept_page::{self, KEPT_PAGE_RECORD_COUNT, KeptRecord},
         pool_superblock::{EXTENT_COUNT_MAX, Extent},
     },
     units::{MediumUuid, Order},
@@ -22,8 +25,6 @@ use alloc::{
 };
 use bytes::Bytes;
 
-/// Bytes of both slots of a page.
-const PAGE_PAIR_SIZE: u64 = 2 * KEPT_PAGE_SIZE as u64;
 /// Distinguishes pages of kept blocks from the table's pages in the digest.
 const DIGEST_INDEX: u32 = 1 << 31;
 
@@ -91,9 +92,16 @@ impl Kept {
     }
 
     /// Takes a page in that was read; what it adds to the digest. `None`: it cannot be.
-    pub fn load(&mut self, index: u32, slot: u8, page: KeptPage, block_count: u32, blocks: &mut Blocks) -> Option<u64> {
+    pub fn load(
+        &mut self,
+        index: u32,
+        meta: PageMeta,
+        records: Vec<KeptRecord>,
+        block_count: u32,
+        blocks: &mut Blocks,
+    ) -> Option<u64> {
         let first = index as usize * KEPT_PAGE_RECORD_COUNT;
-        for (place, record) in (first..).zip(page.records).filter(|(_, record)| record.boundary != 0) {
+        for (place, record) in (first..).zip(records).filter(|(_, record)| record.boundary != 0) {
             let is_new = self.records.entry(record.boundary).or_default().insert(record.block, place as u32).is_none();
             let is_free = record.physical == 0 || blocks.claim(record.physical);
             if !is_new || !is_free || record.block >= block_count {
@@ -101,7 +109,6 @@ impl Kept {
             }
             *self.slots.get_mut(place)? = record;
         }
-        let meta = PageMeta { checkpoint: page.checkpoint, checksum: page.checksum, slot };
         *self.metas.get_mut(index as usize)? = Some(meta);
         Some(meta.weight(index | DIGEST_INDEX))
     }
@@ -330,13 +337,10 @@ impl Kept {
             let first = index as usize * KEPT_PAGE_RECORD_COUNT;
             let records = &self.slots[first..first + KEPT_PAGE_RECORD_COUNT];
             let (bytes, checksum) = kept_page::encode(pool, index, checkpoint, records);
-            let old = self.metas[index as usize];
-            let slot = old.map_or(0, |old| 1 - old.slot);
-            let meta = PageMeta { checkpoint, checksum, slot };
-            let gone = old.map_or(0, |old| old.weight(index | DIGEST_INDEX));
-            digest = digest.wrapping_sub(gone).wrapping_add(meta.weight(index | DIGEST_INDEX));
-            self.metas[index as usize] = Some(meta);
-            writes.push((places[index as usize].1 + u64::from(slot) * KEPT_PAGE_SIZE as u64, bytes));
+            let meta = &mut self.metas[index as usize];
+            let (slot, added) = PageMeta::write(meta, index | DIGEST_INDEX, checkpoint, checksum);
+            digest = digest.wrapping_add(added);
+            writes.push((places[index as usize].1 + slot, bytes));
         }
         (writes, digest)
     }

@@ -12,12 +12,13 @@
 mod blocks;
 mod geometry;
 mod kept;
+mod slots;
 mod store;
 
 pub use crate::format::table_page::Entry;
 pub use blocks::{Blocks, ReadCount};
 pub use geometry::{Geometry, grown_pool_size, pool_size_for, smallest_pool_size};
-pub use store::{Boundaries, LoadError, PageMeta, format_pool, load};
+pub use store::{Boundaries, LoadError, format_pool, load};
 
 use crate::{
     format::{
@@ -28,6 +29,7 @@ use crate::{
 };
 use alloc::{boxed::Box, collections::BTreeSet, vec::Vec};
 use kept::Kept;
+use slots::PageMeta;
 
 /// See the module.
 pub struct Table {

@@ -3,40 +3,25 @@
 //! A checkpoint writes the changed pages into their other slots, syncs, then writes the superblock that makes them
 //! count, and syncs again. Until that last step the table of the checkpoint before is whole on the medium.
 
-use super::{Blocks, Entry, Geometry, Table, kept::Kept};
+use super::{
+    Blocks, Entry, Geometry, Table,
+    kept::Kept,
+    slots::{PAGE_PAIR_SIZE, PageMeta, Slots},
+};
 use crate::{
     command::VolumeSpec,
     disk::{DiskError, MediumId, Storage},
     format::{
         FormatError,
         journal_superblock::{SLOTS, check_geometry},
-        kept_page::{self, KEPT_PAGE_SIZE, KeptPage},
+        kept_page,
         pool_superblock::{POOL_SUPERBLOCK_SIZE, PoolSuperblock},
-        table_page::{self, TABLE_PAGE_ENTRY_COUNT, TABLE_PAGE_SIZE, TablePage},
+        table_page::{self, TABLE_PAGE_ENTRY_COUNT},
     },
     units::{GroupId, MediumUuid, Order, VOLUME_SIZE_MAX},
 };
 use alloc::{boxed::Box, collections::BTreeSet, vec, vec::Vec};
 use bytes::Bytes;
-
-/// Which slot of a page counts.
-#[derive(Clone, Copy)]
-pub struct PageMeta {
-    /// The checkpoint that wrote it.
-    pub checkpoint: u64,
-    /// Its checksum.
-    pub checksum: u32,
-    /// The slot.
-    pub slot: u8,
-}
-
-impl PageMeta {
-    /// A page's part in the digest: depends on where it is, when it was written and what it holds.
-    pub fn weight(&self, index: u32) -> u64 {
-        let crc = crc32c::crc32c_append(self.checksum, &self.checkpoint.to_le_bytes());
-        (u64::from(crc) << 32 | u64::from(self.checksum)).wrapping_mul(2 * u64::from(index) + 1)
-    }
-}
 
 /// Why a pool was not accepted.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -223,33 +208,17 @@ fn load_pages(storage: &mut dyn Storage, medium: MediumId, table: &mut Table) ->
     let page_count = table.pages.len();
     for first in (0..page_count).step_by(PAGES_AT_ONCE) {
         let count = PAGES_AT_ONCE.min(page_count - first);
-        let size = count * 2 * TABLE_PAGE_SIZE;
-        let bytes = storage.read(medium, table.geometry.page_offset(first as u32, 0), size as u32)?;
-        for (index, slots) in (first..).zip(bytes.chunks_exact(2 * TABLE_PAGE_SIZE)) {
-            let mut best: Option<(TablePage, u8)> = None;
-            let mut unfinished = false;
-            for (slot, raw) in (0..).zip(slots.chunks_exact(TABLE_PAGE_SIZE)) {
-                let page = table_page::parse(raw, table.medium, index as u32, table.geometry.block_count);
-                // A page that is torn or from an unfinished checkpoint does not count; the digest tells if one is
-                // missing that should.
-                let Ok(page) = page else { continue };
-                if page.checkpoint < table.pages_since {
-                    continue;
-                }
-                unfinished |= page.checkpoint > table.checkpoint;
-                if page.checkpoint <= table.checkpoint
-                    && best.as_ref().is_none_or(|(best, _)| best.checkpoint < page.checkpoint)
-                {
-                    best = Some((page, slot));
-                }
-            }
-            if unfinished {
-                // The next checkpoint has the same number: it must overwrite what the unfinished one left.
+        let size = count as u64 * PAGE_PAIR_SIZE;
+        let bytes = storage.read(medium, table.geometry.page_offset(first as u32), size as u32)?;
+        for (index, pair) in (first..).zip(bytes.chunks_exact(PAGE_PAIR_SIZE as usize)) {
+            let parse = |raw: &[u8]| table_page::parse(raw, table.medium, index as u32, table.geometry.block_count);
+            let slots = Slots::read(pair, table.pages_since, table.checkpoint, parse);
+            if slots.unfinished {
                 table.changed_pages.insert(index as u32);
                 table.pages[index] = Some(Box::new([Entry::default(); TABLE_PAGE_ENTRY_COUNT]));
             }
-            let Some((page, slot)) = best else { continue };
-            for entry in page.entries.iter() {
+            let Some((entries, meta)) = slots.newest else { continue };
+            for entry in entries.iter() {
                 for block in [entry.latest, entry.snapshot] {
                     if block != 0 && !table.blocks.claim(block) {
                         return Err(FormatError::Field { what: "table page", field: "physical block" }.into());
@@ -257,10 +226,9 @@ fn load_pages(storage: &mut dyn Storage, medium: MediumId, table: &mut Table) ->
                 }
                 table.dirty_count += u64::from(entry.dirty.count_ones());
             }
-            let meta = PageMeta { checkpoint: page.checkpoint, checksum: page.checksum, slot };
             table.digest = table.digest.wrapping_add(meta.weight(index as u32));
             table.metas[index] = Some(meta);
-            table.pages[index] = Some(page.entries);
+            table.pages[index] = Some(entries);
         }
     }
     Ok(())
@@ -268,20 +236,15 @@ fn load_pages(storage: &mut dyn Storage, medium: MediumId, table: &mut Table) ->
 
 fn load_kept(storage: &mut dyn Storage, medium: MediumId, table: &mut Table) -> Result<(), LoadError> {
     for (index, offset, since) in table.kept.pages(&table.geometry) {
-        let bytes = storage.read(medium, offset, 2 * KEPT_PAGE_SIZE as u32)?;
-        let mut best: Option<(KeptPage, u8)> = None;
-        for (slot, raw) in (0..).zip(bytes.chunks_exact(KEPT_PAGE_SIZE)) {
-            let page = kept_page::parse(raw, table.medium, index, table.geometry.block_count);
-            let Some(page) = page.ok().filter(|page| page.checkpoint >= since) else { continue };
-            if page.checkpoint > table.checkpoint {
-                table.kept.rewrite(index);
-            } else if best.as_ref().is_none_or(|(best, _)| best.checkpoint < page.checkpoint) {
-                best = Some((page, slot));
-            }
+        let bytes = storage.read(medium, offset, PAGE_PAIR_SIZE as u32)?;
+        let parse = |raw: &[u8]| kept_page::parse(raw, table.medium, index, table.geometry.block_count);
+        let slots = Slots::read(&bytes, since, table.checkpoint, parse);
+        if slots.unfinished {
+            table.kept.rewrite(index);
         }
-        let Some((page, slot)) = best else { continue };
+        let Some((records, meta)) = slots.newest else { continue };
         let block_count = (table.pages.len() * TABLE_PAGE_ENTRY_COUNT) as u32;
-        let weight = table.kept.load(index, slot, page, block_count, &mut table.blocks);
+        let weight = table.kept.load(index, meta, records, block_count, &mut table.blocks);
         let weight = weight.ok_or(FormatError::Field { what: "page of kept blocks", field: "record" })?;
         table.digest = table.digest.wrapping_add(weight);
     }
@@ -350,13 +313,9 @@ impl Table {
                 continue;
             };
             let (bytes, checksum) = table_page::encode(self.medium, index, self.checkpoint, entries);
-            let old = self.metas[index as usize];
-            let slot = old.map_or(0, |old| 1 - old.slot);
-            let meta = PageMeta { checkpoint: self.checkpoint, checksum, slot };
-            let gone = old.map_or(0, |old| old.weight(index));
-            self.digest = self.digest.wrapping_sub(gone).wrapping_add(meta.weight(index));
-            self.metas[index as usize] = Some(meta);
-            pages.push((self.geometry.page_offset(index, slot), bytes));
+            let (slot, added) = PageMeta::write(&mut self.metas[index as usize], index, self.checkpoint, checksum);
+            self.digest = self.digest.wrapping_add(added);
+            pages.push((self.geometry.page_offset(index) + slot, bytes));
         }
         let (kept_pages, digest) = self.kept.begin_checkpoint(self.medium, self.checkpoint, &self.geometry);
         pages.extend(kept_pages);
