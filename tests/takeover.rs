@@ -14,6 +14,8 @@ fn ready(sites: &Sites) {
     for node in 0..2 {
         let refusal = sites.refusal(node, &["auto-promote", GROUP, "on"]);
         assert!(refusal.contains("Group g: Fencing by lease is off"), "{refusal}");
+        let refusal = sites.refusal(node, &["auto-promote", GROUP, "on", "--after", "2d"]);
+        assert!(refusal.contains("Group g: a silence of 172800 s is not between 1 and 86400 s"), "{refusal}");
     }
     sites.ask(0, &["fence", GROUP, "lease", "--seconds", "1"]).unwrap();
     sites.wait(0, "a lease", |status| status["lease"]["left_millis"].as_u64() > Some(0)).unwrap();

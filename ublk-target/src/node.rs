@@ -44,6 +44,8 @@ use tracing::{error, info, warn};
 
 type Answer = Result<Value, ApiError>;
 
+/// After at most so many seconds of silence a node promotes itself.
+const TAKEOVER_SECONDS_MAX: u32 = 86_400;
 /// A heartbeat says so long that a peer lives.
 const HEARTBEAT_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -301,9 +303,14 @@ impl Node {
                 let millis = lease_seconds * 1000;
                 self.simple(&group, Command::SetLease { millis, force }, "Fencing is set").await
             }
+            Request::SetTakeover { group, after_seconds, .. } if after_seconds > TAKEOVER_SECONDS_MAX => {
+                Err(ApiError::new(format!(
+                    "Group {group}: a silence of {after_seconds} s is not between 1 and {TAKEOVER_SECONDS_MAX} s (a day)"
+                )))
+            }
             Request::SetTakeover { group, after_seconds, latest } => {
-                let takeover = (after_seconds > 0)
-                    .then_some(Takeover { after_millis: after_seconds.saturating_mul(1000), to_latest: latest });
+                let takeover =
+                    (after_seconds > 0).then_some(Takeover { after_millis: after_seconds * 1000, to_latest: latest });
                 self.simple(&group, Command::SetTakeover(takeover), "Automatic promotion of this node is set").await
             }
             Request::SetPolicy { group, policy } => {

@@ -164,7 +164,7 @@ pub enum Command {
         group: String,
         /// Whether.
         switch: Switch,
-        /// How long the primary has to be silent, on every link and on the heartbeat path.
+        /// How long the primary has to be silent, on every link and on the heartbeat path: 1s to 1d.
         #[arg(long, value_name = "TIME", default_value = "30s", value_parser = seconds)]
         after: u32,
         /// To all that was received, instead of the last restart point.

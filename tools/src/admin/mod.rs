@@ -281,7 +281,7 @@ fn request(command: &Command) -> Result<Request, ClientError> {
             return refuse("A primary may be silent for a moment; say after how long, at least --after 1s");
         }
         Command::AutoPromote { group, switch, after, latest } => {
-            let after_seconds = if switch == Switch::On { after.min(86_400) } else { 0 };
+            let after_seconds = if switch == Switch::On { after } else { 0 };
             Request::SetTakeover { group, after_seconds, latest }
         }
         Command::Policy { group, policy } => Request::SetPolicy { group, policy: policy.into() },
