@@ -199,7 +199,9 @@ impl StreamState {
             let oldest = self.older.iter().position(|point| point.origin != Origin::Fork).unwrap_or(0);
             self.older.remove(oldest);
         }
-        self.older.push(point);
+        // A fork comes after the restart point that is the last one still, and becomes an older one only later.
+        let at = self.older.partition_point(|other| other.order < point.order);
+        self.older.insert(at, point);
     }
 
     /// Whether a record of another history is one of this history too.

@@ -54,10 +54,14 @@ impl Epoch {
     /// The epoch of a new group.
     pub const FIRST: Self = Self(1 << 32);
 
-    /// The epoch that a promotion opens.
+    /// The epoch that a promotion opens on a node that stepped down last in the epoch `stepped_down`.
+    ///
+    /// The node that was the primary of this epoch skips a number: when both are promoted at once, which nothing but a common
+    /// witness could prevent, they open different epochs, and the one with the lower steps down when they meet.
     #[must_use]
-    pub fn promoted(self) -> Self {
-        Self(((self.0 >> 32) + 1) << 32)
+    pub fn promoted(self, stepped_down: Self) -> Self {
+        let count = if self.0 >> 32 == stepped_down.0 >> 32 { 2 } else { 1 };
+        Self(((self.0 >> 32) + count) << 32)
     }
 
     /// The epoch that a primary opens after an unclean stop.

@@ -2,7 +2,7 @@
 
 use super::GenerationId;
 use crate::{
-    format::text::Name,
+    format::{message::LEASE_MILLIS_MAX, text::Name},
     pair::{PairState, Role},
     units::{Position, VolumeId},
 };
@@ -27,6 +27,9 @@ pub enum CommandError {
         /// What to do first.
         hint: &'static str,
     },
+    /// A standby that has never been connected to its primary.
+    #[error("This node has never heard of its primary and holds nothing of the group; connect it first, or make a new group")]
+    NothingReceived,
     /// No restart point has arrived.
     #[error(
         "No restart point has arrived; promote to the latest state instead, if the application can start from any instant"
@@ -84,6 +87,9 @@ pub enum CommandError {
         /// How long.
         seconds: u64,
     },
+    /// No possible duration.
+    #[error("A lease of {0} ms is too long: at most {LEASE_MILLIS_MAX} ms are possible")]
+    LeaseLength(u32),
     /// Nothing would keep two nodes from serving.
     #[error("Fencing by lease is off, and without it a node must not promote itself; turn it on first, on the primary")]
     NotFenced,

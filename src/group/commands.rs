@@ -12,9 +12,9 @@ use crate::{
     overlay::Overlay,
     pair::{Cause, PairState, Role},
     request::RequestError,
-    stream_state::Note,
+    stream_state::{Note, StreamState},
     table,
-    units::{Generation, NodeKey, Now, Order, Position, VOLUME_COUNT_MAX, VolumeId},
+    units::{Epoch, Generation, NodeKey, Now, Order, Position, VOLUME_COUNT_MAX, VolumeId},
 };
 use alloc::vec::Vec;
 use bytes::Bytes;
@@ -333,6 +333,10 @@ impl Group {
                 return Err(CommandError::WrongRole { role: Role::Fenced, hint });
             }
         }
+        if self.stream.last == StreamState::new().last && self.pair.peer_epoch == Epoch::default() {
+            // Its epoch would be one that others have had.
+            return Err(CommandError::NothingReceived);
+        }
         let point = self.stream.restart_point.as_ref();
         let target = match target {
             PromoteTarget::Latest if self.stream.copying => return Err(CommandError::CopyInProgress),
@@ -462,7 +466,7 @@ impl Group {
         if fork < last {
             self.take_back(fork, at);
         }
-        let epoch = self.epoch().max(self.pair.peer_epoch).max(before.epoch).promoted();
+        let epoch = self.epoch().max(self.pair.peer_epoch).max(before.epoch).promoted(self.pair.former_epoch);
         self.stream.generation = self.stream.generation.next();
         let mut record = self.new_record(Kind::EpochChange);
         record.at = Position { epoch, seq: at.seq.next() };

@@ -46,7 +46,9 @@ impl Group {
     pub(super) fn check_delay(&mut self) {
         let newest_point = self.stream.restart_point.as_ref().map_or(Order(0), |point| point.order);
         self.delay.overflow.take_if(|order| *order <= newest_point);
-        if self.is_delaying() && self.journal.live_size() > self.journal.ring_size() / 2 {
+        // What is up to the restart point is not held back.
+        let holds = self.is_delaying() && self.journal.last() > newest_point;
+        if holds && self.journal.live_size() > self.journal.ring_size() / 2 {
             self.delay.overflow = Some(self.journal.last());
             self.event(Event::DelayGivenUp);
         }

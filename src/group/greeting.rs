@@ -137,13 +137,20 @@ impl Group {
     }
 
     /// The epoch in which this node is.
-    pub(super) fn epoch(&self) -> Epoch {
+    pub fn epoch(&self) -> Epoch {
         self.stream.epochs.last().map_or(self.stream.last.epoch, |start| start.epoch)
     }
 
     /// The peer's greeting.
     pub(super) fn greeted(&mut self, greeting: Greeting) -> Result<(), String> {
+        let theirs = greeting.epochs.last().map_or(greeting.head.epoch, |start| start.epoch);
+        let ours = self.epoch();
         if greeting.volumes != self.volume_digest() {
+            // Who meets a higher epoch serves no more, whatever else is amiss.
+            if self.pair.role == Role::Primary && theirs > ours {
+                self.pair.peer_epoch = self.pair.peer_epoch.max(theirs);
+                self.fence(&greeting);
+            }
             // The session stays, because through it a volume is made as large as the peer's.
             self.peer.connected = false;
             let reason = "The peer's volumes are not the same (number, size or logical block); if a resize was \
@@ -151,8 +158,6 @@ impl Group {
             self.event(Event::PeerRefused { reason: reason.into() });
             return Ok(());
         }
-        let theirs = greeting.epochs.last().map_or(greeting.head.epoch, |start| start.epoch);
-        let ours = self.epoch();
         self.pair.peer_epoch = self.pair.peer_epoch.max(theirs);
         self.peer.greeted = true;
         self.silence.end();

@@ -119,6 +119,9 @@ impl Group {
     /// An operator's command: `millis` 0 ends fencing by lease. `true` if it is done.
     pub(super) fn set_lease(&mut self, id: CommandId, millis: u32, force: bool) -> Result<bool, CommandError> {
         self.require_primary_pair()?;
+        if millis > LEASE_MILLIS_MAX {
+            return Err(CommandError::LeaseLength(millis));
+        }
         if self.leasing.ending.is_some() {
             return Err(CommandError::InProgress("change of fencing"));
         }

@@ -69,6 +69,8 @@ mod pair_bench;
 #[cfg(test)]
 mod pair_tests;
 #[cfg(test)]
+mod simulated_tests;
+#[cfg(test)]
 mod table_tests;
 #[cfg(test)]
 mod takeover_tests;
@@ -176,9 +178,17 @@ pub struct Group {
     /// Something happened that lets more be started, though nothing was put out.
     again: bool,
     stopped: Option<&'static str>,
+    #[cfg(feature = "testing")]
+    started: Vec<RequestId>,
 }
 
 impl Group {
+    /// The requests that got their place in the order since the last call, in that order. Those in flight have none before.
+    #[cfg(feature = "testing")]
+    pub fn take_started(&mut self) -> Vec<RequestId> {
+        core::mem::take(&mut self.started)
+    }
+
     /// The outcome of a disk operation.
     pub fn handle_disk(&mut self, now: Now, id: OperationId, outcome: DiskOutcome) {
         self.now = now;
@@ -236,6 +246,8 @@ impl Group {
             return;
         }
         self.confirm();
+        // Before whatever else is sent in a session.
+        self.greet();
         self.keep_lease();
         self.take_over();
         self.release_held();
@@ -247,7 +259,6 @@ impl Group {
         self.retire();
         self.suspend_when_nearly_full();
         self.start_superblock();
-        self.greet();
         self.begin_copy();
         self.send();
         self.copy_next();

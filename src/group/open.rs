@@ -193,6 +193,8 @@ impl Group {
             outputs: VecDeque::new(),
             again: false,
             stopped: None,
+            #[cfg(feature = "testing")]
+            started: Vec::new(),
         }
     }
 

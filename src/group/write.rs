@@ -184,6 +184,8 @@ impl Group {
 
     fn start(&mut self, request: Request) {
         let Request { id, volume, access, operation } = request;
+        #[cfg(feature = "testing")]
+        self.started.push(id);
         let durability = match operation {
             Operation::Read { offset, size } => return self.start_read(id, volume, offset, size),
             Operation::Extents { offset, size } => {

@@ -1,0 +1,148 @@
+//! What simulated histories found, each as a small story of its own.
+
+use super::{pair_bench::Pair, *};
+use crate::{
+    command::{Command, CommandError, CommandReply, PromoteTarget},
+    format::{
+        message::LEASE_MILLIS_MAX,
+        record::{Kind, Record},
+    },
+    pair::{ApplyPolicy, Role},
+    units::VOLUME_SIZE_MIN,
+};
+extern crate std;
+
+const LATEST: Command = Command::Promote { target: PromoteTarget::Latest, force: true };
+
+/// Seed 2. The peer's greeting may be taken before anything was sent in a session: a lease must not be asked for before this
+/// node has greeted, or the peer ends the session, again and again.
+#[test]
+fn the_greeting_is_the_first_frame_also_when_the_peers_has_come_already() {
+    let mut pair = Pair::in_step();
+    pair.command(0, Command::SetLease { millis: 1_000, force: false }).unwrap();
+    pair.cut();
+    let now = pair.now;
+    for node in &mut pair.nodes {
+        node.group.handle_peer_up(now);
+        node.group.handle_stream_credit(now, 1 << 20);
+    }
+    pair.nodes[1].drain();
+    let greeting = pair.nodes[1].outbox.pop_front().unwrap();
+    let body = [greeting.header, greeting.payload].concat();
+    pair.nodes[0].group.handle_frame(now, body.into());
+    pair.nodes[0].drain();
+    let first = Record::parse(&pair.nodes[0].outbox[0].header, pair.nodes[0].group.id).unwrap();
+    assert_eq!(first.kind, Kind::Greeting);
+}
+
+/// Seed 26. What no superblock may hold must not get into one: the group could not be opened any more.
+#[test]
+fn a_lease_of_impossible_length_is_refused() {
+    let mut pair = Pair::in_step();
+    let millis = LEASE_MILLIS_MAX + 1;
+    let refused = pair.command(0, Command::SetLease { millis, force: false });
+    assert_eq!(refused, Err(CommandError::LeaseLength(millis)));
+    pair.reopen(0);
+}
+
+/// Seed 13. A fork is younger than the restart point that is the last one still; when that becomes an older one, the generations
+/// must stay in order, or the group could not be opened any more.
+#[test]
+fn a_restart_point_before_a_fork_becomes_an_older_one() {
+    let mut pair = Pair::in_step();
+    for node in 0..2 {
+        pair.command(node, Command::KeepGenerations { count: 4, seconds: 0 }).unwrap();
+    }
+    pair.write();
+    pair.restart_point();
+    pair.settle();
+    pair.cut();
+    pair.write();
+    assert!(pair.promote(PromoteTarget::Latest));
+    pair.connect();
+    pair.settle();
+    pair.command(0, Command::Demote { discard_fork: false }).unwrap();
+    pair.connect();
+    pair.settle();
+    pair.write();
+    for _ in 0..3 {
+        pair.restart_point();
+        pair.settle();
+    }
+    assert_eq!(pair.nodes[0].group.forks().len(), 1);
+    pair.reopen(0);
+    pair.finish();
+}
+
+/// Seed 45. What is up to the last restart point is not held back: with half of the journal full of it there is nothing to give
+/// up, least of all again and again without end.
+#[test]
+fn nothing_is_given_up_when_the_journal_ends_with_a_restart_point() {
+    let mut pair = Pair::in_step();
+    pair.command(1, Command::SetPolicy(ApplyPolicy::Delayed)).unwrap();
+    for _ in 0..9 {
+        pair.write_at_unchecked(0, 1 << 20);
+    }
+    let now = pair.now;
+    pair.nodes[0].group.handle_command(now, CommandId(1 << 40), Command::RestartPoint { label: "p".parse().unwrap() });
+    while !pair.nodes[0].replies.contains_key(&CommandId(1 << 40)) {
+        let Pair { nodes, rng, .. } = &mut pair;
+        if !nodes[0].step(now, rng) {
+            let at = nodes[0].group.poll_timeout().unwrap();
+            pair.pass_to(at);
+        }
+    }
+    let frames = core::mem::take(&mut pair.nodes[0].outbox);
+    let standby = &mut pair.nodes[1].group;
+    for frame in frames {
+        standby.handle_frame(now, [frame.header, frame.payload].concat().into());
+    }
+    let ends = (0..100_000).any(|_| standby.poll_output().is_none());
+    assert!(ends, "the standby never comes to rest");
+}
+
+/// Seed 128. Who meets a higher epoch serves no more, also if its volumes are not as large as the other's.
+#[test]
+fn a_primary_whose_volumes_differ_is_fenced() {
+    let mut pair = Pair::in_step();
+    let size = VOLUME_SIZE_MIN + (1 << 20);
+    let pool_size = grown_pool_size(size, 64 << 10);
+    pair.nodes[1].disks.set_size(MediumId::Pool(VolumeId(1)), pool_size);
+    pair.command(1, Command::GrowVolume { volume: VolumeId(1), size, pool_size }).unwrap();
+    assert!(pair.promote(PromoteTarget::Latest));
+    pair.connect();
+    pair.settle();
+    assert_eq!(pair.nodes[0].group.pair.role, Role::Fenced);
+    assert_eq!(pair.nodes[1].group.pair.role, Role::Primary);
+}
+
+/// Seed 182. A standby that was never connected does not know which epochs there were.
+#[test]
+fn a_standby_that_has_never_heard_of_its_primary_is_not_promoted() {
+    let mut pair = Pair::new(proptest::test_runner::TestRng::deterministic_rng(
+        proptest::test_runner::RngAlgorithm::ChaCha,
+    ));
+    assert_eq!(pair.command(1, LATEST), Err(CommandError::NothingReceived));
+}
+
+/// Seed 225. Two operators promote both nodes at once.
+#[test]
+fn two_nodes_never_open_the_same_epoch() {
+    let mut pair = Pair::in_step();
+    for round in 0..4 {
+        pair.write();
+        pair.settle();
+        pair.command(pair.primary, Command::HandOver).unwrap();
+        pair.cut();
+        let opened = [0, 1].map(|node| match pair.command(node, LATEST) {
+            Ok(CommandReply::Promoted { epoch, .. }) => epoch,
+            other => panic!("{other:?}"),
+        });
+        assert_ne!(opened[0], opened[1], "round {round}");
+        pair.primary = usize::from(opened[1] > opened[0]);
+        pair.rejoin();
+        pair.settle();
+        pair.connect();
+        pair.settle();
+    }
+}
