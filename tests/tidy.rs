@@ -39,8 +39,9 @@ struct Source {
 
 impl Source {
     fn is_logic(&self) -> bool {
+        let line_model = self.path.starts_with("tools/link-model/");
         let pure_carrier = self.path.starts_with("replicator/src/") && !self.path.starts_with("replicator/src/io");
-        (self.path.starts_with("src/") || pure_carrier) && !self.is_test_file()
+        (self.path.starts_with("src/") || pure_carrier || line_model) && !self.is_test_file()
     }
 
     fn is_test_file(&self) -> bool {
@@ -209,7 +210,7 @@ fn every_dependency_has_its_reason() {
         .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
         .map(|(name, _)| name.to_owned())
         .collect();
-    let ours = ["holdfast", "replicator", "ublk-target", "tools", "system-tests"];
+    let ours = ["holdfast", "replicator", "ublk-target", "tools", "link-model", "simulator", "system-tests"];
     let mut used = BTreeMap::new();
     for (path, manifest) in manifests() {
         for section in ["dependencies", "dev-dependencies", "build-dependencies"] {

@@ -28,7 +28,9 @@ pub enum CommandError {
         hint: &'static str,
     },
     /// A standby that has never been connected to its primary.
-    #[error("This node has never heard of its primary and holds nothing of the group; connect it first, or make a new group")]
+    #[error(
+        "This node has never heard of its primary and holds nothing of the group; connect it first, or make a new group"
+    )]
     NothingReceived,
     /// No restart point has arrived.
     #[error(

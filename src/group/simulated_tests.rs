@@ -119,9 +119,8 @@ fn a_primary_whose_volumes_differ_is_fenced() {
 /// Seed 182. A standby that was never connected does not know which epochs there were.
 #[test]
 fn a_standby_that_has_never_heard_of_its_primary_is_not_promoted() {
-    let mut pair = Pair::new(proptest::test_runner::TestRng::deterministic_rng(
-        proptest::test_runner::RngAlgorithm::ChaCha,
-    ));
+    let mut pair =
+        Pair::new(proptest::test_runner::TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha));
     assert_eq!(pair.command(1, LATEST), Err(CommandError::NothingReceived));
 }
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::proxy::{Emulator, Side};
-use super::settings::SettingError;
+use link_model::SettingError;
 
 /// A command that could not be carried out.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -69,7 +69,7 @@ pub fn answer(emulator: &Emulator, line: &str) -> Result<String, CommandError> {
     Ok("ok".to_owned())
 }
 
-fn change(emulator: &Emulator, ways: &[Side], change: impl Fn(&mut super::settings::LineSettings)) {
+fn change(emulator: &Emulator, ways: &[Side], change: impl Fn(&mut link_model::LineSettings)) {
     for &way in ways {
         emulator.change_way(way, &change);
     }
@@ -121,8 +121,8 @@ fn serve_one(emulator: &Emulator, connection: &UnixStream) {
 #[cfg(test)]
 mod tests {
     use super::super::proxy::EmulatorSettings;
-    use super::super::settings::{LineSettings, Probability};
     use super::*;
+    use link_model::{LineSettings, Probability};
 
     fn emulator() -> Emulator {
         Emulator::start(EmulatorSettings::local(LineSettings::default(), 1)).expect("it starts")

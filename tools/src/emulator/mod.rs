@@ -2,18 +2,12 @@
 //!
 //! | module | what it is |
 //! | --- | --- |
-//! | [`settings`] | what a line does, and how a person writes it |
-//! | [`model`] | one direction of a line, pure and in virtual time |
+//! | [`link_model`] | one direction of a line, pure and in virtual time |
 //! | [`proxy`] | two UDP sockets with a line each way between them, on a thread of its own |
 //! | [`control`] | the commands of a running emulator |
-//! | [`random`] | the seeded chances |
 
 pub mod control;
-pub mod model;
 pub mod proxy;
-pub mod random;
-pub mod settings;
 
-pub use model::{Line, LineCounters};
+pub use link_model::{BurstLoss, Line, LineCounters, LineSettings, Probability, QueueLimit, SettingError};
 pub use proxy::{Emulator, EmulatorError, EmulatorSettings, Side, Statistics};
-pub use settings::{BurstLoss, LineSettings, Probability, QueueLimit, SettingError};

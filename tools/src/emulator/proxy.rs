@@ -22,8 +22,7 @@ use noq_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::model::{Line, LineCounters};
-use super::settings::LineSettings;
+use link_model::{Line, LineCounters, LineSettings};
 
 /// One of the two ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! The driver with real sockets. Every wait is for an event, with a limit that only a failure reaches.
 
-use super::super::settings::Probability;
 use super::*;
+use link_model::Probability;
 
 const LIMIT: Duration = Duration::from_secs(30);
 

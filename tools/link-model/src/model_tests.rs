@@ -1,7 +1,7 @@
 //! The line model in virtual time.
 
-use super::super::settings::{BurstLoss, Probability};
 use super::*;
+use crate::settings::{BurstLoss, Probability};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 

@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::random::Random;
-use super::settings::{LineSettings, QueueLimit};
+use crate::random::Random;
+use crate::settings::{LineSettings, QueueLimit};
 
 /// So many bytes can be on their way; more are lost as if the queue were full.
 pub const BYTES_WAITING_MAX: u64 = 256 << 20;

@@ -1,0 +1,284 @@
+//! What must hold: looked at after the events that could break it.
+
+use crate::{
+    history::Content,
+    outside::{Asked, Expect, Serving},
+    world::{World, group_id},
+};
+use bytes::Bytes;
+use holdfast::{
+    command::{GenerationId, GenerationKind, PromoteTarget},
+    disk::DiskAction,
+    format::record::Record,
+    output::Event,
+    pair::Role,
+    request::{Access, Operation, RequestError},
+};
+
+/// What is to be looked at when the present event is over.
+pub enum Todo {
+    /// A node has become the primary of a group.
+    Settle(usize, usize),
+    /// A former primary has stepped down, and keeps this content under this name.
+    Fork(usize, usize, Box<(Content, String)>),
+}
+
+impl World {
+    /// Looks at what an event left to be looked at.
+    pub(crate) fn look_after(&mut self) {
+        while let Some(todo) = self.todo.pop_front() {
+            match todo {
+                Todo::Settle(node, group) => self.settle(node, group),
+                Todo::Fork(node, group, kept) => self.check_fork(node, group, kept.0, kept.1),
+            }
+        }
+    }
+
+    /// Reads all that clients use of all volumes of a node's group, as they are at this instant. `None` when the group does not
+    /// answer now.
+    pub(crate) fn read_all(
+        &mut self,
+        node: usize,
+        group: usize,
+        access: Access,
+    ) -> Option<Result<Content, RequestError>> {
+        self.group(node, group)?;
+        let size = self.config.area as u32;
+        let ids: Vec<_> = (0..self.outside[group].volume_count)
+            .map(|volume| self.hand_in(node, group, volume, access, Operation::Read { offset: 0, size }, Asked::Look))
+            .collect();
+        self.pump(node);
+        for _ in 0..10_000 {
+            if ids.iter().all(|id| self.outside[group].looked.contains_key(id)) {
+                break;
+            }
+            // Reads first: nothing else is to happen meanwhile.
+            let operations = &self.slot(node, group)?.operations;
+            let reads = |operation: &holdfast::disk::DiskOperation| matches!(operation.action, DiskAction::Read { .. });
+            let Some(number) =
+                operations.iter().find(|(_, (operation, _))| reads(operation)).map(|(number, _)| *number)
+            else {
+                break;
+            };
+            self.end_operation(node, group, number);
+            self.pump(node);
+        }
+        let outside = &mut self.outside[group];
+        let found: Vec<_> = ids.iter().map(|id| outside.looked.remove(id)).collect();
+        ids.iter().for_each(|id| drop(outside.pending.remove(id)));
+        found.into_iter().collect::<Option<Vec<_>>>().map(|volumes| volumes.into_iter().collect())
+    }
+
+    /// Looks at a primary that was opened or promoted, once it answers.
+    pub(crate) fn settle(&mut self, node: usize, group: usize) {
+        let Serving::Unsettled(expect) = self.outside[group].serving[node] else { return };
+        let Some(role) = self.slot(node, group).map(|slot| slot.view.role) else { return };
+        let access = if role == Role::Fenced { Access::ReadOnly } else { Access::ReadWrite };
+        // How a command to promote it was answered tells what it must be.
+        if !self.is_awake(node) || role == Role::Secondary || self.errands.promotes(node, group) {
+            return;
+        }
+        let Some(Ok(content)) = self.read_all(node, group, access) else { return };
+        // What happened meanwhile may have changed its role.
+        let Serving::Unsettled(_) = self.outside[group].serving[node] else { return };
+        let rotten = self.nodes.iter().any(|node| node.ills.rotten);
+        let settled = self.outside[group].settle(node, expect, &content, rotten);
+        match settled {
+            Ok(branch) => self.trace.note(self.now, || {
+                let count = self.outside[group].history.branches[branch].count;
+                format!("node {node} group {group}: {expect:?} is branch {branch} after {count} operations")
+            }),
+            Err(why) => panic!("node {node} group {group}: {why}"),
+        }
+    }
+
+    /// Looks at what a node holds.
+    pub(crate) fn look(&mut self, node: usize, group: usize) {
+        if !self.is_awake(node) {
+            return;
+        }
+        let now = self.nodes[node].clock.now(self.now);
+        let Some(core) = self.group(node, group) else { return };
+        let status = core.status(now);
+        if status.stopped.is_some() || status.copying {
+            return;
+        }
+        if status.role != Role::Secondary {
+            return self.look_at_primary(node, group, status.role);
+        }
+        let Some(Ok(content)) = self.read_all(node, group, Access::ReadOnly) else { return };
+        let history = &self.outside[group].history;
+        if history.places(&content).next().is_none() {
+            let branches = (0..history.branches.len()).rev().take(4);
+            let why: Vec<String> = branches.map(|branch| history.explain(branch, &content)).collect();
+            panic!("I2: node {node} group {group} at {} shows what never was: {}", status.head, why.join("; "));
+        }
+        self.trace.mark("look: a standby");
+    }
+
+    fn look_at_primary(&mut self, node: usize, group: usize, role: Role) {
+        self.settle(node, group);
+        let Serving::Branch(branch) = self.outside[group].serving[node] else { return };
+        let now = self.nodes[node].clock.now(self.now);
+        let Some(core) = self.group(node, group) else { return };
+        if let Some(generation) = core.status(now).restart_point_acknowledged {
+            let line = &mut self.outside[group].history.branches[branch];
+            line.remote_generation = line.remote_generation.max(generation.0);
+        }
+        let Some(Ok(content)) = self.read_all(node, group, Access::ReadOnly) else { return };
+        let history = &self.outside[group].history;
+        let bound = history.branches[branch].answered;
+        if !history.counts(branch, &content).iter().any(|counts| counts.end > bound) {
+            let why = history.explain(branch, &content);
+            panic!("I3: {role} node {node} group {group} has not the {bound} operations it answered: {why}");
+        }
+        self.trace.mark(if role == Role::Fenced { "look: a fenced node" } else { "look: a primary" });
+    }
+
+    /// Looks at all that a node keeps.
+    pub(crate) fn look_back(&mut self, node: usize, group: usize) {
+        if !self.is_awake(node) {
+            return;
+        }
+        let now = self.nodes[node].clock.now(self.now);
+        let Some(core) = self.group(node, group) else { return };
+        for kept in core.status(now).generations {
+            let Some(core) = self.group(node, group) else { return };
+            let Some(order) = core.find_generation(kept.name) else { continue };
+            core.hold_generation(order);
+            let found = self.read_all(node, group, Access::Generation(order));
+            if let Some(core) = self.group(node, group) {
+                core.release_generation(order);
+            }
+            self.pump(node);
+            if let Some(Ok(content)) = found {
+                self.check_generation(node, group, kept.name, kept.kind, &content);
+            }
+        }
+    }
+
+    fn check_generation(
+        &mut self,
+        node: usize,
+        group: usize,
+        name: GenerationId,
+        kind: GenerationKind,
+        content: &Content,
+    ) {
+        let outside = &mut self.outside[group];
+        if let (GenerationId::Number(number), true) = (name, kind != GenerationKind::BeforeCopy)
+            && number.0 != 0
+        {
+            match outside.at_point(number.0, content) {
+                Ok(Some(_)) => return self.trace.mark("look: a generation"),
+                // A restart point that was never answered.
+                Ok(None) => {}
+                Err(why) => panic!("node {node} group {group}: {why}"),
+            }
+        }
+        if let Some(fork) = outside.forks[node].get(&name.to_string()) {
+            assert!(fork == content, "I5: {name} of node {node} group {group} is not what the former primary held");
+            return self.trace.mark("look: a fork that a former primary left");
+        }
+        if outside.history.places(content).next().is_none() {
+            let last = outside.history.branches.len() - 1;
+            panic!(
+                "I4: node {node} group {group}: {name} ({kind:?}) never was: {}",
+                outside.history.explain(last, content)
+            );
+        }
+        self.trace.mark(if kind == GenerationKind::Fork { "look: a fork" } else { "look: before a copy" });
+    }
+
+    /// What a former primary wrote past the fork is kept as it was (I5).
+    fn check_fork(&mut self, node: usize, group: usize, content: Content, name: String) {
+        let now = self.nodes[node].clock.now(self.now);
+        let Some(core) = self.group(node, group) else { return };
+        let listed = core.status(now).generations.iter().any(|kept| kept.name.to_string() == name);
+        assert!(listed, "I5: node {node} group {group} was demoted and keeps no {name}");
+        self.outside[group].forks[node].insert(name, content);
+    }
+
+    /// Who answers is the primary of its epoch, and of no epoch that another one has ended (I5).
+    pub(crate) fn check_serves(&mut self, node: usize, group: usize) {
+        let Some(core) = self.group(node, group) else { return };
+        let epoch = core.epoch().0;
+        let outside = &mut self.outside[group];
+        let owner = *outside.epochs.entry(epoch).or_insert(node);
+        assert!(owner == node, "I5: both nodes answer in epoch {epoch:#x} of group {group}");
+        let ended = outside.ended[node];
+        assert!(
+            epoch >= ended,
+            "I5: node {node} answers in epoch {epoch:#x} of group {group}, though fenced, and the other is primary in {ended:#x}"
+        );
+        outside.answered_at[node] = self.now;
+    }
+
+    /// One number is one record for ever (I8).
+    pub(crate) fn check_record(&mut self, node: usize, group: usize, header: &Bytes, payload: &Bytes) {
+        let Ok(record) = Record::parse(header, group_id(group)) else { panic!("node {node} sends what is no record") };
+        self.trace.note(self.now, || {
+            let (kind, at, volume, offset, size) = (record.kind, record.at, record.volume, record.offset, record.size);
+            format!("node {node} group {group}: sends {at} {kind:?} volume {volume} {offset}+{size}")
+        });
+        if !record.kind.is_sequenced() {
+            return;
+        }
+        let digest = crc32c::crc32c_append(crc32c::crc32c(header), payload);
+        let key = (group, record.at.epoch.0, record.at.seq.0);
+        let known = *self.records.entry(key).or_insert(digest);
+        assert!(known == digest, "I8: {} of group {group} names two records: node {node} sends {record:?}", record.at);
+    }
+
+    /// A group tells of a change.
+    pub(crate) fn event(&mut self, node: usize, group: usize, event: Event) {
+        self.mark_event(node, group, &event);
+        self.trace.note(self.now, || format!("node {node} group {group}: {event:?}"));
+        let Some(slot) = self.slot(node, group) else { return };
+        match event {
+            Event::RoleChanged { role, epoch } => {
+                slot.view.role = role;
+                match role {
+                    Role::Primary => self.became_primary(node, group, epoch.0),
+                    Role::Secondary => self.outside[group].serving[node] = Serving::Nothing,
+                    // It holds what it held; nobody adds to it.
+                    Role::Fenced => {}
+                }
+            }
+            Event::PairChanged { state } => slot.view.pair = state,
+            Event::PeerGreeted { .. } => slot.view.greeted = true,
+            Event::MediumFailed { .. } => {
+                slot.view.stopped = true;
+                let ills = self.nodes[node].ills;
+                let excuse = ills.errors > 0 || ills.full || ills.rotten;
+                assert!(excuse, "I7: node {node} group {group} stops, and nothing is wrong: {event:?}");
+            }
+            Event::TakingOver => {
+                let now = self.nodes[node].clock.now(self.now);
+                let Some(core) = self.group(node, group) else { return };
+                let latest = core.status(now).takeover.is_some_and(|takeover| takeover.to_latest);
+                let target = if latest { PromoteTarget::Latest } else { PromoteTarget::RestartPoint };
+                self.outside[group].hint[node] = Some((target, false));
+            }
+            _ => {}
+        }
+    }
+
+    fn became_primary(&mut self, node: usize, group: usize, epoch: u64) {
+        let other = 1 - node;
+        let hint = self.outside[group].hint[node];
+        let is_forced = hint.is_none_or(|(_, force)| force);
+        let now = self.nodes[other].clock.now(self.now);
+        let lease = self.group(other, group).map(|core| core.status(now).lease.is_some());
+        let outside = &mut self.outside[group];
+        if lease.unwrap_or(outside.had_lease[other]) && !is_forced {
+            outside.ended[other] = outside.ended[other].max(epoch);
+        }
+        let (remote, remote_generation) = outside.promised(node);
+        let remote = outside.handed_over[node].take().or(remote);
+        let (target, generation) = (hint.map(|(target, _)| target), outside.told_generation[node].take());
+        let expect = Expect::Promotion { target, generation, remote, remote_generation };
+        self.outside[group].serving[node] = Serving::Unsettled(expect);
+        self.todo.push_back(Todo::Settle(node, group));
+    }
+}

@@ -1,0 +1,194 @@
+//! What a seed is about: the pair, its lines and media, and which features and faults there are at all. Each seed turns
+//! some on and the others off, so that none hides another (swarm testing: Groce et al., 2012).
+
+use link_model::{BurstLoss, LineSettings, Probability, QueueLimit, Random};
+use replicator::Mode;
+use std::time::Duration;
+
+/// What may happen in a seed. The names are those of the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Feature {
+    /// Daemons die.
+    Kills,
+    /// Power is lost.
+    PowerLoss,
+    /// Links are cut, both ways.
+    Cuts,
+    /// Links are cut, one way.
+    HalfCuts,
+    /// Packets are lost, doubled, changed, delayed.
+    BadLines,
+    /// Lines carry little.
+    SlowLines,
+    /// Clocks run at different speeds, and the time of day jumps.
+    BadClocks,
+    /// Media are slow now and then.
+    SlowMedia,
+    /// Media fail for a moment.
+    MediaErrors,
+    /// File systems are full for a while.
+    FullMedia,
+    /// What was written is changed later, or goes elsewhere, or nowhere.
+    Rot,
+    /// Daemons stand still.
+    Stalls,
+    /// The standby is promoted.
+    Promotions,
+    /// Roles are switched in good order.
+    Switches,
+    /// The pair is suspended and resumed.
+    Suspensions,
+    /// What both hold is compared.
+    Verifications,
+    /// Writes wait for the standby now and then.
+    Levels,
+    /// The standby applies at restart points only, now and then.
+    Policies,
+    /// A primary answers only with its standby's promise.
+    Leases,
+    /// A standby promotes itself.
+    Takeovers,
+    /// The nodes hear each other on a third path.
+    Heartbeats,
+    /// Restart points are kept, read and dropped.
+    Generations,
+    /// Generations are tried out.
+    Trials,
+    /// Volumes and journals grow.
+    Growth,
+    /// Pairs are ended and made anew.
+    NewPairs,
+    /// Commands that make no sense.
+    Nonsense,
+    /// Writes come in bursts that fill the journal.
+    Bursts,
+}
+
+impl Feature {
+    /// All of them.
+    pub const ALL: [Self; 27] = {
+        use Feature::*;
+        [
+            Kills,
+            PowerLoss,
+            Cuts,
+            HalfCuts,
+            BadLines,
+            SlowLines,
+            BadClocks,
+            SlowMedia,
+            MediaErrors,
+            FullMedia,
+            Rot,
+            Stalls,
+            Promotions,
+            Switches,
+            Suspensions,
+            Verifications,
+            Levels,
+            Policies,
+            Leases,
+            Takeovers,
+            Heartbeats,
+            Generations,
+            Trials,
+            Growth,
+            NewPairs,
+            Nonsense,
+            Bursts,
+        ]
+    };
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What there is.
+    pub features: Vec<Feature>,
+    /// How long it goes, in microseconds.
+    pub micros: u64,
+    /// How many groups the nodes share.
+    pub group_count: usize,
+    /// How many volumes each has, with the size of their table's blocks.
+    pub table_blocks: Vec<u32>,
+    /// How many bytes at the start of each volume are used.
+    pub area: u64,
+    /// Pools have hardly more blocks than their volumes.
+    pub small_pools: bool,
+    /// How many links there are.
+    pub link_count: usize,
+    /// How the session spreads blocks over them.
+    pub mode: Mode,
+    /// What the links do.
+    pub lines: [LineSettings; 2],
+    /// How long an operation of a medium takes, in microseconds.
+    pub disk_micros: u64,
+    /// How long between two requests, in microseconds.
+    pub think_micros: u64,
+    /// How long between two things that befall the pair, in microseconds.
+    pub calm_micros: u64,
+}
+
+impl Config {
+    /// What this seed is about.
+    pub fn new(seed: u64) -> Self {
+        let mut chance = Random::new(seed ^ 0xC0_4F16);
+        // A third of the seeds has few features, the others half of them.
+        let share = if chance.below(3) == 0 { 20 } else { 50 };
+        let mut features: Vec<Feature> = Feature::ALL.into_iter().filter(|_| chance.below(100) < share).collect();
+        if features.contains(&Feature::Takeovers) && !features.contains(&Feature::Leases) {
+            features.push(Feature::Leases);
+        }
+        let has = |feature| features.contains(&feature);
+        let lines = [0, 1].map(|_| line(&mut chance, has(Feature::BadLines), has(Feature::SlowLines)));
+        let modes = [Mode::Split, Mode::Stripe, Mode::Mirror, Mode::Auto];
+        let volume_count = 1 + chance.below(3);
+        Self {
+            micros: (20 + chance.below(100)) * 1_000_000,
+            group_count: 1 + usize::from(chance.below(4) == 0),
+            table_blocks: (0..volume_count)
+                .map(|_| [16 << 10, 64 << 10, 256 << 10][chance.below(3) as usize])
+                .collect(),
+            area: [64 << 10, 256 << 10, 512 << 10][chance.below(3) as usize],
+            small_pools: chance.below(4) == 0,
+            link_count: 1 + usize::from(chance.below(4) != 0),
+            mode: modes[chance.below(4) as usize],
+            lines,
+            disk_micros: [50, 200, 2_000, 10_000][chance.below(4) as usize],
+            think_micros: [3_000, 20_000, 100_000][chance.below(3) as usize],
+            calm_micros: [300_000, 2_000_000, 8_000_000][chance.below(3) as usize],
+            features,
+        }
+    }
+
+    /// Whether there is such a thing.
+    pub fn has(&self, feature: Feature) -> bool {
+        self.features.contains(&feature)
+    }
+}
+
+fn line(chance: &mut Random, bad: bool, slow: bool) -> LineSettings {
+    let mut percent = |most: u64| Probability::from_millionths((chance.below(most * 10_000)) as u32);
+    let mut settings = LineSettings::default();
+    if bad {
+        settings.loss = percent(30);
+        settings.duplicate = percent(50);
+        settings.reorder = percent(10);
+        settings.corrupt = percent(5);
+        if chance.below(3) == 0 {
+            settings.burst = Some(BurstLoss {
+                begin: Probability::from_millionths(chance.below(20_000) as u32),
+                end: Probability::from_millionths(50_000 + chance.below(200_000) as u32),
+                loss: Probability::ALWAYS,
+            });
+        }
+        settings.reorder_by = Duration::from_micros(chance.below(3_000_000));
+        settings.jitter = Duration::from_micros(chance.below(20_000));
+    }
+    settings.delay = Duration::from_micros([200, 5_000, 40_000, 150_000][chance.below(4) as usize]);
+    if slow {
+        settings.rate_bits = Some([2_000_000, 10_000_000, 100_000_000][chance.below(3) as usize]);
+        settings.queue = QueueLimit::Time(Duration::from_millis(100));
+    }
+    settings
+}
