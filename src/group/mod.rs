@@ -57,6 +57,8 @@ mod grow_tests;
 #[cfg(test)]
 mod hand_over_tests;
 #[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
 mod journal_growth_tests;
 #[cfg(test)]
 mod lease_tests;

@@ -57,6 +57,18 @@ pub enum OpenError {
         /// The last entry that was there.
         expected: Order,
     },
+    /// A pool holds what the journal does not know.
+    #[error(
+        "Volume {volume}: its pool holds entry {applied}, but the journal ends at entry {last}; the journal's medium has lost data"
+    )]
+    Ahead {
+        /// The volume's number in the group.
+        volume: VolumeId,
+        /// The last entry in the pool.
+        applied: Order,
+        /// The last entry in the journal.
+        last: Order,
+    },
     /// A promotion cannot be repeated.
     #[error(
         "Volume {volume}: the group was promoted to the state at entry {order}, which the pool does not keep; the medium has lost data"
@@ -106,6 +118,12 @@ impl Group {
         let last = found.journal.last();
         if let Some(expected) = superblock.clean.filter(|clean| last < *clean) {
             return Err(OpenError::Lost { found: last, expected });
+        }
+        // Only what is durable in the journal goes to a pool. Entries with these numbers would never be applied.
+        for (volume, Volume { applied_before: applied, .. }) in &volumes {
+            if *applied > last {
+                return Err(OpenError::Ahead { volume: *volume, applied: *applied, last });
+            }
         }
         let was_clean = superblock.clean.is_some();
         let mut group = Self::assemble(superblock, volumes, found.journal, now);
