@@ -65,6 +65,8 @@ mod lease_tests;
 #[cfg(test)]
 mod mend_tests;
 #[cfg(test)]
+mod open_tests;
+#[cfg(test)]
 mod pace_tests;
 #[cfg(test)]
 mod pair_bench;
