@@ -8,6 +8,7 @@
 //! → `applied` (in the tables) → retired (the journal's tail has passed it). Beside that it is sent to the peer as soon
 //! as it is sealed, and acknowledged when it is durable there.
 
+mod add_volume;
 mod batch;
 mod checkpoint;
 mod commands;
@@ -40,6 +41,8 @@ mod trial;
 mod verify;
 mod write;
 
+#[cfg(test)]
+mod add_volume_tests;
 #[cfg(test)]
 mod copy_tests;
 #[cfg(test)]
