@@ -43,16 +43,16 @@ pub const TARGETS: [Target; 19] = [
     target("messages", formats::messages, 20_000),
     target("packet", carrier::packet, 20_000),
     target("heartbeat", carrier::heartbeat, 10_000),
-    target("stream", carrier::stream, 2_000),
+    target("stream", carrier::stream, 4_000),
     target("nbd_handshake", shell::nbd_handshake, 20_000),
     target("nbd_request", shell::nbd_request, 20_000),
     target("node_message", shell::node_message, 20_000),
     target("api_request", shell::api_request, 20_000),
     target("config", shell::config, 4_000),
     target("identity", shell::identity, 10_000),
-    target("session", session::session, 1_000),
-    target("open", group::open, 300),
-    target("group", group::group, 300),
+    target("session", session::session, 6_000),
+    target("open", group::open, 6_000),
+    target("group", group::group, 6_000),
 ];
 
 /// The target of this name.
