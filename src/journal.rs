@@ -235,3 +235,106 @@ impl Journal {
         self.durable_tail_order = order;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        format::record::Kind,
+        units::{Epoch, Generation, Position, VolumeId, WallClock},
+    };
+    use alloc::vec;
+    use proptest::prelude::*;
+
+    const RING: u64 = 64 << 10;
+    const START: u64 = 3 * RING + 8192;
+    const ORDER: u64 = 40;
+
+    /// What was written: the batch, and the seqs of its entries.
+    type Written = (LiveBatch, Vec<u64>);
+
+    fn entry(seq: u64, is_void: bool) -> LiveEntry {
+        let at = Position { epoch: Epoch::FIRST, seq: Seq(seq) };
+        let record = Record {
+            kind: Kind::Discard,
+            at,
+            generation: Generation(1),
+            volume: VolumeId(1),
+            offset: 0,
+            size: 512,
+            payload_size: 0,
+            payload_checksum: 0,
+            keeps: false,
+            time: WallClock(0),
+        };
+        LiveEntry { record, place: Place::Memory, payload: None, note: Note::None, is_void }
+    }
+
+    /// The parts of the ring that hold batches from `tail` on.
+    fn covered(written: &[Written], tail: u64) -> Vec<u8> {
+        let mut pages = vec![0; (RING / 4096) as usize];
+        for (batch, _) in written.iter().filter(|(batch, _)| batch.position >= tail) {
+            let first = (batch.position % RING / 4096) as usize;
+            pages[first..first + (batch.size / 4096) as usize].iter_mut().for_each(|page| *page += 1);
+        }
+        pages
+    }
+
+    proptest! {
+        /// Against a list of everything that was ever written: batches, retirements and durable tails in any order.
+        #[test]
+        fn the_ring_equals_a_list(
+            steps in prop::collection::vec((0u8..5, 1u64..7, 1u64..5, 0u64..12), 1..120),
+        ) {
+            let mut journal = Journal::new(RING, START, Order(ORDER), 7, StreamState::new());
+            let mut written: Vec<Written> = vec![];
+            let (mut retired, mut seq) = (0, 0);
+            for (what, pages, count, back) in steps {
+                match what {
+                    0..3 => {
+                        let size = pages * 4096;
+                        let Some(position) = journal.room(size, 0) else {
+                            // There is none: from the head on, or from the start of the next lap, something is in the way.
+                            let head = written.last().map_or(START, |(batch, _)| batch.position + batch.size);
+                            let lap = head.next_multiple_of(RING);
+                            let position = if head % RING + size <= RING { head } else { lap };
+                            prop_assert!(position + size > journal.durable_tail + RING);
+                            continue;
+                        };
+                        let seqs: Vec<u64> = (0..count).map(|index| seq + 1 + index).collect();
+                        seq += count;
+                        for seq in &seqs {
+                            journal.push(entry(*seq, false));
+                        }
+                        let batch = LiveBatch { position, size, last: journal.last(), checksum: seq as u32 };
+                        journal.push_batch(batch);
+                        written.push((batch, seqs));
+                    }
+                    3 => {
+                        let limit = Order(journal.last().0.saturating_sub(back));
+                        let mut gone = vec![];
+                        let let_go = journal.retire(limit, |_, entry| gone.push(entry.record.at.seq.0));
+                        let oldest = written.get(retired).filter(|(batch, _)| batch.last <= limit);
+                        prop_assert_eq!(let_go, oldest.is_some());
+                        prop_assert_eq!(Some(&gone).filter(|_| let_go), oldest.map(|(_, seqs)| seqs));
+                        retired += usize::from(let_go);
+                    }
+                    _ => journal.tail_is_durable(journal.tail, journal.tail_order),
+                }
+                // Nothing that may still be needed is written over, and every batch is in one piece.
+                prop_assert!(covered(&written, journal.durable_tail).iter().all(|count| *count <= 1));
+                let live: Vec<u64> = written[retired..].iter().flat_map(|(_, seqs)| seqs.clone()).collect();
+                let found = journal.after(journal.tail_order).map(|(order, entry)| (order, entry.record.at.seq.0));
+                let numbered = (journal.tail_order.0 + 1..).map(Order).zip(live.iter().copied());
+                prop_assert!(found.eq(numbered));
+                prop_assert_eq!(journal.last(), Order(ORDER + seq));
+                prop_assert_eq!(journal.tail_order.0 - ORDER, seq - live.len() as u64);
+                prop_assert_eq!(journal.tail_stream.last.seq.0, seq - live.len() as u64);
+                let middle = Order(ORDER + seq - back.min(seq));
+                let expected = if middle <= journal.tail_order { journal.tail_order } else { middle };
+                prop_assert_eq!(journal.order_of(Seq(middle.0 - ORDER)), expected);
+                prop_assert_eq!(journal.entry(middle).is_some(), middle > journal.tail_order);
+            }
+        }
+    }
+}

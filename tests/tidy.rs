@@ -213,11 +213,15 @@ fn every_dependency_has_its_reason() {
     let ours = ["holdfast", "replicator", "ublk-target", "tools", "link-model", "simulator", "system-tests"];
     let mut used = BTreeMap::new();
     for (path, manifest) in manifests() {
-        for section in ["dependencies", "dev-dependencies", "build-dependencies"] {
-            let table = manifest.get(section).and_then(toml::Value::as_table);
-            for name in table.into_iter().flat_map(|table| table.keys()) {
-                if !ours.contains(&name.as_str()) {
-                    used.insert(name.clone(), path.clone());
+        // Some are of one target only, or of a build with a flag.
+        let targets = manifest.get("target").and_then(toml::Value::as_table);
+        for parent in targets.into_iter().flat_map(|table| table.values()).chain([&manifest]) {
+            for section in ["dependencies", "dev-dependencies", "build-dependencies"] {
+                let table = parent.get(section).and_then(toml::Value::as_table);
+                for name in table.into_iter().flat_map(|table| table.keys()) {
+                    if !ours.contains(&name.as_str()) {
+                        used.insert(name.clone(), path.clone());
+                    }
                 }
             }
         }

@@ -272,7 +272,8 @@ impl Session {
         }
         let (received, lost) = (ack.received.wrapping_sub(line.told.0), ack.lost.saturating_sub(line.told.1));
         if received > 200 && received < u32::MAX / 2 {
-            let sample = f64::from(lost) / f64::from(lost + received);
+            // The peer may say anything.
+            let sample = f64::from(lost) / (f64::from(lost) + f64::from(received));
             line.loss = 0.75 * line.loss + 0.25 * sample;
             line.told = (ack.received, ack.lost);
         } else if received >= u32::MAX / 2 {

@@ -218,6 +218,20 @@ fn a_peer_that_is_started_anew_begins_another_session() {
 }
 
 #[test]
+fn a_peer_may_say_that_everything_was_lost() {
+    let weather = Weather { loss_percent: 0, double_percent: 0, delay_micros: 5_000, jitter_micros: 0 };
+    let mut world = World::new(Mode::Auto, weather, 5);
+    world.run_until(5_000_000, |world| world.ups == [1, 1]);
+    let [end, peer] = &world.ends;
+    let header = Header { sequence: 9, from: peer.own, to: end.own, time: 1 };
+    let ack = Acknowledgement { received: 1 << 20, lost: u32::MAX, ..Acknowledgement::default() };
+    let datagram = packet::encode(&header, &Body::Acknowledgement(ack));
+    world.ends[0].handle_datagram(world.now, 0, &datagram).unwrap();
+    let loss = world.ends[0].status(&[]).links[0].loss;
+    assert!((0.2..0.3).contains(&loss), "{loss}");
+}
+
+#[test]
 fn a_session_without_links_ends_after_its_time() {
     let weather = Weather { loss_percent: 0, double_percent: 0, delay_micros: 5_000, jitter_micros: 0 };
     let mut world = World::new(Mode::Auto, weather, 5);

@@ -13,7 +13,7 @@
 
 use super::{
     parts::{FormatError, U16, U32, U64, VERSION, checksum_without, prefix, require},
-    record::Record,
+    record::{Kind, Record},
 };
 use crate::{
     buffer::{ALIGNMENT, AlignedBuffer},
@@ -244,8 +244,11 @@ pub fn parse(area: &[u8], group: GroupId) -> Result<ParsedBatch, FormatError> {
         require(entry.reserved == [0; 3], WHAT, "reserved field")?;
         let record = Record::parse(&entry.record, group)?;
         require(record.kind.is_journalled(), WHAT, "kind")?;
+        let has_data = matches!(record.kind, Kind::Write | Kind::Copy);
+        require(placement == Placement::Inline || has_data, WHAT, "placement")?;
         require(placement == Placement::Redirected || record.payload_size == stored_size, WHAT, "stored size")?;
         let fork = Order(entry.fork_order.get());
+        require(fork.0 < u64::MAX / 2, WHAT, "order")?;
         entries.push(ParsedEntry { record, placement, fork, stored_at: start as u32, stored_size });
     }
     let size = raw.batch_size.get();
@@ -263,5 +266,9 @@ pub fn parse(area: &[u8], group: GroupId) -> Result<ParsedBatch, FormatError> {
 /// The physical blocks listed in what is stored for a redirected record.
 pub fn parse_blocks(stored: &[u8]) -> Result<Vec<u32>, FormatError> {
     require(stored.len().is_multiple_of(4), WHAT, "block list")?;
-    Ok(stored.chunks_exact(4).map(|raw| u32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]])).collect())
+    let number = |raw: &[u8]| u32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]]);
+    let blocks: Vec<u32> = stored.chunks_exact(4).map(number).collect();
+    // They are numbered from 1.
+    require(!blocks.contains(&0), WHAT, "block list")?;
+    Ok(blocks)
 }

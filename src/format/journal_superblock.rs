@@ -17,7 +17,9 @@
 
 use super::{
     message::LEASE_MILLIS_MAX,
-    parts::{FormatError, RawPosition, U16, U32, U64, checksum_without, prefix, require},
+    parts::{
+        FormatError, RawPosition, U16, U32, U64, checksum_without, prefix, require, require_stored, require_stored_32,
+    },
     text::Name,
 };
 use crate::{
@@ -317,6 +319,16 @@ impl JournalSuperblock {
         require(raw.clean <= 1 && raw.reserved1 == [0; 3] && raw.reserved0.get() == 0, WHAT, "reserved field")?;
         require(raw.reserved3.iter().all(|byte| *byte == 0), WHAT, "reserved field")?;
         require(raw.lease_millis.get() <= LEASE_MILLIS_MAX, WHAT, "lease")?;
+        let orders = [raw.tail_order, raw.clean_order, raw.stream.restart_order];
+        let counters = [raw.write_count, raw.tail_position, raw.pair.peer_epoch, raw.fenced_epoch, raw.former_epoch];
+        require_stored(&orders.map(U64::get), WHAT)?;
+        require_stored(&counters.map(U64::get), WHAT)?;
+        // The pair's synced place is only compared; all ones there say that it is not known.
+        for at in [raw.stream.last, raw.stream.restart_at, raw.pair.fork] {
+            require_stored(&[at.epoch.get(), at.seq.get()], WHAT)?;
+        }
+        require_stored_32(raw.stream.generation.get(), WHAT)?;
+        require_stored_32(raw.stream.restart_generation.get(), WHAT)?;
         let mut volumes = Vec::with_capacity(count);
         let (_, mut rest) = bytes.split_at(size_of::<RawHead>());
         for _ in 0..count {
@@ -462,6 +474,8 @@ fn parse_epochs(raw: &[RawPosition; EPOCH_HISTORY_MAX], count: U32) -> Result<Ve
     let start = |raw: &RawPosition| EpochStart { epoch: Epoch(raw.epoch.get()), first: Seq(raw.seq.get()) };
     let epochs: Vec<_> = used.iter().map(start).collect();
     require(epochs.is_sorted_by(|a, b| a.epoch < b.epoch && a.first <= b.first), WHAT, "epoch history")?;
+    // The last is the highest.
+    require_stored(&epochs.last().map_or([0; 2], |start| [start.epoch.0, start.first.0]), WHAT)?;
     Ok(epochs)
 }
 
@@ -501,6 +515,8 @@ fn encode_older(point: &OlderPoint) -> RawOlder {
 fn parse_older(raw: &RawOlder) -> Result<OlderPoint, FormatError> {
     require(raw.label.check().is_ok(), WHAT, "label")?;
     require(raw.reserved == [0; 27], WHAT, "reserved field")?;
+    require_stored(&[raw.at.epoch.get(), raw.at.seq.get(), raw.order.get()], WHAT)?;
+    require_stored_32(raw.generation.get(), WHAT)?;
     let info = RestartPointInfo {
         generation: Generation(raw.generation.get()),
         at: raw.at.into(),

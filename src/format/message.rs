@@ -11,7 +11,7 @@
 //! ```
 
 use super::{
-    parts::{FormatError, RawPosition, U16, U32, U64, prefix, require},
+    parts::{FormatError, RawPosition, U16, U32, U64, prefix, require, require_sent},
     text::Name,
 };
 use crate::{
@@ -171,6 +171,9 @@ pub fn parse_history(payload: &[u8]) -> Result<Vec<EpochStart>, FormatError> {
     }
     require(rest.is_empty(), WHAT, "size")?;
     require(epochs.is_sorted_by(|a, b| a.epoch < b.epoch && a.first <= b.first), WHAT, "order")?;
+    for start in &epochs {
+        require_sent(Position { epoch: start.epoch, seq: start.first }, Generation::default(), WHAT)?;
+    }
     Ok(epochs)
 }
 
@@ -212,6 +215,8 @@ impl Greeting {
         require(raw.copying <= 1 && raw.has_restart_point <= 1 && raw.reserved0 == 0, WHAT, "flag")?;
         require(raw.reserved1.get() == 0, WHAT, "reserved field")?;
         require(raw.lease_millis.get() <= LEASE_MILLIS_MAX, WHAT, "lease")?;
+        require_sent(raw.head.into(), Generation(raw.generation.get()), WHAT)?;
+        require_sent(raw.restart_at.into(), Generation(raw.restart_generation.get()), WHAT)?;
         Ok(Self {
             role: match raw.role {
                 0 => Role::Primary,

@@ -1,5 +1,6 @@
 //! What the formats share: integers, checksums and the errors of a parser.
 
+use crate::units::{Generation, Position};
 pub use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -47,6 +48,30 @@ pub enum FormatError {
     Short(&'static str),
 }
 
+/// Numbers of 64 bits on a medium are below this: the core counts on from them, and must not come to their end.
+const STORED_LIMIT: u64 = 1 << 63;
+/// A peer's are below this, so that what follows from them can be stored.
+const SENT_LIMIT: u64 = 1 << 62;
+/// The same for generations and stamps, which have 32 bits.
+const STORED_LIMIT_32: u32 = 3 << 30;
+const SENT_LIMIT_32: u32 = 1 << 31;
+
+/// Requires that one can count on from numbers that a medium holds.
+pub(super) fn require_stored(numbers: &[u64], what: &'static str) -> Result<(), FormatError> {
+    require(numbers.iter().all(|number| *number < STORED_LIMIT), what, "number")
+}
+
+/// The same of numbers that have 32 bits.
+pub(super) fn require_stored_32(number: u32, what: &'static str) -> Result<(), FormatError> {
+    require(number < STORED_LIMIT_32, what, "number")
+}
+
+/// Requires that one can count on from the place and the generation that a peer names.
+pub(super) fn require_sent(at: Position, generation: Generation, what: &'static str) -> Result<(), FormatError> {
+    let holds = at.epoch.0 < SENT_LIMIT && at.seq.0 < SENT_LIMIT && generation.0 < SENT_LIMIT_32;
+    require(holds, what, "number")
+}
+
 /// CRC32C of `bytes` as if the four at `at` were zero.
 pub(super) fn checksum_without(bytes: &[u8], at: usize) -> u32 {
     let (before, rest) = bytes.split_at(at.min(bytes.len()));
@@ -78,13 +103,13 @@ pub struct RawPosition {
     pub seq: U64,
 }
 
-impl From<crate::units::Position> for RawPosition {
-    fn from(position: crate::units::Position) -> Self {
+impl From<Position> for RawPosition {
+    fn from(position: Position) -> Self {
         Self { epoch: position.epoch.0.into(), seq: position.seq.0.into() }
     }
 }
 
-impl From<RawPosition> for crate::units::Position {
+impl From<RawPosition> for Position {
     fn from(raw: RawPosition) -> Self {
         Self { epoch: crate::units::Epoch(raw.epoch.get()), seq: crate::units::Seq(raw.seq.get()) }
     }

@@ -13,7 +13,7 @@
 //! Version 1 lacks the pages' place: they are where they were when the pool was made. Versions 1 and 2 keep no generation but
 //! the last restart point, and do not say which that is.
 
-use super::parts::{FormatError, U16, U32, U64, checksum_without, prefix, require};
+use super::parts::{FormatError, U16, U32, U64, checksum_without, prefix, require, require_stored, require_stored_32};
 use crate::{
     buffer::AlignedBuffer,
     units::{GroupId, MediumUuid, Order, TABLE_BLOCK_SIZE_MAX, TABLE_BLOCK_SIZE_MIN, VolumeId},
@@ -220,6 +220,9 @@ impl PoolSuperblock {
         require(matches!(raw.logical_block_size.get(), 512 | 4096), WHAT, "logical block")?;
         require(raw.blocks_offset.get().is_multiple_of(4096), WHAT, "blocks' offset")?;
         require(raw.reserved0.get() == 0 && raw.reserved1 == [0; 6], WHAT, "reserved field")?;
+        let counters = [raw.write_count, raw.checkpoint, raw.pages_since, raw.applied];
+        require_stored(&counters.map(U64::get), WHAT)?;
+        require_stored_32(raw.stamp.get(), WHAT)?;
         require(raw.reserved2.iter().all(|byte| *byte == 0), WHAT, "reserved field")?;
         let pages_offset = if raw.version.get() == 1 { TABLE_OFFSET } else { raw.pages_offset.get() };
         require(pages_offset >= TABLE_OFFSET && pages_offset.is_multiple_of(4096), WHAT, "pages' offset")?;

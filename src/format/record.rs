@@ -9,7 +9,9 @@
 //! Flags: bit 0 keeps: of a write-zeroes the space, of the start of a copy the state before it.
 //! The checksum is a CRC32C over the group's id and bytes 4..64: a record of another group is no record.
 
-use super::parts::{FormatError, U16, U32, U64, VERSION, prefix, require};
+use super::parts::{
+    FormatError, U16, U32, U64, VERSION, prefix, require, require_sent, require_stored, require_stored_32,
+};
 use crate::units::{
     Epoch, Generation, GroupId, Position, RECORD_PAYLOAD_SIZE_MAX, Seq, VolumeId, WallClock, ZEROES_SIZE_MAX,
 };
@@ -208,6 +210,9 @@ impl Record {
     /// Splits a frame into its header and payload, and checks both.
     pub fn parse_frame(body: &Bytes, group: GroupId) -> Result<(Self, Bytes), FormatError> {
         let record = Self::parse(body, group)?;
+        // Of what is not journalled the generation may be something else.
+        let generation = if record.kind.is_journalled() { record.generation } else { Generation::default() };
+        require_sent(record.at, generation, WHAT)?;
         let payload = body.slice(RECORD_HEADER_SIZE..);
         record.check_payload(&payload)?;
         Ok((record, payload))
@@ -231,6 +236,10 @@ impl Record {
     }
 
     fn check(&self) -> Result<(), FormatError> {
+        require_stored(&[self.at.epoch.0, self.at.seq.0], WHAT)?;
+        if self.kind.is_journalled() {
+            require_stored_32(self.generation.0, WHAT)?;
+        }
         require(self.payload_size <= RECORD_PAYLOAD_SIZE_MAX, WHAT, "payload size")?;
         require(self.offset.checked_add(self.size).is_some(), WHAT, "range")?;
         let data = matches!(self.kind, Kind::Write | Kind::Copy);

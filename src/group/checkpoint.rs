@@ -109,7 +109,8 @@ impl Group {
         let applied = self.applied;
         let (mut superblocks, mut writes, mut boundaries) = (Vec::new(), Vec::new(), BTreeMap::new());
         for (id, volume) in &mut self.volumes {
-            let made = volume.table.begin_checkpoint(applied);
+            // A volume that was added has more: the entries before it are not about it.
+            let made = volume.table.begin_checkpoint(applied.max(volume.table.applied_durable()));
             superblocks.push((*id, made.superblock.0, made.superblock.1));
             boundaries.insert(*id, made.boundaries);
             writes.extend(made.pages.into_iter().map(|(offset, bytes)| (*id, offset, bytes)));
@@ -179,7 +180,8 @@ impl Group {
         for (id, volume) in &mut self.volumes {
             // A volume that was added meanwhile is not part of it.
             if let Some(boundaries) = running.boundaries.remove(id) {
-                volume.table.commit_checkpoint(running.applied, boundaries, reads);
+                let applied = running.applied.max(volume.table.applied_durable());
+                volume.table.commit_checkpoint(applied, boundaries, reads);
             }
         }
         if running.covers_tracking {

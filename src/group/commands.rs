@@ -1,20 +1,15 @@
 //! Operators' commands. Each is carried out when the state allows it and answered when what it promises is durable.
 
-use super::{Group, Volume, greeting::Confirmation, trial::Trial};
+use super::{Group, greeting::Confirmation, trial::Trial};
 use crate::{
-    command::{
-        Command, CommandError, CommandId, CommandReply, GenerationId, PromoteTarget, RestartPointInfo, VolumeSpec,
-    },
-    disk::Storage,
+    command::{Command, CommandError, CommandId, CommandReply, GenerationId, PromoteTarget, RestartPointInfo},
     format::{message::encode_label, record::Kind, text::Name},
     journal::Place,
     output::{Event, Output},
-    overlay::Overlay,
     pair::{Cause, PairState, Role},
     request::RequestError,
     stream_state::{Note, StreamState},
-    table,
-    units::{Epoch, Generation, NodeKey, Now, Order, Position, VOLUME_COUNT_MAX, VolumeId},
+    units::{Epoch, Generation, NodeKey, Now, Order, Position, VolumeId},
 };
 use alloc::vec::Vec;
 use bytes::Bytes;
@@ -79,46 +74,6 @@ impl Group {
             Ok(None) => {}
             Err(error) => self.outputs.push_back(Output::CommandAnswer { id, result: Err(error) }),
         }
-    }
-
-    /// Adds a volume whose pool was formatted for it; answered like a command.
-    pub fn handle_add_volume(&mut self, now: Now, id: CommandId, storage: &mut dyn Storage, spec: VolumeSpec) {
-        self.now = now;
-        let result = self.add_volume(storage, spec);
-        match result {
-            Ok(()) => {
-                let count = self.superblock.request();
-                self.answer_when_stored(id, count, CommandReply::Done);
-            }
-            Err(error) => self.outputs.push_back(Output::CommandAnswer { id, result: Err(error) }),
-        }
-    }
-
-    fn add_volume(&mut self, storage: &mut dyn Storage, spec: VolumeSpec) -> Result<(), CommandError> {
-        let refuse = |reason| Err(CommandError::Volume { name: spec.name, reason });
-        if self.stopped.is_some() {
-            return Err(CommandError::Stopped);
-        }
-        if self.pair.peer.is_some() && self.pair.role == Role::Primary {
-            return refuse("the group is paired; delete the pair, add the volume, create the pair again");
-        }
-        if self.volumes.len() >= VOLUME_COUNT_MAX {
-            return refuse("the group has 64 volumes, which is the most");
-        }
-        if self.volumes.values().any(|volume| volume.spec.name == spec.name || volume.spec.id == spec.id) {
-            return refuse("the group has a volume of that name or number");
-        }
-        let Ok(mut table) = table::load(storage, self.id, &spec) else {
-            return refuse("its pool cannot be used");
-        };
-        let mut kept = self.kept_before(self.journal.last());
-        kept.extend(self.stream.restart_point.as_ref().map(|point| point.order));
-        table.keep_nothing_as(&kept);
-        let applied_before = self.journal.last();
-        let volume = Volume { spec: spec.clone(), table, overlay: Overlay::default(), unsynced: false, applied_before };
-        self.volumes.insert(spec.id, volume);
-        self.checkpoint.wanted = true;
-        Ok(())
     }
 
     fn begin(&mut self, id: CommandId, command: Command) -> Result<Option<(WaitsFor, CommandReply)>, CommandError> {

@@ -8,6 +8,7 @@
 //! → `applied` (in the tables) → retired (the journal's tail has passed it). Beside that it is sent to the peer as soon
 //! as it is sealed, and acknowledged when it is durable there.
 
+mod add_volume;
 mod batch;
 mod checkpoint;
 mod commands;
@@ -41,6 +42,8 @@ mod verify;
 mod write;
 
 #[cfg(test)]
+mod add_volume_tests;
+#[cfg(test)]
 mod copy_tests;
 #[cfg(test)]
 mod delay_tests;
@@ -57,11 +60,15 @@ mod grow_tests;
 #[cfg(test)]
 mod hand_over_tests;
 #[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
 mod journal_growth_tests;
 #[cfg(test)]
 mod lease_tests;
 #[cfg(test)]
 mod mend_tests;
+#[cfg(test)]
+mod open_tests;
 #[cfg(test)]
 mod pace_tests;
 #[cfg(test)]

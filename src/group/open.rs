@@ -57,6 +57,18 @@ pub enum OpenError {
         /// The last entry that was there.
         expected: Order,
     },
+    /// A pool holds what the journal does not know.
+    #[error(
+        "Volume {volume}: its pool holds entry {applied}, but the journal ends at entry {last}; the journal's medium has lost data"
+    )]
+    Ahead {
+        /// The volume's number in the group.
+        volume: VolumeId,
+        /// The last entry in the pool.
+        applied: Order,
+        /// The last entry in the journal.
+        last: Order,
+    },
     /// A promotion cannot be repeated.
     #[error(
         "Volume {volume}: the group was promoted to the state at entry {order}, which the pool does not keep; the medium has lost data"
@@ -102,10 +114,18 @@ impl Group {
                 Volume { spec: spec.clone(), table, overlay: Overlay::default(), unsynced: false, applied_before };
             volumes.insert(spec.id, volume);
         }
-        let found = scan(storage, &superblock, &volumes)?;
+        let found = scan(storage, &superblock, &mut volumes)?;
         let last = found.journal.last();
         if let Some(expected) = superblock.clean.filter(|clean| last < *clean) {
             return Err(OpenError::Lost { found: last, expected });
+        }
+        // Only what is durable in the journal goes to a pool. Entries with these numbers would never be applied.
+        for (id, volume) in &mut volumes {
+            let applied = volume.table.applied_durable();
+            if applied > last {
+                return Err(OpenError::Ahead { volume: *id, applied, last });
+            }
+            volume.applied_before = volume.applied_before.min(last);
         }
         let was_clean = superblock.clean.is_some();
         let mut group = Self::assemble(superblock, volumes, found.journal, now);
@@ -353,7 +373,7 @@ impl Group {
 fn scan(
     storage: &mut dyn Storage,
     superblock: &JournalSuperblock,
-    volumes: &BTreeMap<VolumeId, Volume>,
+    volumes: &mut BTreeMap<VolumeId, Volume>,
 ) -> Result<Found, OpenError> {
     let journal = Journal::new(
         superblock.ring_size,
@@ -374,21 +394,23 @@ fn scan(
             }
         }
         let Some((batch, bytes)) = next else { break };
-        found.durable = found.durable.max(batch.header.durable_order);
         let position = batch.header.position;
-        for entry in &batch.entries {
-            let Some(live) = live_entry(entry, position, &bytes) else {
-                break;
-            };
-            let order = found.journal.push(live);
-            if entry.placement == Placement::Redirected {
+        let mut live = |(entry, order): (&ParsedEntry, u64)| {
+            live_entry(entry, position, &bytes).filter(|live| takes(live, Order(order), volumes))
+        };
+        // All of it counts or nothing: what lies behind the last batch is written over.
+        let entries: Option<Vec<LiveEntry>> =
+            batch.entries.iter().zip(batch.header.first_order.0..).map(&mut live).collect();
+        let Some(entries) = entries else { break };
+        found.durable = found.durable.max(batch.header.durable_order);
+        for entry in entries {
+            let is_redirected = matches!(entry.place, Place::Redirected(_));
+            let order = found.journal.push(entry);
+            if is_redirected {
                 unproven.push(order);
             }
         }
         let (size, last, checksum) = (batch.size, found.journal.last(), batch.checksum);
-        if last.0 + 1 < batch.header.first_order.0 + batch.entries.len() as u64 {
-            break;
-        }
         found.journal.push_batch(LiveBatch { position, size, last, checksum });
     }
     verify_redirected(storage, &mut found, volumes, &unproven)?;
@@ -453,6 +475,34 @@ fn live_entry(entry: &ParsedEntry, position: u64, bytes: &Bytes) -> Option<LiveE
     Some(LiveEntry { record: entry.record, place, payload: None, note, is_void: false })
 }
 
+/// Whether what an entry changes is there. Lists of blocks have no checksum of their own, and a medium may say anything.
+fn takes(entry: &LiveEntry, order: Order, volumes: &mut BTreeMap<VolumeId, Volume>) -> bool {
+    let record = &entry.record;
+    let volume = volumes.get_mut(&record.volume).filter(|volume| order > volume.applied_before);
+    let Some(volume) = volume.filter(|_| record.kind.changes_data()) else {
+        return true;
+    };
+    let fits = fits(entry, volume);
+    if !fits && volume.table.is_new() {
+        // A former volume had this number; what came before was about that one too.
+        volume.applied_before = order;
+        return true;
+    }
+    fits
+}
+
+fn fits(entry: &LiveEntry, volume: &Volume) -> bool {
+    let geometry = volume.table.geometry();
+    let lists = match &entry.place {
+        Place::Redirected(blocks) => {
+            let size = blocks.len() as u64 * u64::from(geometry.block_size);
+            size == entry.record.size && blocks.iter().all(|block| (1..=geometry.block_count).contains(block))
+        }
+        Place::Inline(_) | Place::Memory => true,
+    };
+    lists && entry.record.end() <= geometry.volume_size
+}
+
 /// Checks the data of redirected entries that were not known to be durable, and cuts the journal at the first that is
 /// not whole.
 fn verify_redirected(
@@ -465,10 +515,9 @@ fn verify_redirected(
         let Some(entry) = found.journal.entry(order) else {
             continue;
         };
-        // A volume that was removed needs nothing.
-        let Some(volume) = volumes.get(&entry.record.volume) else {
-            continue;
-        };
+        // A volume that was removed needs nothing. What a table has was durable, and may be about a former volume of its number.
+        let volume = volumes.get(&entry.record.volume).filter(|volume| order > volume.applied_before);
+        let Some(volume) = volume else { continue };
         let Place::Redirected(blocks) = &entry.place else {
             continue;
         };

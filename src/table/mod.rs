@@ -15,6 +15,9 @@ mod kept;
 mod slots;
 mod store;
 
+#[cfg(test)]
+mod dirty_tests;
+
 pub use crate::format::table_page::Entry;
 pub use blocks::{Blocks, ReadCount};
 pub use geometry::{Geometry, grown_pool_size, pool_size_for, smallest_pool_size};

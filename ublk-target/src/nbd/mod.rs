@@ -3,8 +3,8 @@
 //! After the NBD project's doc/proto.md: fixed newstyle negotiation, structured replies, block sizes, block status.
 
 mod export;
-mod handshake;
-mod protocol;
+pub mod handshake;
+pub mod protocol;
 mod server;
 
 pub use export::{Export, ExportCatalog, ExportError, ExportInfo, ExportReply, ExportRequest, Extent, ExtentKind};

@@ -1,0 +1,4 @@
+//! The fuzz target `heartbeat`.
+#![cfg_attr(fuzzing, no_main)]
+
+fuzz::target!("heartbeat");

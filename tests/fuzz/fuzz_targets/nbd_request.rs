@@ -1,0 +1,4 @@
+//! The fuzz target `nbd_request`.
+#![cfg_attr(fuzzing, no_main)]
+
+fuzz::target!("nbd_request");

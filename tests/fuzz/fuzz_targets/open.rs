@@ -1,0 +1,4 @@
+//! The fuzz target `open`.
+#![cfg_attr(fuzzing, no_main)]
+
+fuzz::target!("open");

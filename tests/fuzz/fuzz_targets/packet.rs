@@ -1,0 +1,4 @@
+//! The fuzz target `packet`.
+#![cfg_attr(fuzzing, no_main)]
+
+fuzz::target!("packet");

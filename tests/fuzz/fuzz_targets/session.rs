@@ -1,0 +1,4 @@
+//! The fuzz target `session`.
+#![cfg_attr(fuzzing, no_main)]
+
+fuzz::target!("session");

@@ -1,0 +1,4 @@
+//! The fuzz target `table_page`.
+#![cfg_attr(fuzzing, no_main)]
+
+fuzz::target!("table_page");
