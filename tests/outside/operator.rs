@@ -41,12 +41,19 @@ impl Story {
         if self.random.below(2) == 0 {
             self.declare()?;
         }
+        if self.random.below(2) == 0 {
+            self.keep_remotely()?;
+            self.rest(100, 400);
+        }
+        if self.random.below(2) == 0 {
+            self.leased |= self.ask(self.primary, &["fence", GROUP, "lease", "--seconds", "1"]).is_ok();
+        }
         let (former, standby) = (self.primary, 1 - self.primary);
         if self.status(standby)?["copying"] != false {
             self.note("no takeover: the standby is in the midst of a copy");
             return Ok(());
         }
-        let loss = if self.random.below(3) == 0 { Loss::Split } else { Loss::Death };
+        let loss = if self.random.below(2) == 0 { Loss::Split } else { Loss::Death };
         match loss {
             Loss::Death => {
                 self.kill(former)?;

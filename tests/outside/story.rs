@@ -370,11 +370,7 @@ impl Story {
                 self.remote_since = None;
                 self.ask(self.primary, &["level", GROUP, "remote", "--without-peer", "continue"])?;
             }
-            _ => {
-                self.ask(self.primary, &["level", GROUP, "remote", "--without-peer", "freeze"])?;
-                let now = self.history.tick();
-                self.remote_since.get_or_insert(now);
-            }
+            _ => self.keep_remotely()?,
         }
         // A lease that cannot be had at once is set all the same; ending it wants a standby that can be told.
         let words = ["fence", GROUP, "lease", "--seconds", "1"];
@@ -384,6 +380,14 @@ impl Story {
             self.leased = false;
         }
         self.rest(50, 400);
+        Ok(())
+    }
+
+    /// From now on nothing is answered that the standby has not.
+    pub(super) fn keep_remotely(&mut self) -> anyhow::Result<()> {
+        self.ask(self.primary, &["level", GROUP, "remote", "--without-peer", "freeze"])?;
+        let now = self.history.tick();
+        self.remote_since.get_or_insert(now);
         Ok(())
     }
 
