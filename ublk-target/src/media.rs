@@ -167,7 +167,7 @@ pub async fn carry_out(file: Rc<tokio_uring::fs::File>, action: DiskAction) -> D
             let expected: usize = pieces.iter().map(Bytes::len).sum();
             let result = match <[Bytes; 1]>::try_from(pieces) {
                 Ok([piece]) => file.write_all_at(piece, offset).await.0.map(|()| expected),
-                Err(pieces) => file.writev_at_all(pieces, Some(offset)).await.0,
+                Err(pieces) => write_pieces(&file, pieces, offset).await,
             };
             match result {
                 Ok(moved) if moved == expected => Ok(Bytes::new()),
@@ -181,6 +181,27 @@ pub async fn carry_out(file: Rc<tokio_uring::fs::File>, action: DiskAction) -> D
             // A hint: a medium that cannot do it keeps the bytes.
             let _ = file.fallocate(offset, size, flags).await;
             Ok(Bytes::new())
+        }
+    }
+}
+
+/// Writes all pieces, one behind the other; less only if the kernel takes no more. The library's own way of doing this panics when a
+/// write is short, as the last one before a file system is full is.
+async fn write_pieces(file: &tokio_uring::fs::File, mut pieces: Vec<Bytes>, offset: u64) -> io::Result<usize> {
+    let mut written = 0;
+    loop {
+        let (result, tried) = file.writev_at(pieces, offset + written as u64).await;
+        let moved = result?;
+        written += moved;
+        pieces = tried;
+        let mut left = moved;
+        pieces.retain_mut(|piece| {
+            let done = piece.split_to(left.min(piece.len()));
+            left -= done.len();
+            !piece.is_empty()
+        });
+        if moved == 0 || pieces.is_empty() {
+            return Ok(written);
         }
     }
 }
@@ -238,5 +259,29 @@ impl Storage for GroupMedia {
 
     fn sync(&mut self, medium: MediumId) -> Result<(), DiskError> {
         self.medium(medium)?.file.sync_data().map_err(|error| disk_error(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{io::Read, os::fd::OwnedFd};
+
+    #[test]
+    fn what_a_short_write_has_left_is_written_too() {
+        // A pipe holds 64 KiB, so that a write of more is short, in the midst of a piece.
+        let (mut reader, writer) = io::pipe().unwrap();
+        let pieces: Vec<Bytes> = (1..=9).map(|byte| Bytes::from(vec![byte; 30_001])).collect();
+        let expected = pieces.concat();
+        let reads = std::thread::spawn(move || {
+            let mut found = Vec::new();
+            reader.read_to_end(&mut found).map(|_| found)
+        });
+        let outcome = tokio_uring::start(async move {
+            let file = Rc::new(tokio_uring::fs::File::from_std(File::from(OwnedFd::from(writer))));
+            carry_out(file, DiskAction::Write { offset: 0, pieces }).await
+        });
+        assert_eq!(outcome, Ok(Bytes::new()));
+        assert!(reads.join().unwrap().unwrap() == expected, "other bytes have arrived");
     }
 }
