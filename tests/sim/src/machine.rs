@@ -3,7 +3,7 @@
 use crate::{
     config::Feature,
     media::{Media, Region},
-    node::{Daemon, Node, Slot, View},
+    node::{Daemon, Slot, View},
     outside::Serving,
     world::{What, World, group_id},
 };
@@ -53,6 +53,7 @@ impl World {
 
     fn operate(&mut self, node: usize, group: usize, operation: DiskOperation, asked: u64) -> DiskOutcome {
         let DiskOperation { medium, action, .. } = operation;
+        let may_lose = self.nodes[node].ills.lost_writes > 0 && self.may_rot(node);
         let (ills, media) = (&mut self.nodes[node].ills, &mut self.nodes[node].media[group]);
         let is_pool = matches!(medium, MediumId::Pool(_));
         if ills.errors > 0 && self.chance.below(ills.errors) == 0 {
@@ -67,12 +68,14 @@ impl World {
         if ills.full && is_pool && matches!(action, DiskAction::Write { .. }) {
             return Err(DiskError::NoSpace);
         }
-        if ills.lost_writes > 0
+        if may_lose
             && let DiskAction::Write { offset, pieces } = &action
             && Media::is_guarded(medium, *offset)
         {
             ills.lost_writes -= 1;
             ills.rotten = true;
+            self.nodes[node].was_rotten = true;
+            let media = &mut self.nodes[node].media[group];
             if medium == MediumId::Journal && *offset > RING_OFFSET && self.chance.below(2) == 0 {
                 // It goes to where another one was.
                 let action = DiskAction::Write { offset: *offset - 4096, pieces: pieces.clone() };
@@ -204,7 +207,7 @@ impl World {
         let region = [Region::Ring, Region::Ring, Region::Table, Region::Superblock][(salt % 4) as usize];
         let group = (salt / 4) as usize % self.config.group_count;
         if self.nodes[node].media[group].rot(region, &mut self.chance) {
-            self.nodes[node].ills.rotten = true;
+            (self.nodes[node].ills.rotten, self.nodes[node].was_rotten) = (true, true);
         }
     }
 
@@ -273,14 +276,20 @@ impl World {
 
     /// Whether damage may come over this node: only over one of a pair.
     pub(crate) fn may_rot(&self, node: usize) -> bool {
-        let in_step = |slot: &Slot| {
-            let serves = slot.view.role == Role::Secondary || slot.view.pair == PairState::Duplex && slot.view.greeted;
-            slot.group.is_some() && serves
+        let slots = |node: usize| self.nodes[node].daemon.iter().flat_map(|daemon| &daemon.slots);
+        let is_whole = |node: usize| {
+            let volume_count = self.config.table_blocks.len();
+            let has_all = |core: &Group| core.label().volumes.len() == volume_count;
+            let has_all =
+                slots(node).filter(|slot| !slot.view.stopped && slot.group.as_ref().is_some_and(has_all)).count();
+            has_all == self.config.group_count && !self.nodes[node].retired
         };
-        let all = |node: usize| {
-            let Node { daemon, retired, .. } = &self.nodes[node];
-            !retired && daemon.as_ref().is_some_and(|daemon| daemon.slots.iter().all(in_step))
+        let is_in_step = |(a, b): (&Slot, &Slot)| {
+            let (primary, standby) = if a.view.role == Role::Primary { (a.view, b.view) } else { (b.view, a.view) };
+            let roles = (primary.role, standby.role) == (Role::Primary, Role::Secondary);
+            roles && primary.pair == PairState::Duplex && primary.greeted
         };
-        self.config.has(Feature::Rot) && !self.nodes[1 - node].ills.rotten && all(0) && all(1)
+        let is_known = self.config.has(Feature::Rot) && !self.nodes[1 - node].ills.rotten;
+        is_known && is_whole(0) && is_whole(1) && slots(0).zip(slots(1)).all(is_in_step)
     }
 }

@@ -30,6 +30,8 @@ pub struct Node {
     pub stalled_until: u64,
     /// What came meanwhile: over which link, in which of its connections.
     pub inbox: VecDeque<Arrival>,
+    /// Its media lied once.
+    pub was_rotten: bool,
     /// Its media were given up, and not all are made anew.
     pub retired: bool,
     /// The daemon, if it runs.
@@ -144,7 +146,7 @@ pub struct View {
     pub role: Role,
     /// The pair's state.
     pub pair: PairState,
-    /// Whether its peer has greeted in this session.
+    /// Whether its peer has greeted in this session, as a standby.
     pub greeted: bool,
     /// When writes are answered.
     pub level: Level,

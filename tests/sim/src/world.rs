@@ -99,6 +99,7 @@ impl World {
             life: 0,
             stalled_until: 0,
             inbox: VecDeque::new(),
+            was_rotten: false,
             retired: false,
             daemon: None,
         };
