@@ -205,8 +205,9 @@ impl Session {
             return Ok(());
         }
         if self.peer != Some(header.from) {
-            // An old datagram of an earlier session names an earlier name of ours, or none.
-            if self.peer.is_some() && header.to != self.own && header.to != 0 {
+            // An old datagram of an earlier session names an earlier name of ours, or none. As long as no session is up, it may
+            // be the other end that has been misled by one: then the names that come last count, or both would wait for ever.
+            if self.up && header.to != self.own && header.to != 0 {
                 return Ok(());
             }
             if self.up {

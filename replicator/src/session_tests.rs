@@ -286,3 +286,15 @@ fn a_reader_that_does_not_read_stops_the_sender() {
     }
     assert!(taken < 80, "{taken} MiB were taken");
 }
+
+/// Both ends have heard something old, and take a name for the other's that nobody has any more.
+#[test]
+fn ends_that_were_misled_by_old_datagrams_find_each_other() {
+    let weather = Weather { loss_percent: 0, double_percent: 0, delay_micros: 1_000, jitter_micros: 0 };
+    let mut world = World::new(Mode::Auto, weather, 5);
+    for end in &mut world.ends {
+        let old = Header { sequence: 9, from: 77, to: 78, time: 1 };
+        end.handle_datagram(1, 0, &packet::encode(&old, &Body::Hello)).unwrap();
+    }
+    world.run_until(1_000_000, |world| world.ups == [1, 1]);
+}

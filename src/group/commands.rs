@@ -530,7 +530,7 @@ impl Group {
             .chain(growth)
             .chain(journal_growth)
             .chain(verification)
-            .chain(self.take_lease_command())
+            .chain(self.leasing.take_ending())
             .chain(self.draining.take().map(|draining| draining.command))
             .chain(self.handing_over.take())
             .chain(commands.stopping)

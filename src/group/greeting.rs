@@ -265,11 +265,17 @@ impl Group {
         }
     }
 
-    /// Whether the journal has every record after `seq`.
+    /// Whether the journal has every record after `seq`. What came by a copy is not in it as records: there is a gap then.
     fn covers(&self, seq: Seq) -> bool {
-        let mut live = self.journal.after(self.journal.tail_order).map(|(_, entry)| entry);
-        let first = live.find(|entry| !entry.is_void && entry.record.kind.is_sequenced());
-        first.map_or(seq >= self.stream.last.seq, |entry| entry.record.at.seq.0 <= seq.0 + 1)
+        let live = self.journal.after(self.journal.tail_order).map(|(_, entry)| entry);
+        let seqs = live.filter(|entry| !entry.is_void && entry.record.kind.is_sequenced()).map(|entry| entry.record.at.seq);
+        let mut run: Option<(Seq, Seq)> = None;
+        for next in seqs {
+            let first = run.filter(|(_, last)| next.0 == last.0 + 1).map_or(next, |(first, _)| first);
+            run = Some((first, next));
+        }
+        let last = self.stream.last.seq;
+        run.filter(|(_, end)| *end == last).map_or(seq >= last, |(first, _)| first.0 <= seq.0 + 1)
     }
 
     /// On the secondary: tells the primary what it has that is not part of the primary's history.

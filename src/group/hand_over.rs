@@ -76,6 +76,11 @@ impl Group {
         for id in self.waiting.take_all().into_iter().chain(self.leasing.take_withheld()) {
             self.answer(id, Err(RequestError::NotPrimary));
         }
+        if let Some(id) = self.leasing.take_ending() {
+            let hint = "it stepped down meanwhile";
+            let result = Err(CommandError::WrongRole { role: Role::Secondary, hint });
+            self.outputs.push_back(Output::CommandAnswer { id, result });
+        }
         self.event(Event::RoleChanged { role: Role::Secondary, epoch: self.epoch() });
     }
 }

@@ -94,6 +94,11 @@ impl Leasing {
         self.told = true;
     }
 
+    /// The command that ends leases; it will not be answered otherwise.
+    pub(super) fn take_ending(&mut self) -> Option<CommandId> {
+        self.ending.take()
+    }
+
     /// Reads that were not answered; nobody will answer them otherwise.
     pub(super) fn take_withheld(&mut self) -> impl Iterator<Item = RequestId> + use<> {
         core::mem::take(&mut self.withheld).into_iter().map(|(id, _)| id)
@@ -169,11 +174,6 @@ impl Group {
             let count = self.superblock.request();
             self.answer_when_stored(id, count, CommandReply::Done);
         }
-    }
-
-    /// The command that ends leases; it will not be answered otherwise.
-    pub(super) fn take_lease_command(&mut self) -> Option<CommandId> {
-        self.leasing.ending.take()
     }
 
     /// The session is over, or another begins.

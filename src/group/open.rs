@@ -230,6 +230,10 @@ impl Group {
             self.journal.after(self.journal.tail_order).map(|(order, entry)| (order, entry.clone())).collect();
         self.destage.stream = self.journal.tail_stream.clone();
         for (order, entry) in &entries {
+            if matches!(entry.note, Note::Fork(_)) {
+                // It died before its role was stored: the epoch is its own all the same.
+                self.pair.former_epoch = self.pair.former_epoch.max(entry.record.at.epoch);
+            }
             if !entry.is_void {
                 self.stream.apply(*order, &entry.record, &entry.note);
                 if *order <= self.applied {

@@ -19,7 +19,7 @@ const HEARTBEAT_MICROS: u64 = 1_000_000;
 const HEAD: usize = 8;
 
 /// A connection over a link.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Connection {
     number: u32,
     /// Of the daemons at its ends.

@@ -104,6 +104,7 @@ impl World {
             && primary.connected
             && standby.connected
             && !standby.copying
+            && primary.lease.is_none_or(|lease| lease.left_millis > 0)
             && primary.lag.records == 0
             && primary.head == standby.head
             && !self.nodes.iter().any(|node| node.retired);
@@ -140,15 +141,20 @@ impl World {
                 let status = self.group(node, group).map(|core| core.status(now));
                 self.trace.note(self.now, || format!("node {node} group {group}: {status:?}"));
             }
-            let (outside, open) = (&self.outside[group], self.errands.is_open(group));
+            let (outside, open) = (&self.outside[group], self.errands.names());
             self.trace.note(self.now, || {
                 format!(
-                    "group {group}: serving {:?}, {} pending, commands open: {open}",
+                    "group {group}: serving {:?}, {} pending, commands open: {open:?}",
                     outside.serving,
                     outside.pending.len()
                 )
             });
         }
+        for node in 0..2 {
+            let session = self.nodes[node].daemon.as_ref().map(|daemon| daemon.session.status(&[]));
+            self.trace.note(self.now, || format!("node {node}: {session:?}"));
+        }
+        self.trace.note(self.now, || format!("connections: {:?}", self.connections));
         panic!("liveness: without faults the pair is not in step after {} s", PATIENCE_MICROS / 1_000_000);
     }
 }

@@ -262,6 +262,8 @@ impl World {
         self.outside[group].forget_requests(node);
         self.outside[group].forget_promises();
         self.outside[group].forks[node].clear();
+        // Whoever made it has given up what was here, and the epochs that were opened here.
+        self.outside[group].ended = [0; 2];
         self.outside[group].serving[node] = Serving::Nothing;
         self.pump(node);
         self.tell_up(node, group);

@@ -54,7 +54,7 @@ fn bounds(region: Region, medium: MediumId) -> Option<(u64, u64)> {
     const HEAD: u64 = 128 << 10;
     match (region, medium) {
         (Region::Ring, MediumId::Journal) => Some((HEAD, u64::MAX)),
-        (Region::Table, MediumId::Pool(_)) => Some((HEAD, HEAD + (16 << 10))),
+        (Region::Table, MediumId::Pool(_)) => Some((HEAD, HEAD + 2 * PAGE)),
         (Region::Superblock, _) => Some((0, HEAD)),
         _ => None,
     }

@@ -22,7 +22,15 @@ use std::collections::BTreeMap;
 
 /// What operators wait for.
 #[derive(Default)]
-pub struct Errands(BTreeMap<CommandId, (usize, usize, Wanted)>);
+pub struct Errands(BTreeMap<CommandId, Open>);
+
+/// A command that waits for its answer.
+struct Open {
+    node: usize,
+    group: usize,
+    wanted: Wanted,
+    name: String,
+}
 
 /// Why somebody waits for an answer.
 pub enum Wanted {
@@ -57,18 +65,23 @@ pub enum Wanted {
 impl Errands {
     /// Whether a promotion waits for its answer.
     pub fn promotes(&self, node: usize, group: usize) -> bool {
-        let mut of_it = self.0.values().filter(|(of, to, _)| (*of, *to) == (node, group));
-        of_it.any(|(_, _, wanted)| matches!(wanted, Wanted::Promotion(_)))
+        let mut of_it = self.0.values().filter(|open| (open.node, open.group) == (node, group));
+        of_it.any(|open| matches!(open.wanted, Wanted::Promotion(_)))
     }
 
     /// Whether a command to a group waits for its answer.
     pub fn is_open(&self, group: usize) -> bool {
-        self.0.values().any(|(_, of, _)| *of == group)
+        self.0.values().any(|open| open.group == group)
     }
 
     /// Nobody answers any more.
     pub fn forget(&mut self, node: usize) {
-        self.0.retain(|_, (of, _, _)| *of != node);
+        self.0.retain(|_, open| open.node != node);
+    }
+
+    /// What waits, for a message.
+    pub fn names(&self) -> Vec<String> {
+        self.0.values().map(|open| format!("{} at node {} group {}", open.name, open.node, open.group)).collect()
     }
 }
 
@@ -82,12 +95,17 @@ impl World {
         let now = self.nodes[node].clock.now(self.now);
         self.trace.note(self.now, || format!("node {node} group {group}: {command:?}"));
         self.trace.mark(&format!("command: {}", first_word(&command)));
+        if matches!(command, Command::SetLease { millis: 0, force: true }) {
+            // Whoever says so knows that nobody else serves.
+            self.outside[group].ended = [0; 2];
+        }
         if let Command::Promote { target, force } = command {
             self.outside[group].hint[node] = Some((target, force));
         }
         let Some(core) = self.group(node, group) else { return };
+        let name = first_word(&command);
         core.handle_command(now, id, command);
-        self.errands.0.insert(id, (node, group, wanted));
+        self.errands.0.insert(id, Open { node, group, wanted, name });
         self.pump(node);
     }
 
@@ -307,7 +325,7 @@ impl World {
         id: CommandId,
         result: Result<CommandReply, CommandError>,
     ) {
-        let Some((_, _, wanted)) = self.errands.0.remove(&id) else { return };
+        let Some(Open { wanted, .. }) = self.errands.0.remove(&id) else { return };
         self.trace.note(self.now, || format!("node {node} group {group}: answer {result:?}"));
         if let Err(error) = &result {
             self.trace.mark(&format!("refused: {}", first_word(error)));
@@ -413,7 +431,8 @@ impl World {
         let is_lost = self.group(node, group).is_none_or(|core| core.label().volumes.len() < volume_count);
         let is_rotten = self.nodes[node].ills.rotten && !self.nodes[node].retired;
         let sizes: Vec<u64> = label.volumes.iter().map(|spec| spec.size).collect();
-        let is_good = status.role == Role::Primary || status.role == Role::Secondary && !status.copying;
+        let holds = status.role == Role::Secondary && !status.copying && status.head.seq.0 > 0;
+        let is_good = status.role == Role::Primary || holds;
         if is_rotten && is_good {
             self.retire(node);
         }
@@ -427,6 +446,11 @@ impl World {
             }
             Role::Primary if is_lost => {
                 self.make_group(node, group, Role::Secondary, &sizes);
+                // Both ends greet each other in a new session.
+                let shown = self.nodes[other].clock.at(self.now);
+                if let Some(daemon) = &mut self.nodes[other].daemon {
+                    daemon.restart_soon(shown);
+                }
             }
             Role::Secondary if is_lost => {
                 let target =
