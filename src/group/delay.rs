@@ -45,9 +45,11 @@ impl Group {
     /// Gives up holding back before the journal is full; holds back again from the next restart point on.
     pub(super) fn check_delay(&mut self) {
         let newest_point = self.stream.restart_point.as_ref().map_or(Order(0), |point| point.order);
-        self.delay.overflow.take_if(|order| *order <= newest_point);
+        // One that is not durable releases nothing, and in a full journal it never will be.
+        let released = if newest_point <= self.durable { newest_point } else { Order(0) };
+        self.delay.overflow.take_if(|order| *order <= released);
         // What is up to the restart point is not held back.
-        let holds = self.is_delaying() && self.journal.last() > newest_point;
+        let holds = self.is_delaying() && self.journal.last() > released;
         if holds && self.journal.live_size() > self.journal.ring_size() / 2 {
             self.delay.overflow = Some(self.journal.last());
             self.event(Event::DelayGivenUp);

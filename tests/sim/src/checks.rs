@@ -256,7 +256,7 @@ impl World {
             Event::MediumFailed { .. } => {
                 slot.view.stopped = true;
                 let ills = self.nodes[node].ills;
-                let excuse = ills.errors > 0 || ills.full || ills.rotten;
+                let excuse = ills.has_failed || ills.rotten;
                 assert!(excuse, "I7: node {node} group {group} stops, and nothing is wrong: {event:?}");
             }
             Event::TakingOver => {

@@ -253,7 +253,7 @@ impl World {
         let ills = self.nodes[node].ills;
         let stopped = self.slot(node, group).is_some_and(|slot| slot.view.stopped);
         assert!(
-            stopped || ills.errors > 0 || ills.rotten,
+            stopped || ills.has_failed || ills.rotten,
             "I7: node {node} group {group} cannot read, and nothing is wrong"
         );
     }

@@ -54,6 +54,8 @@ pub struct History {
     pub branches: Vec<Branch>,
     /// All restart points that were answered.
     pub points: Vec<Point>,
+    /// Those that were not: they may be there, under any number.
+    unknown: Vec<(usize, Range<usize>)>,
     next_value: u64,
 }
 
@@ -63,7 +65,7 @@ impl History {
         let versions = sector_counts.iter().map(|count| vec![vec![(0, 0)]; *count]).collect();
         let branch =
             Branch { parent: None, count: 0, versions, answered: 0, durable: 0, remote: 0, remote_generation: 0 };
-        Self { branches: vec![branch], points: Vec::new(), next_value: 1 }
+        Self { branches: vec![branch], points: Vec::new(), unknown: Vec::new(), next_value: 1 }
     }
 
     /// A value that was never written.
@@ -113,6 +115,21 @@ impl History {
         self.points.extend(inherited);
         self.branches.push(branch);
         number
+    }
+
+    /// A restart point was asked for and not answered.
+    pub fn point_is_unknown(&mut self, branch: usize, count: usize) {
+        self.unknown.push((branch, count..self.branches[branch].count + 1));
+    }
+
+    /// Which state it is if it is that of a restart point that was not answered.
+    pub fn at_unknown(&self, content: &Content) -> Option<Place> {
+        self.unknown.iter().find_map(|(branch, counts)| {
+            let found = self.counts(*branch, content);
+            let both = |found: &Range<usize>| found.start.max(counts.start)..found.end.min(counts.end);
+            let both = found.iter().map(both).find(|both| !both.is_empty())?;
+            Some(Place { branch: *branch, count: both.end - 1 })
+        })
     }
 
     /// How many operations of a branch may be done if the volumes hold this.

@@ -16,8 +16,6 @@ use holdfast::{
 };
 
 const EIO: i32 = 5;
-/// Where the journal's ring begins, after docs/formats.md.
-const RING_OFFSET: u64 = 128 << 10;
 
 /// A node's key.
 pub fn key(node: usize) -> NodeKey {
@@ -57,6 +55,7 @@ impl World {
         let (ills, media) = (&mut self.nodes[node].ills, &mut self.nodes[node].media[group]);
         let is_pool = matches!(medium, MediumId::Pool(_));
         if ills.errors > 0 && self.chance.below(ills.errors) == 0 {
+            ills.has_failed = true;
             if let DiskAction::Write { offset, pieces } = &action {
                 // Of a write that fails any part may be there.
                 let count = self.chance.below(pieces.len() as u64 + 1) as usize;
@@ -66,21 +65,18 @@ impl World {
             return Err(DiskError::Failed { errno: EIO });
         }
         if ills.full && is_pool && matches!(action, DiskAction::Write { .. }) {
+            ills.has_failed = true;
             return Err(DiskError::NoSpace);
         }
         if may_lose
-            && let DiskAction::Write { offset, pieces } = &action
+            && let DiskAction::Write { offset, .. } = &action
             && Media::is_guarded(medium, *offset)
         {
             ills.lost_writes -= 1;
             ills.rotten = true;
             self.nodes[node].was_rotten = true;
-            let media = &mut self.nodes[node].media[group];
-            if medium == MediumId::Journal && *offset > RING_OFFSET && self.chance.below(2) == 0 {
-                // It goes to where another one was.
-                let action = DiskAction::Write { offset: *offset - 4096, pieces: pieces.clone() };
-                return media.carry_out(medium, &action, asked);
-            }
+            self.trace
+                .note(self.now, || format!("node {node} group {group}: the write to {medium:?} at {offset} is lost"));
             return Ok(Default::default());
         }
         media.carry_out(medium, &action, asked)
@@ -101,7 +97,9 @@ impl World {
         self.nodes[node].life += 1;
         self.nodes[node].inbox.clear();
         self.nodes[node].stalled_until = 0;
-        self.errands.forget(node);
+        for (group, branch, count) in self.errands.forget(node) {
+            self.outside[group].history.point_is_unknown(branch, count);
+        }
     }
 
     /// What was asked for is done or not, in any order.
@@ -204,7 +202,7 @@ impl World {
 
     /// Something that was written is changed.
     pub(crate) fn rot(&mut self, node: usize, salt: u64) {
-        let region = [Region::Ring, Region::Ring, Region::Table, Region::Superblock][(salt % 4) as usize];
+        let region = [Region::Table, Region::Superblock][(salt / 2 % 2) as usize];
         let group = (salt / 4) as usize % self.config.group_count;
         if self.nodes[node].media[group].rot(region, &mut self.chance) {
             (self.nodes[node].ills.rotten, self.nodes[node].was_rotten) = (true, true);

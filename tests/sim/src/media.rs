@@ -38,11 +38,10 @@ pub struct Media {
     writes: u64,
 }
 
-/// A part of a medium whose damage the formats promise to notice.
+/// A part of a medium whose damage the formats promise to notice. The journal's ring is none: its end is where a batch is not
+/// whole, and nothing tells one that was lost from one that was never written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Region {
-    /// The journal's ring of batches.
-    Ring,
     /// The pages of a pool's table.
     Table,
     /// One slot of a superblock, of the journal or of a pool.
@@ -53,7 +52,6 @@ pub enum Region {
 fn bounds(region: Region, medium: MediumId) -> Option<(u64, u64)> {
     const HEAD: u64 = 128 << 10;
     match (region, medium) {
-        (Region::Ring, MediumId::Journal) => Some((HEAD, u64::MAX)),
         (Region::Table, MediumId::Pool(_)) => Some((HEAD, HEAD + 2 * PAGE)),
         (Region::Superblock, _) => Some((0, HEAD)),
         _ => None,
@@ -146,10 +144,7 @@ impl Media {
 
     /// Whether damage to what an operation writes would be noticed.
     pub fn is_guarded(medium: MediumId, offset: u64) -> bool {
-        [Region::Ring, Region::Table]
-            .into_iter()
-            .filter_map(|region| bounds(region, medium))
-            .any(|(from, to)| (from..to).contains(&offset))
+        bounds(Region::Table, medium).is_some_and(|(from, to)| (from..to).contains(&offset))
     }
 
     /// Changes a byte of a page that was written; whether there was one.

@@ -53,6 +53,8 @@ pub struct Ills {
     pub slow: bool,
     /// One of so many operations fails; 0: none.
     pub errors: u64,
+    /// An operation has failed; what comes of it may come later.
+    pub has_failed: bool,
     /// Pools cannot be written for want of space.
     pub full: bool,
     /// So many guarded writes go elsewhere or nowhere.

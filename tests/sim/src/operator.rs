@@ -74,9 +74,14 @@ impl Errands {
         self.0.values().any(|open| open.group == group)
     }
 
-    /// Nobody answers any more.
-    pub fn forget(&mut self, node: usize) {
-        self.0.retain(|_, open| open.node != node);
+    /// Nobody answers any more: the restart points that were asked for, with their group, branch and least count.
+    pub fn forget(&mut self, node: usize) -> Vec<(usize, usize, usize)> {
+        let gone = self.0.extract_if(.., |_, open| open.node == node);
+        gone.filter_map(|(_, open)| match open.wanted {
+            Wanted::Point(branch, count) => Some((open.group, branch, count)),
+            _ => None,
+        })
+        .collect()
     }
 
     /// What waits, for a message.
@@ -339,6 +344,7 @@ impl World {
                 let counts = count..line.count + 1;
                 history.points.push(Point { generation: generation.0, branch, counts });
             }
+            (Wanted::Point(branch, count), Err(_)) => self.outside[group].history.point_is_unknown(branch, count),
             (Wanted::Promotion(_), Ok(CommandReply::Promoted { generation, .. })) => {
                 let generation = generation.map(|generation| generation.0);
                 let outside = &mut self.outside[group];

@@ -324,6 +324,9 @@ impl Outside {
             }
             why.push(format!("{:?}: {}", point, self.history.explain(point.branch, content)));
         }
+        if let Some(place) = self.history.at_unknown(content) {
+            return Ok(Some(place));
+        }
         if of_number.is_empty() {
             Ok(None)
         } else {
