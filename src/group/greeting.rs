@@ -266,7 +266,7 @@ impl Group {
     }
 
     /// Whether the journal has every record after `seq`. What came by a copy is not in it as records: there is a gap then.
-    fn covers(&self, seq: Seq) -> bool {
+    pub(super) fn covers(&self, seq: Seq) -> bool {
         let live = self.journal.after(self.journal.tail_order).map(|(_, entry)| entry);
         let seqs =
             live.filter(|entry| !entry.is_void && entry.record.kind.is_sequenced()).map(|entry| entry.record.at.seq);

@@ -101,6 +101,31 @@ fn nothing_is_given_up_when_the_journal_ends_with_a_restart_point() {
     assert!(ends, "the standby never comes to rest");
 }
 
+/// Seed 5186. In a journal that is full of an interval its restart point can be written only after what is before it was applied.
+#[test]
+fn what_waits_is_applied_when_its_restart_point_cannot_become_durable() {
+    let mut pair = Pair::in_step();
+    pair.command(1, Command::SetPolicy(ApplyPolicy::Delayed)).unwrap();
+    // The standby's media do nothing until everything has come.
+    let now = pair.now;
+    for _ in 0..14 {
+        pair.write_at_unchecked(0, 1 << 20);
+        pair.write_at_unchecked(2 << 20, 1 << 20);
+        while pair.turn(0, 0) {}
+        while pair.turn(0, 1) {}
+    }
+    let id = CommandId(1 << 40);
+    pair.nodes[0].group.handle_command(now, id, Command::RestartPoint { label: "p".parse().unwrap() });
+    for _ in 0..1_000 {
+        pair.turn(0, 0);
+        pair.turn(0, 1);
+    }
+    pair.settle();
+    assert!(pair.nodes[0].replies.remove(&id).is_some_and(|reply| reply.is_ok()));
+    let standby = &pair.nodes[1].group;
+    assert_eq!(standby.applied, standby.journal.last(), "it applies no more");
+}
+
 /// Seed 128. Who meets a higher epoch serves no more, also if its volumes are not as large as the other's.
 #[test]
 fn a_primary_whose_volumes_differ_is_fenced() {
@@ -144,4 +169,64 @@ fn two_nodes_never_open_the_same_epoch() {
         pair.connect();
         pair.settle();
     }
+}
+
+/// Seed 1116. Whoever ordered that fencing ends is told that the node stepped down meanwhile.
+#[test]
+fn the_command_that_ends_fencing_is_answered_by_who_steps_down() {
+    let mut pair = Pair::leased([7; 32], [100, 100]);
+    let (now, id) = (pair.now, CommandId(1 << 40));
+    pair.nodes[0].group.handle_command(now, id, Command::SetLease { millis: 0, force: false });
+    pair.nodes[0].group.handle_command(now, CommandId(2 << 40), Command::HandOver);
+    pair.run_for(1_000_000);
+    assert!(pair.nodes[0].replies.contains_key(&id), "never answered");
+}
+
+/// Seed 2550. A node that dies between opening an epoch and storing that it is the primary has opened it all the same.
+#[test]
+fn an_epoch_belongs_to_who_opened_it_though_it_died_then() {
+    let mut pair = Pair::in_step();
+    pair.write();
+    pair.settle();
+    pair.cut();
+    let now = pair.now;
+    pair.nodes[1].group.handle_command(now, CommandId(1 << 40), LATEST);
+    // Its journal has the epoch; its superblock is not written.
+    let before = pair.nodes[1].group.stream.last.epoch;
+    while pair.nodes[1].group.stream.last.epoch == before
+        || pair.nodes[1].group.durable < pair.nodes[1].group.journal.last()
+    {
+        let Pair { nodes, rng, .. } = &mut pair;
+        assert!(nodes[1].step(now, rng), "nothing is left to do");
+    }
+    pair.reopen(1);
+    let (role, opened) = (pair.nodes[1].group.pair.role, pair.nodes[1].group.epoch());
+    assert_eq!((role, opened > before), (Role::Secondary, true), "the test is too late");
+    assert_eq!(pair.nodes[1].group.pair.former_epoch, opened);
+}
+
+/// Seed 2014. What came by a copy is in no journal: a standby that is behind it is not sent what came after.
+#[test]
+fn a_gap_in_the_journal_is_not_streamed_over() {
+    let mut pair = Pair::in_step();
+    pair.write();
+    pair.settle();
+    pair.command(0, Command::SuspendPair { now: true }).unwrap();
+    for _ in 0..5 {
+        pair.write();
+    }
+    pair.settle();
+    let behind = pair.nodes[1].group.stream.last.seq;
+    pair.command(0, Command::ResumePair { compare: false }).unwrap();
+    pair.connect();
+    pair.settle();
+    pair.write();
+    pair.settle();
+    // The standby's journal has the records up to `behind`, and the one after the copy.
+    let standby = &pair.nodes[1].group;
+    assert!(standby.stream.last.seq > behind.next());
+    let has = standby.journal.after(standby.journal.tail_order).any(|(_, entry)| entry.record.at.seq == behind);
+    assert!(has, "the journal's tail has passed it; the test needs more");
+    assert!(!standby.covers(behind), "it would send what does not follow");
+    assert!(standby.covers(standby.stream.last.seq));
 }
