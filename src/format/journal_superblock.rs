@@ -8,7 +8,7 @@
 //!  1416 how many epochs led to the restart point  1420 lease in milliseconds
 //!  1424 how many restart points are kept (2)  1426 count of older generations (2)  1428 for how many seconds they are kept
 //!  1432 those epochs (64 × 16)  2456 automatic promotion: milliseconds (4), to the latest state (1), 0 (3)
-//!  2464 the last epoch in which a lease was granted  2472 the last epoch in which this node stepped down  2480 0 … 4096
+//!  2464 the last epoch in which a lease was granted  2472 the last epoch that this node opened or stepped down in  2480 0 … 4096
 //!  4096: 64 volumes of 512 bytes
 //!  36864: 64 older generations of 128 bytes: place (16), time (8), journal entry (8), number (4), origin (1), 0 (27), label (64)
 //! ```
@@ -184,7 +184,7 @@ pub struct PairRecord {
     pub takeover: Option<Takeover>,
     /// The last epoch in which this node granted a lease.
     pub fenced_epoch: Epoch,
-    /// The last epoch in which this node, as its primary, stepped down.
+    /// The last epoch that this node opened, or, as its primary, stepped down in.
     pub former_epoch: Epoch,
     /// The peer.
     pub peer: Option<NodeKey>,
