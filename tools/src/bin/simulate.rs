@@ -1,7 +1,13 @@
 //! `simulate`: histories of a simulated pair, from seeds, or all short ones.
 #![forbid(unsafe_code)]
 
-use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    fs,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::Context;
 use clap::Parser;
@@ -98,18 +104,14 @@ fn run(arguments: Arguments) -> anyhow::Result<Report> {
     if let Some(path) = &arguments.report {
         fs::write(path, json()? + "\n").with_context(|| format!("Cannot write {}", path.display()))?;
     }
-    if arguments.json {
-        println!("{}", json()?);
-    } else {
-        println!("{report}");
-    }
+    print(&if arguments.json { json()? } else { report.to_string() });
     Ok(report)
 }
 
 fn play(arguments: &Arguments) -> anyhow::Result<Report> {
     let failed = |failure: &Failure| {
         if !arguments.json {
-            println!("{failure}");
+            print(&failure.to_string());
         }
     };
     let jobs = arguments.jobs.map_or_else(crowd::jobs, usize::from);
@@ -129,6 +131,11 @@ fn play(arguments: &Arguments) -> anyhow::Result<Report> {
         shrink: arguments.shrink.then_some(arguments.plays),
     };
     Ok(seeds::run(&options, &until, failed))
+}
+
+/// Whoever has read enough may close the pipe; the run goes on and its exit status counts.
+fn print(text: &str) {
+    let _ = writeln!(io::stdout(), "{text}");
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
