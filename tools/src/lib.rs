@@ -6,4 +6,5 @@ pub mod bench;
 pub mod demo;
 pub mod emulator;
 pub mod nbd_client;
+pub mod simulate;
 pub mod sites;

@@ -65,7 +65,7 @@ impl World {
         }
         let outside = &mut self.outside[group];
         let found: Vec<_> = ids.iter().map(|id| outside.looked.remove(id)).collect();
-        ids.iter().for_each(|id| drop(outside.pending.remove(id)));
+        outside.pending.retain(|id, _| !ids.contains(id));
         found.into_iter().collect::<Option<Vec<_>>>().map(|volumes| volumes.into_iter().collect())
     }
 

@@ -3,7 +3,7 @@
 
 use link_model::{BurstLoss, LineSettings, Probability, QueueLimit, Random};
 use replicator::Mode;
-use std::time::Duration;
+use std::{fmt, str::FromStr, time::Duration};
 
 /// What may happen in a seed. The names are those of the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,6 +100,26 @@ impl Feature {
     };
 }
 
+impl fmt::Display for Feature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, letter) in format!("{self:?}").char_indices() {
+            let dash = if index > 0 && letter.is_uppercase() { "-" } else { "" };
+            write!(f, "{dash}{}", letter.to_ascii_lowercase())?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Feature {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let names = || Self::ALL.map(|feature| feature.to_string()).join(", ");
+        let found = Self::ALL.into_iter().find(|feature| feature.to_string() == text);
+        found.ok_or_else(|| format!("\"{text}\" is no feature; there are {}", names()))
+    }
+}
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -161,6 +181,25 @@ impl Config {
         }
     }
 
+    /// The same without these features, as far as they are not steps of the script.
+    pub fn without(&self, features: &[Feature]) -> Self {
+        let mut config = self.clone();
+        config.features.retain(|feature| !features.contains(feature));
+        let is_bad = config.has(Feature::BadLines);
+        let is_slow = config.has(Feature::SlowLines);
+        for line in &mut config.lines {
+            let former = line.clone();
+            *line =
+                if is_bad { former.clone() } else { LineSettings { delay: former.delay, ..LineSettings::default() } };
+            if is_slow {
+                (line.rate_bits, line.queue) = (former.rate_bits, former.queue);
+            } else {
+                (line.rate_bits, line.queue) = (None, LineSettings::default().queue);
+            }
+        }
+        config
+    }
+
     /// Whether there is such a thing.
     pub fn has(&self, feature: Feature) -> bool {
         self.features.contains(&feature)
@@ -191,4 +230,34 @@ fn line(chance: &mut Random, bad: bool, slow: bool) -> LineSettings {
         settings.queue = QueueLimit::Time(Duration::from_millis(100));
     }
     settings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_have_names_that_can_be_read_back() {
+        for feature in Feature::ALL {
+            assert_eq!(feature.to_string().parse(), Ok(feature));
+        }
+        assert_eq!(Feature::PowerLoss.to_string(), "power-loss");
+        assert!("floods".parse::<Feature>().unwrap_err().contains("kills, power-loss"));
+    }
+
+    #[test]
+    fn lines_are_good_without_bad_ones() {
+        let all = (1..200).map(Config::new);
+        let bad = all.filter(|config| config.has(Feature::BadLines) && config.has(Feature::SlowLines));
+        for config in bad.take(10) {
+            let good = config.without(&[Feature::BadLines]);
+            for (line, former) in good.lines.iter().zip(&config.lines) {
+                assert_eq!(
+                    (line.loss, line.delay, line.rate_bits),
+                    (Probability::NEVER, former.delay, former.rate_bits)
+                );
+            }
+            assert_eq!(config.without(&[Feature::SlowLines]).lines[0].rate_bits, None);
+        }
+    }
 }

@@ -4,6 +4,9 @@
 //! Whoever is primary adds to a branch. A crash or a promotion begins another one with a prefix of it. Each sector written
 //! carries a value of its own, so that what is read tells which prefixes of which branch it can be.
 
+// One range of numbers is meant, not the numbers in it.
+#![allow(clippy::single_range_in_vec_init)]
+
 use std::ops::Range;
 
 /// What a volume's sectors hold: 0 for a hole.

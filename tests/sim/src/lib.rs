@@ -10,7 +10,10 @@
 //! | `client`, `operator` | who asks, and what every answer promises |
 //! | [`outside`], [`history`] | what may be there, as far as anybody was told |
 //! | [`checks`], `converge` | what must hold, meanwhile and at the end |
-//! | [`trace`], `marks` | what happened |
+//! | [`trace`], [`marks`] | what happened |
+//! | [`exhaustive`] | all short histories, without chance |
+//! | [`shrink`] | a failing seed's history, shortened |
+//! | [`crowd`] | many histories on all cores |
 #![forbid(unsafe_code)]
 
 mod carrier;
@@ -18,14 +21,17 @@ pub mod checks;
 mod client;
 pub mod config;
 mod converge;
+pub mod crowd;
+pub mod exhaustive;
 pub mod history;
 mod machine;
-mod marks;
+pub mod marks;
 pub mod media;
 pub mod node;
 mod operator;
 pub mod outside;
 pub mod script;
+pub mod shrink;
 mod steps;
 pub mod trace;
 pub mod world;
@@ -34,7 +40,7 @@ use config::Config;
 use holdfast::pair::Role;
 use script::Step;
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Once,
@@ -77,10 +83,7 @@ fn catch_messages() {
 
 /// Plays a seed: its steps, or those given.
 pub fn play(seed: u64, config: &Config, steps: &[Step], trace: Trace) -> Outcome {
-    catch_messages();
-    IS_CAUGHT.with_borrow_mut(|caught| *caught = true);
-    let now = std::cell::Cell::new(0);
-    let played = catch_unwind(AssertUnwindSafe(|| {
+    play_out(&trace, |now| {
         let mut world = World::new(seed, config.clone(), trace.clone());
         world.begin();
         for step in steps {
@@ -93,7 +96,15 @@ pub fn play(seed: u64, config: &Config, steps: &[Step], trace: Trace) -> Outcome
         }
         world.converge();
         now.set(world.now);
-    }));
+    })
+}
+
+/// Plays a history to its end or its failure; it tells the time that it has come to.
+fn play_out(trace: &Trace, history: impl FnOnce(&Cell<u64>)) -> Outcome {
+    catch_messages();
+    IS_CAUGHT.with_borrow_mut(|caught| *caught = true);
+    let now = Cell::new(0);
+    let played = catch_unwind(AssertUnwindSafe(|| history(&now)));
     IS_CAUGHT.with_borrow_mut(|caught| *caught = false);
     let failure = played.err().map(|_| PANIC.with_borrow_mut(Option::take).unwrap_or_default());
     Outcome { failure, micros: now.get(), marks: trace.marks(), last: trace.last(400) }

@@ -177,7 +177,7 @@ impl World {
         let found = self.read_all(node, group, Access::ReadOnly);
         let Some(core) = self.group(node, group) else { return };
         let fork = core.status(now).fork.filter(|fork| fork.record_count > 0);
-        let discard_fork = salt % 3 == 0;
+        let discard_fork = salt.is_multiple_of(3);
         let kept = match (found, fork) {
             (Some(Ok(content)), Some(fork)) if !discard_fork => Some((content, fork.name)),
             _ => None,

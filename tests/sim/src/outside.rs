@@ -278,15 +278,15 @@ impl Outside {
         rotten: bool,
     ) -> Result<Place, String> {
         let last = |(branch, counts): (usize, Range<usize>)| Place { branch, count: counts.end - 1 };
-        if let Some(generation) = generation.filter(|generation| *generation != 0) {
-            if let Some(place) = self.at_point(generation, content)? {
-                if target == Some(PromoteTarget::RestartPoint) && generation < remote_generation && !rotten {
-                    return Err(format!(
-                        "I4: promoted to restart point {generation}, though the standby was said to have {remote_generation}"
-                    ));
-                }
-                return Ok(place);
+        if let Some(generation) = generation.filter(|generation| *generation != 0)
+            && let Some(place) = self.at_point(generation, content)?
+        {
+            if target == Some(PromoteTarget::RestartPoint) && generation < remote_generation && !rotten {
+                return Err(format!(
+                    "I4: promoted to restart point {generation}, though the standby was said to have {remote_generation}"
+                ));
             }
+            return Ok(place);
         }
         let found = self.history.places(content).next().map(last);
         let Some(place) = found else {

@@ -71,6 +71,11 @@ impl World {
         }
     }
 
+    /// Nothing carries any more.
+    pub(crate) fn cut_all(&mut self) {
+        self.cut(2, [true; 2]);
+    }
+
     /// The links carry again.
     pub(crate) fn heal(&mut self) {
         for line in self.lines.iter_mut().flatten() {

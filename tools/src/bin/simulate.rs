@@ -1,53 +1,171 @@
-//! Plays histories of a simulated pair from seeds.
+//! `simulate`: histories of a simulated pair, from seeds, or all short ones.
 #![forbid(unsafe_code)]
 
+use std::{
+    fs,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::Context;
 use clap::Parser;
-use simulator::{config::Config, play, play_seed, script, trace::Trace};
-use std::{collections::BTreeMap, time::Instant};
+use simulator::{config::Feature, crowd, exhaustive::Case};
+use tools::simulate::{
+    Until,
+    indexes::Indexes,
+    report::{Failure, Report},
+    seeds::{self, Cut, SeedOptions},
+    short,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  simulate --count 100                      seeds 1 to 100, on all cores
+  simulate --for 8h --report night.json     as many as there is time for
+  simulate --seed 42 --trace                what happens in one
+  simulate --seed 42 --shrink               what of it is needed to fail
+  simulate --seed 42 --without rot --keep 3,7,12-20 --trace
+                                            what is left of it
+  simulate --exhaustive 4                   all histories of up to 4 events
+  simulate --history snapshot:latest:fast:write-a,crash-primary,promote --trace
+
+Exit status: 0 nothing failed, 1 something did or could not be done, 2 wrong usage. An interrupted run plays what it has begun
+to its end and reports; interrupted again, it ends at once.";
 
 /// Plays histories of a simulated pair: two nodes, bad lines, bad media, crashes, operators. Each follows from its seed alone.
 #[derive(Parser)]
+#[command(version, after_help = EXAMPLES)]
 struct Arguments {
-    /// The first seed.
-    #[arg(long, default_value_t = 1)]
+    /// The first seed
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     seed: u64,
-    /// How many seeds.
-    #[arg(long, default_value_t = 1)]
-    count: u64,
-    /// Shows what happens.
-    #[arg(long)]
+    /// How many seeds; 1, or with --for as many as there is time for
+    #[arg(long, value_name = "NUMBER")]
+    count: Option<u64>,
+    /// Begins no more after this time: 30s, 10m, 8h
+    #[arg(long = "for", value_name = "TIME", value_parser = duration)]
+    time: Option<Duration>,
+    /// How many play at once; all cores if absent
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    jobs: Option<u16>,
+    /// Says what happens, on the standard error stream; of one seed or history
+    #[arg(long, conflicts_with_all = ["count", "time", "exhaustive"])]
     trace: bool,
+    /// Plays only these steps of the seed's script, such as 3,7,12-20
+    #[arg(long, value_name = "STEPS", conflicts_with_all = ["count", "time"])]
+    keep: Option<Indexes>,
+    /// Plays without these features, such as rot,bad-lines
+    #[arg(long, value_name = "FEATURE,...", value_delimiter = ',')]
+    without: Vec<Feature>,
+    /// Shortens the history of a seed that fails
+    #[arg(long)]
+    shrink: bool,
+    /// Plays at most so many histories to shorten one
+    #[arg(long, value_name = "NUMBER", default_value_t = 500, requires = "shrink")]
+    plays: u32,
+    /// Plays all histories of up to so many events on a tiny pair instead of seeds
+    #[arg(long, value_name = "EVENTS", conflicts_with_all = ["seed", "count", "keep", "without", "shrink"])]
+    exhaustive: Option<usize>,
+    /// Plays one such history
+    #[arg(long, value_name = "HISTORY", conflicts_with_all = ["seed", "count", "time", "keep", "without", "shrink", "exhaustive"])]
+    history: Option<Case>,
+    /// Writes what came of it to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Prints what came of it as JSON
+    #[arg(long)]
+    json: bool,
 }
 
-fn main() {
-    let arguments = Arguments::parse();
-    let (start, mut micros, mut failed) = (Instant::now(), 0, 0);
-    let mut marks: BTreeMap<String, u64> = BTreeMap::new();
-    for seed in arguments.seed..arguments.seed + arguments.count {
-        let began = Instant::now();
-        let trace = if arguments.trace { Trace::kept(true) } else { Trace::default() };
-        let outcome = play_seed(seed, trace);
-        micros += outcome.micros;
-        for (name, count) in outcome.marks {
-            *marks.entry(name).or_default() += count;
-        }
-        if let Some(failure) = outcome.failure {
-            failed += 1;
-            println!("seed {seed}: {} after {} s\n", failure.replace('\n', " "), outcome.micros / 1_000_000);
-        }
-        let took = began.elapsed();
-        if took.as_secs() > 5 {
-            println!("seed {seed} took {took:?} for {} s", outcome.micros / 1_000_000);
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(report) if report.failed == 0 => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("simulate: {error:#}");
+            ExitCode::FAILURE
         }
     }
-    let _ = (Config::new, play, script::steps);
-    for (name, count) in marks {
-        println!("{count:10} {name}");
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<Report> {
+    if let Some(path) = &arguments.report {
+        // What cannot be written is known before a night has gone by, not after it.
+        fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path)
+            .with_context(|| format!("Cannot write {}", path.display()))?;
     }
-    let real = start.elapsed().as_secs_f64();
-    println!(
-        "{failed} failed; {} s simulated in {real:.1} s: {:.0} a second",
-        micros / 1_000_000,
-        micros as f64 / 1e6 / real
-    );
+    let report = play(&arguments)?;
+    let json = || serde_json::to_string_pretty(&report);
+    if let Some(path) = &arguments.report {
+        fs::write(path, json()? + "\n").with_context(|| format!("Cannot write {}", path.display()))?;
+    }
+    print(&if arguments.json { json()? } else { report.to_string() });
+    Ok(report)
+}
+
+fn play(arguments: &Arguments) -> anyhow::Result<Report> {
+    let failed = |failure: &Failure| {
+        if !arguments.json {
+            print(&failure.to_string());
+        }
+    };
+    let jobs = arguments.jobs.map_or_else(crowd::jobs, usize::from);
+    if let Some(case) = &arguments.history {
+        return Ok(short::run_one(case, arguments.trace, failed));
+    }
+    let until = Until::new(arguments.time)?;
+    if let Some(events_max) = arguments.exhaustive {
+        return Ok(short::run(events_max, jobs, &until, failed));
+    }
+    let options = SeedOptions {
+        first: arguments.seed,
+        count: arguments.count.unwrap_or(if arguments.time.is_some() { u64::MAX } else { 1 }),
+        jobs,
+        trace: arguments.trace,
+        cut: Cut { keep: arguments.keep.clone(), without: arguments.without.clone() },
+        shrink: arguments.shrink.then_some(arguments.plays),
+    };
+    Ok(seeds::run(&options, &until, failed))
+}
+
+/// Whoever has read enough may close the pipe; the run goes on and its exit status counts.
+fn print(text: &str) {
+    let _ = writeln!(io::stdout(), "{text}");
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        _ => return Err(format!("\"{text}\" has no unit; use s, m or h, such as 8h")),
+    };
+    let number: u32 = number.parse().map_err(|_| format!("\"{text}\" does not begin with a number"))?;
+    Ok(Duration::from_secs(u64::from(number) * factor))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(duration("8h"), Ok(Duration::from_secs(28_800)));
+        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
+        assert!(duration("8").unwrap_err().contains("has no unit"));
+        assert!(duration("h").is_err());
+    }
 }
