@@ -6,6 +6,7 @@
 use crate::{
     format::{journal_superblock::RING_OFFSET, record::Record},
     stream_state::{Note, StreamState},
+    testing::{Plant, planted},
     units::{Order, Seq},
 };
 use alloc::{collections::VecDeque, vec::Vec};
@@ -150,7 +151,8 @@ impl Journal {
     /// Where a batch of `size` bytes can go, if there is room and `reserve` bytes stay free.
     pub fn room(&self, size: u64, reserve: u64) -> Option<u64> {
         let position = self.fit(self.head, size);
-        (position + size + reserve <= self.durable_tail + self.ring_size).then_some(position)
+        let tail = if planted(Plant::RingOverrun) { self.tail } else { self.durable_tail };
+        (position + size + reserve <= tail + self.ring_size).then_some(position)
     }
 
     fn fit(&self, position: u64, size: u64) -> u64 {

@@ -12,6 +12,7 @@
 //! | `overlay` | where the newest data is that the table does not know yet |
 //! | [`pair`] | roles, pair states, what is allowed in each |
 //! | [`group`] | the state machine that joins them |
+//! | [`testing`] | faults planted on purpose, to see that the simulator finds them |
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -29,4 +30,5 @@ pub mod pair;
 pub mod request;
 pub mod stream_state;
 mod table;
+pub mod testing;
 pub mod units;

@@ -13,6 +13,7 @@ pub mod rate;
 mod receiver;
 mod sender;
 pub mod session;
+pub mod testing;
 
 pub use receiver::{FRAME_SIZE_MAX, ProtocolError, ReceiveCounters};
 pub use sender::SendCounters;

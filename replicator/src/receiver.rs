@@ -5,6 +5,7 @@ use crate::{
     coder::{self, Code},
     packet::{Acknowledgement, BlockShape, COMPLETE_BIT_COUNT, LACKING_COUNT_MAX, Symbol},
     sender::FRAME_HEADER_SIZE,
+    testing::{Plant, planted},
 };
 use bytes::{Buf, Bytes, BytesMut};
 use std::collections::{BTreeMap, VecDeque};
@@ -155,14 +156,26 @@ impl Receiver {
         }
         let mut data = BytesMut::with_capacity(shape.size as usize + 2 * source_count);
         block.symbols.iter().take(source_count).flatten().for_each(|symbol| data.extend_from_slice(symbol));
-        data.truncate(shape.size as usize);
+        if !planted(Plant::PaddingDelivered) {
+            data.truncate(shape.size as usize);
+        }
         self.complete.insert(number, data.freeze());
-        while let Some(data) = self.complete.remove(&self.next_block) {
+        while let Some(data) = self.next_complete() {
             self.next_block += 1;
             self.stream.extend_from_slice(&data);
+            if missing > 0 && planted(Plant::BlockTwice) {
+                self.stream.extend_from_slice(&data);
+            }
             self.cut_frames()?;
         }
         Ok(())
+    }
+
+    fn next_complete(&mut self) -> Option<Bytes> {
+        if planted(Plant::BlocksOutOfOrder) {
+            return self.complete.pop_first().map(|(_, data)| data);
+        }
+        self.complete.remove(&self.next_block)
     }
 
     fn cut_frames(&mut self) -> Result<(), ProtocolError> {
@@ -194,7 +207,9 @@ impl Receiver {
 
     /// The application has used so many bytes of frames.
     pub fn consumed(&mut self, bytes: u64) {
-        self.limit += bytes;
+        if !planted(Plant::CreditLost) {
+            self.limit += bytes;
+        }
     }
 
     /// When to ask for symbols, if any are lacking.
@@ -204,7 +219,7 @@ impl Receiver {
 
     /// Puts into an acknowledgement what is complete and what is lacking.
     pub fn tell(&mut self, now: u64, rtt: u64, ack: &mut Acknowledgement) {
-        ack.next_block = self.next_block;
+        ack.next_block = if planted(Plant::AcknowledgedUnseen) { self.highest } else { self.next_block };
         ack.limit = self.limit;
         ack.complete = self.complete.keys().map(|number| number - self.next_block).collect();
         for (number, block) in &mut self.blocks {

@@ -5,6 +5,7 @@ use crate::{
     coder::{self, Code, SYMBOL_COUNT_MAX},
     packet::{Acknowledgement, BlockShape, COMPLETE_BIT_COUNT, SYMBOL_SIZE, Symbol},
     receiver::INITIAL_LIMIT,
+    testing::{Plant, planted},
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::collections::{BTreeMap, VecDeque};
@@ -291,7 +292,8 @@ impl Sender {
     pub fn probe(&mut self, now: u64, rtt: u64, link: usize) {
         let mut due = Vec::new();
         for (number, block) in &mut self.blocks {
-            if block.last_sent > 0 && now >= block.last_sent + wait(rtt, block.probes) {
+            let is_due = block.last_sent > 0 && now >= block.last_sent + wait(rtt, block.probes);
+            if is_due && !planted(Plant::TailNotProbed) {
                 block.probes += 1;
                 block.last_sent = now;
                 due.push(*number);
@@ -302,7 +304,7 @@ impl Sender {
 
     /// When [`Sender::probe`] is due.
     pub fn timeout(&self, rtt: u64) -> Option<u64> {
-        let sent = self.blocks.values().filter(|block| block.last_sent > 0);
+        let sent = self.blocks.values().filter(|block| block.last_sent > 0 && !planted(Plant::TailNotProbed));
         sent.map(|block| block.last_sent + wait(rtt, block.probes)).min()
     }
 

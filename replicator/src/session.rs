@@ -13,6 +13,7 @@ use crate::{
     packet::{self, Acknowledgement, Body, Header, MARK_COUNT_MAX, PacketError},
     receiver::{ProtocolError, Receiver},
     sender::Sender,
+    testing::{Plant, planted},
 };
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
@@ -445,12 +446,18 @@ impl Session {
         self.up = false;
         self.peer = None;
         // A new name, so that nothing that is still on its way is taken for part of the next session.
-        self.own = self.own.rotate_left(17).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        if !planted(Plant::NameOutlivesSession) {
+            self.own = self.own.rotate_left(17).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        }
         let counters = (self.sender.counters, self.receiver.counters);
         (self.sender, self.receiver) = (Sender::new(), Receiver::new());
         (self.sender.counters, self.receiver.counters) = counters;
-        self.marks.clear();
-        self.peer_marks.clear();
+        if !planted(Plant::MarksOutliveSession) {
+            self.marks.clear();
+        }
+        if !planted(Plant::PeerMarksOutliveSession) {
+            self.peer_marks.clear();
+        }
         self.acks = [None, None];
         self.ack_at = None;
         self.was_full = false;

@@ -8,6 +8,7 @@ use crate::{
     disk::{DiskAction, DiskOutcome, MediumId},
     journal::Journal,
     table::Boundaries,
+    testing::{Plant, planted},
     units::{Monotonic, Order, VolumeId},
 };
 use alloc::{collections::BTreeMap, vec, vec::Vec};
@@ -160,8 +161,8 @@ impl Group {
             return;
         };
         match running.step {
-            Step::Pages => self.checkpoint_step(Vec::new(), Step::PagesSync),
-            Step::PagesSync => {
+            Step::Pages if !planted(Plant::PagesNotSynced) => self.checkpoint_step(Vec::new(), Step::PagesSync),
+            Step::Pages | Step::PagesSync => {
                 let superblocks = core::mem::take(&mut running.superblocks);
                 self.checkpoint_step(superblocks, Step::Superblocks);
             }
@@ -226,7 +227,8 @@ impl Group {
 
     /// Moves the journal's tail as far as it may and needs to go.
     pub(super) fn retire(&mut self) {
-        let mut limit = self.applied_durable().min(self.acknowledged_limit());
+        let applied = if planted(Plant::TailBeforeTables) { self.applied } else { self.applied_durable() };
+        let mut limit = applied.min(self.acknowledged_limit());
         if let Some(oldest) = self.reads.oldest_entry() {
             limit = limit.min(Order(oldest.0 - 1));
         }

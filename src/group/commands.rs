@@ -9,6 +9,7 @@ use crate::{
     pair::{Cause, PairState, Role},
     request::RequestError,
     stream_state::{Note, StreamState},
+    testing::{Plant, planted},
     units::{Epoch, Generation, NodeKey, Now, Order, Position, VolumeId},
 };
 use alloc::vec::Vec;
@@ -239,7 +240,7 @@ impl Group {
         let (fork, record_count) = match self.pair.role {
             Role::Secondary => return Ok(true),
             Role::Fenced => {
-                if !discard_fork && self.stream.last.seq > self.pair.fork.seq {
+                if !discard_fork && self.stream.last.seq > self.pair.fork.seq && !planted(Plant::ForkNotKept) {
                     // It steps down when the fork is kept durably.
                     self.commands.demotion = Some((id, self.keep_fork()));
                     self.sync.wanted = true;
@@ -357,7 +358,7 @@ impl Group {
         let superblock = &self.superblock;
         self.commands.waiting.retain(|(id, waits_for, reply)| {
             let ready = match waits_for {
-                WaitsFor::Durable(order) => *order <= durable,
+                WaitsFor::Durable(order) => *order <= durable || planted(Plant::CommandNotDurable),
                 WaitsFor::Checkpoint(count) => checkpoints >= *count,
                 WaitsFor::Superblock(count) => superblock.is_durable(*count),
             };
@@ -421,7 +422,8 @@ impl Group {
         if fork < last {
             self.take_back(fork, at);
         }
-        let epoch = self.epoch().max(self.pair.peer_epoch).max(before.epoch).promoted(self.pair.former_epoch);
+        let known = self.epoch().max(self.pair.peer_epoch).max(before.epoch);
+        let epoch = if planted(Plant::EpochNotRaised) { known } else { known.promoted(self.pair.former_epoch) };
         self.stream.generation = self.stream.generation.next();
         let mut record = self.new_record(Kind::EpochChange);
         record.at = Position { epoch, seq: at.seq.next() };
@@ -435,6 +437,7 @@ impl Group {
     /// Makes void what came after the restart point `fork`.
     fn take_back(&mut self, fork: Order, at: Position) {
         let last = self.journal.last();
+        let valid = if planted(Plant::RollbackKeepsOne) { fork.next() } else { fork };
         let unapplied: Vec<(VolumeId, Vec<u32>)> = self
             .journal
             .after(fork.max(self.applied))
@@ -443,7 +446,7 @@ impl Group {
                 _ => None,
             })
             .collect();
-        self.void_between(fork, last.next());
+        self.void_between(valid, last.next());
         for (id, blocks) in unapplied {
             if let Some(volume) = self.volumes.get_mut(&id) {
                 blocks.into_iter().for_each(|block| volume.table.blocks.free(block));
@@ -462,7 +465,7 @@ impl Group {
             }
         }
         for (order, entry) in self.journal.after(self.applied) {
-            if order > fork {
+            if order > valid {
                 break;
             }
             if entry.record.kind.changes_data()

@@ -20,6 +20,7 @@ use crate::{
     output::Event,
     pair::{Cause, PairState},
     table::ReadCount,
+    testing::{Plant, planted},
     units::{Order, VolumeId, ZEROES_SIZE_MAX},
 };
 use alloc::{collections::BTreeMap, vec::Vec};
@@ -219,7 +220,9 @@ impl Group {
     fn end_copy(&mut self) {
         let everything = self.volumes.values().all(|volume| volume.table.dirty_bytes() == 0);
         // The last record that a copied range may contain must be before the end.
-        if everything && self.copy.unacknowledged.is_empty() && self.peer.cursor() >= self.copy.newest {
+        let all_copied = everything && self.copy.unacknowledged.is_empty() || planted(Plant::CopyEndsEarly);
+        let all_sent = self.peer.cursor() >= self.copy.newest || planted(Plant::CopyEndsBeforeRecords);
+        if all_copied && all_sent {
             self.copy.end_sent = true;
             let mut record = self.copy_record(Kind::CopyEnd);
             record.at = self.position_of(self.peer.cursor());
@@ -309,6 +312,9 @@ impl Group {
         self.copy.lead = (self.copy.lead - record.size as i64).max(-2 * SHARE);
         let sent = Sent::Copy { volume: reading.volume, block: reading.block, bits: reading.bits };
         self.send_frame(&record, payload, Some(sent));
+        if planted(Plant::CleanBeforeAcknowledged) {
+            self.copy_acknowledged(reading.volume, reading.block, reading.bits);
+        }
     }
 
     /// The peer has compared what a copy asked about; `false` if none did. It differs in these ranges.

@@ -9,6 +9,7 @@ use crate::{
     disk::DiskError,
     journal::Place,
     overlay::{Overlay, Piece},
+    testing::{Plant, planted},
     units::{Order, VolumeId},
 };
 use alloc::{
@@ -59,9 +60,10 @@ impl Group {
         let (mut last, mut taken, mut size, mut blocks) = (self.applied, 0, 0, 0);
         let mut redirected: Vec<(VolumeId, Vec<u32>)> = Vec::new();
         let limit = self.destage_limit();
+        let durable = if planted(Plant::UndurableDestaged) { self.completed } else { self.durable };
         self.find_newest(limit);
         for (order, entry) in self.journal.after(self.applied) {
-            if order > self.durable.min(limit)
+            if order > durable.min(limit)
                 || taken == entry_count_max
                 || size > CYCLE_SIZE_MAX
                 || blocks > CYCLE_BLOCK_COUNT_MAX
@@ -85,7 +87,7 @@ impl Group {
                     overlays.entry(record.volume).or_default().insert(part.offset, part.end, order);
                 }
             }
-            if record.kind.is_boundary() {
+            if record.kind.is_boundary() && !planted(Plant::GenerationsMixed) {
                 break;
             }
         }

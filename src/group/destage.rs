@@ -13,10 +13,12 @@ use super::{
 use crate::{
     buffer::AlignedBuffer,
     disk::{DiskAction, DiskError, DiskOutcome, MediumId},
+    format::record::Kind,
     journal::Place,
     output::Event,
     overlay::Piece,
     stream_state::{Snapshot, StreamState},
+    testing::{Plant, planted},
     units::{Monotonic, VolumeId},
 };
 use alloc::{
@@ -421,6 +423,7 @@ impl Group {
         }
         let count = (cycle.last.0 - self.applied.0) as usize;
         let (tracking, mut is_boundary) = (self.is_tracking(), false);
+        let applied = if planted(Plant::NewerForgotten) { self.journal.last() } else { cycle.last };
         for (order, entry) in self.journal.after(self.applied).take(count) {
             let record = &entry.record;
             self.destage.backlog -= cost(record.payload_size);
@@ -430,8 +433,8 @@ impl Group {
             if record.kind.changes_data()
                 && let Some(volume) = self.volumes.get_mut(&record.volume)
             {
-                volume.overlay.remove_applied(record.offset, record.end(), cycle.last);
-                if tracking {
+                volume.overlay.remove_applied(record.offset, record.end(), applied);
+                if tracking && !(record.kind == Kind::Discard && planted(Plant::DiscardNotDirty)) {
                     volume.table.mark_dirty(record.offset, record.size);
                 }
             }

@@ -13,6 +13,7 @@ use crate::{
     },
     output::Event,
     stream_state::{Note, OLDER_COUNT_MAX, OlderPoint, Origin, StreamState},
+    testing::{Plant, planted},
     units::{Generation, Order},
 };
 use alloc::{
@@ -76,7 +77,8 @@ impl Group {
     /// What must stay while it is being used: by readers, the trial, a promotion.
     fn held_generations(&self) -> impl Iterator<Item = Order> {
         let trial = self.trial.as_ref().map(|trial| trial.base());
-        self.holds.0.keys().copied().chain(trial).chain(self.promotion_to_older())
+        let held = self.holds.0.keys().copied().chain(trial).chain(self.promotion_to_older());
+        held.filter(|_| !planted(Plant::HeldDropped))
     }
 
     fn is_held(&self, order: Order) -> bool {

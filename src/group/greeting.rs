@@ -14,6 +14,7 @@ use crate::{
     pair::{Cause, PairState, Role},
     request::RequestError,
     stream_state::{EpochStart, StreamState},
+    testing::{Plant, planted},
     units::{Epoch, Monotonic, Now, Position, Seq, VolumeId},
 };
 use alloc::{format, string::String, vec::Vec};
@@ -93,7 +94,8 @@ impl Group {
     /// Greets the peer. A secondary first makes durable what it has, because the primary takes the last record in the
     /// greeting for an acknowledgement.
     pub(super) fn greet(&mut self) {
-        let settled = self.pair.role != Role::Secondary || self.durable == self.journal.last();
+        let is_durable = self.durable == self.journal.last() || planted(Plant::GreetedUndurable);
+        let settled = self.pair.role != Role::Secondary || is_durable;
         if !self.peer.greeting_due || !settled {
             return;
         }
@@ -175,8 +177,9 @@ impl Group {
             .filter(|(_, at)| self.stream.shared_end_of(at.epoch, &greeting.epochs).is_some_and(|end| at.seq <= end));
         self.peer.restart_point = kept.map(|(generation, _)| generation);
         self.event(Event::PeerGreeted { head: greeting.head });
+        let is_deaf = planted(Plant::FenceIgnored) || planted(Plant::OldEpochTaken);
         match (self.pair.role, greeting.role) {
-            (Role::Primary, _) if theirs > ours => self.fence(&greeting),
+            (Role::Primary, _) if theirs > ours && !is_deaf => self.fence(&greeting),
             (Role::Primary, Role::Primary) if theirs == ours => {
                 return Err(format!("Both nodes are primary in epoch {ours}; demote one of them"));
             }
@@ -186,7 +189,7 @@ impl Group {
                 self.confirmation.until = None;
                 self.decide(&greeting);
             }
-            (Role::Secondary, Role::Primary) if theirs < ours => {
+            (Role::Secondary, Role::Primary) if theirs < ours && !planted(Plant::OldEpochTaken) => {
                 return Err(format!("The peer is primary in epoch {theirs}, but this node has seen epoch {ours}"));
             }
             (Role::Secondary, Role::Primary) => {

@@ -18,6 +18,7 @@ use crate::{
     output::{Event, Output},
     pair::Role,
     request::{Reply, RequestError, RequestId},
+    testing::{Plant, planted},
     units::{Epoch, Monotonic, Now},
 };
 use alloc::{collections::VecDeque, format, string::String, vec::Vec};
@@ -68,7 +69,8 @@ impl Leasing {
     /// When a group is opened: a lease of so long may have been granted a moment ago.
     pub(super) fn after_restart(role: Role, millis: u32, now: Monotonic) -> Self {
         let is_primary = role == Role::Primary;
-        let promised = if is_primary { Monotonic(0) } else { promise(now, millis) };
+        let forgets = is_primary || planted(Plant::PromiseForgotten);
+        let promised = if forgets { Monotonic(0) } else { promise(now, millis) };
         Self { promised, told: !is_primary || millis == 0, ..Self::default() }
     }
 
@@ -118,7 +120,7 @@ impl Group {
 
     /// Whether this node may answer its hosts, as far as leases go.
     pub(super) fn is_leased(&self) -> bool {
-        !self.needs_lease() || self.now.monotonic < self.leasing.until
+        !self.needs_lease() || self.now.monotonic < self.leasing.until || planted(Plant::LeaseNotChecked)
     }
 
     /// An operator's command: `millis` 0 ends fencing by lease. `true` if it is done.
@@ -329,6 +331,7 @@ impl Group {
         let asked = self.leasing.asked.iter().position(|(asked, _)| *asked == number);
         // One that nobody waits for any more is left alone.
         if let Some((_, at)) = asked.and_then(|index| self.leasing.asked.drain(..=index).next_back()) {
+            let at = if planted(Plant::LeaseFromAnswer) { self.now.monotonic } else { at };
             self.leasing.is_known = true;
             self.leasing.until = self.leasing.until.max(at.after(u64::from(self.pair.lease_millis) * 1000));
             // They may have waited for nothing else since an acknowledgement that came too late.
@@ -340,7 +343,11 @@ impl Group {
     /// Refuses to promote this node while the primary may still answer.
     pub(super) fn check_promise(&self) -> Result<(), CommandError> {
         let left = self.leasing.promised.0.saturating_sub(self.now.monotonic.0);
-        if left == 0 { Ok(()) } else { Err(CommandError::Leased { seconds: left.div_ceil(1_000_000) }) }
+        if left == 0 || planted(Plant::PromiseNotKept) {
+            Ok(())
+        } else {
+            Err(CommandError::Leased { seconds: left.div_ceil(1_000_000) })
+        }
     }
 
     /// Until when this node must not be promoted.

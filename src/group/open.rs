@@ -22,6 +22,7 @@ use crate::{
     pair::{PairState, Role},
     stream_state::Note,
     table::{self, LoadError},
+    testing::{Plant, planted},
     units::{Now, Order, Position, VolumeId},
 };
 use alloc::{
@@ -130,7 +131,7 @@ impl Group {
         let was_clean = superblock.clean.is_some();
         let mut group = Self::assemble(superblock, volumes, found.journal, now);
         group.replay()?;
-        if group.pair.role == Role::Primary && !was_clean {
+        if group.pair.role == Role::Primary && !was_clean && !planted(Plant::EpochKeptInCrash) {
             group.open_epoch(storage)?;
         }
         group.store(storage)?;
@@ -225,7 +226,9 @@ impl Group {
         for volume in self.volumes.values_mut().filter(|volume| volume.table.is_new()) {
             volume.table.keep_nothing_as(&kept);
         }
-        self.void_forks()?;
+        if !planted(Plant::ForkNotVoided) {
+            self.void_forks()?;
+        }
         let entries: Vec<(Order, LiveEntry)> =
             self.journal.after(self.journal.tail_order).map(|(order, entry)| (order, entry.clone())).collect();
         self.destage.stream = self.journal.tail_stream.clone();
@@ -261,7 +264,7 @@ impl Group {
             }
         }
         // The bitmap on the medium may be older than the journal; noting too much is harmless.
-        if self.is_tracking() {
+        if self.is_tracking() && !planted(Plant::DirtyForgottenInCrash) {
             self.mark_live_dirty(self.journal.tail_order);
             self.checkpoint.marked = true;
         }
@@ -444,7 +447,7 @@ fn read_batch(
     };
     let header = &parsed.header;
     let fits = header.position == position
-        && header.previous_checksum == journal.head_checksum
+        && (header.previous_checksum == journal.head_checksum || planted(Plant::ChainNotChecked))
         && header.first_order == journal.last().next()
         && parsed.size <= room;
     if !fits {
@@ -456,7 +459,7 @@ fn read_batch(
         .iter()
         .filter(|entry| entry.placement == Placement::Inline)
         .all(|entry| stored(entry, &bytes).is_some_and(|payload| entry.record.check_payload(&payload).is_ok()));
-    Ok(whole.then_some((parsed, bytes)))
+    Ok((whole || planted(Plant::TornBatchTaken)).then_some((parsed, bytes)))
 }
 
 fn stored(entry: &ParsedEntry, bytes: &Bytes) -> Option<Bytes> {
@@ -537,7 +540,7 @@ fn verify_redirected(
             let bytes = storage.read(medium, geometry.offset_of(*block), geometry.block_size)?;
             crc = crc32c::crc32c_append(crc, &bytes);
         }
-        if !is_whole || crc != entry.record.payload_checksum {
+        if !is_whole || (crc != entry.record.payload_checksum && !planted(Plant::TornRedirectTaken)) {
             found.journal.cut_before(order);
             break;
         }

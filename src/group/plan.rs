@@ -8,6 +8,7 @@
 use crate::{
     overlay::Piece,
     table::{Entry, Geometry, Table},
+    testing::{Plant, planted},
     units::VolumeId,
 };
 use alloc::{collections::BTreeMap, vec::Vec};
@@ -62,7 +63,9 @@ impl Plan {
         let is_redirected = |block| table.blocks.is_redirected(block);
         let full = geometry.full_mask();
         let unchanged = entry.stamp < stamp;
-        let keeps_snapshot = |entry: &Entry| is_redirected(entry.snapshot) || table.may_need(entry.stamp);
+        let keeps_snapshot = |entry: &Entry| {
+            is_redirected(entry.snapshot) || (table.may_need(entry.stamp) && !planted(Plant::FoldIntoKept))
+        };
         let fold = (unchanged && entry.mask != 0 && entry.mask != full).then(|| fold(&entry, full, keeps_snapshot));
         let before = if unchanged {
             let content = fold.map_or(if entry.mask == full { entry.latest } else { entry.snapshot }, |fold| fold.to);
@@ -98,7 +101,8 @@ impl Plan {
                 let (touched, whole) = coverage(pieces, block, geometry);
                 let relocate = before.latest != 0 && is_redirected(before.latest);
                 plan.needs_new = before.latest == 0 || relocate;
-                plan.after.mask = before.mask | touched;
+                let more = if planted(Plant::MaskTooWide) { touched << 1 & full } else { 0 };
+                plan.after.mask = before.mask | touched | more;
                 plan.write_mask = touched;
                 plan.base_mask = touched & !whole;
                 if plan.needs_new {

@@ -16,6 +16,7 @@ use crate::{
     output::{Event, Frame, Output},
     pair::{Cause, PairState, Role},
     table::ReadCount,
+    testing::{Plant, planted},
     units::{FrameCount, Now, Order, Position, Seq, VolumeId},
 };
 use alloc::{collections::VecDeque, vec::Vec};
@@ -235,7 +236,9 @@ impl Group {
             };
             let record = entry.record;
             // A void entry, or one that a former life as secondary left: the peer has no use for it.
-            if entry.is_void || !record.kind.is_sequenced() {
+            let is_forgotten = record.kind == Kind::Discard && planted(Plant::DiscardNotSent)
+                || entry.payload.is_none() && planted(Plant::GapTaken);
+            if entry.is_void || !record.kind.is_sequenced() || is_forgotten {
                 self.peer.cursor = order;
                 continue;
             }
@@ -303,7 +306,7 @@ impl Group {
         } else if self.peer.anchored {
             self.pair.synced = self.position_of(acknowledged);
         }
-        if self.peer.anchored {
+        if self.peer.anchored && !planted(Plant::LiveNotDirty) {
             self.mark_live_dirty(acknowledged);
         }
         self.peer.lose_anchor();

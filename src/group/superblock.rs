@@ -4,6 +4,7 @@ use super::{Group, Purpose};
 use crate::{
     disk::{DiskAction, DiskOutcome, MediumId},
     format::journal_superblock::JournalSuperblock,
+    testing::{Plant, planted},
     units::Order,
 };
 use alloc::vec;
@@ -92,7 +93,7 @@ impl Group {
         let Some(writing) = &mut self.superblock.writing else {
             return;
         };
-        if !writing.is_synced {
+        if !writing.is_synced && !planted(Plant::SuperblockNotSynced) {
             writing.is_synced = true;
             return self.disk(MediumId::Journal, DiskAction::Sync, Purpose::Superblock);
         }

@@ -6,6 +6,7 @@ use crate::{
     output::{Event, Output},
     pair::Role,
     stream_state::KeptPoint,
+    testing::{Plant, planted},
     units::Order,
 };
 
@@ -46,7 +47,7 @@ impl Group {
                 continue;
             };
             // Data redirected for entries that are not completed yet may be missed; it is marked again below.
-            if core::mem::take(&mut volume.unsynced) {
+            if core::mem::take(&mut volume.unsynced) && !planted(Plant::PoolNotSynced) {
                 self.sync.pending += 1;
                 self.disk(MediumId::Pool(id), DiskAction::Sync, Purpose::Sync);
             }
@@ -76,7 +77,8 @@ impl Group {
 
     /// Tells the peer and the log what has become durable.
     fn tell_durable(&mut self, before: Order) {
-        if let Some(count) = self.peer.frames_durable(self.durable) {
+        let told = if planted(Plant::AcknowledgedUndurable) { self.journal.last() } else { self.durable };
+        if let Some(count) = self.peer.frames_durable(told) {
             self.outputs.push_back(Output::Durable(count));
         }
         if let Some(KeptPoint { info: point, order, .. }) = &self.stream.restart_point

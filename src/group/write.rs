@@ -9,6 +9,7 @@ use crate::{
     pair::{Cause, Level, PairState, Role, WithoutPeer},
     request::{Access, Busy, Durability, Operation, Reply, Request, RequestError, RequestId, Space},
     stream_state::Note,
+    testing::{Plant, planted},
     units::{Monotonic, Now, Order, Position, RECORD_PAYLOAD_SIZE_MAX, VolumeId, ZEROES_SIZE_MAX},
 };
 use alloc::{collections::VecDeque, vec::Vec};
@@ -151,8 +152,9 @@ impl Group {
         };
         let verifies =
             self.verifier.as_ref().is_some_and(|verifier| verifier.holds(request.volume, offset, offset + size));
-        let mends = self.mending.holds(request.volume, offset, offset + size);
-        verifies || mends || self.copy.is_reading(request.volume, offset, offset + size)
+        let mends = self.mending.holds(request.volume, offset, offset + size) && !planted(Plant::MendedWithStale);
+        let copies = self.copy.is_reading(request.volume, offset, offset + size) && !planted(Plant::CopyRacesWrite);
+        verifies || mends || copies
     }
 
     /// Starts what was held and need not wait any more.
@@ -327,8 +329,12 @@ impl Group {
 
     /// Answers whoever has waited long enough.
     pub(super) fn answer_waiting(&mut self) {
-        while let Some(waiter) = self.waiting.completed.pop_front_if(|waiter| waiter.order <= self.completed) {
-            if waiter.needs_durable {
+        while let Some(waiter) = self
+            .waiting
+            .completed
+            .pop_front_if(|waiter| waiter.order <= self.completed || planted(Plant::AnswerUnwritten))
+        {
+            if waiter.needs_durable && !planted(Plant::NoSyncBeforeAnswer) {
                 self.waiting.durable.push_back(waiter);
             } else {
                 self.waiting.remote.push_back(waiter);
@@ -340,7 +346,7 @@ impl Group {
         if !self.is_leased() {
             return;
         }
-        if self.waits_for_peer() {
+        if self.waits_for_peer() && !planted(Plant::RemoteNotAwaited) {
             let acknowledged = self.peer.acknowledged();
             let (done, waiting) = self.waiting.remote.drain(..).partition(|waiter| waiter.order <= acknowledged);
             self.waiting.remote = waiting;

@@ -4,6 +4,7 @@
 //! not need it; no read that began before it was freed is still running; and the journal's durable tail has passed the
 //! record that was redirected into it, because recovery and the stream may still read the record's data there.
 
+use crate::testing::{Plant, planted};
 use crate::units::Order;
 use alloc::{
     collections::{BTreeMap, VecDeque},
@@ -113,7 +114,9 @@ impl Blocks {
 
     /// Notes that the table has no more need of a block. 0 is no block.
     pub fn free(&mut self, block: u32) {
-        if block != 0 {
+        if block != 0 && planted(Plant::FreedUsedAtOnce) {
+            self.unallocate(block);
+        } else if block != 0 {
             self.freed.push(Freed { block, give_back: false });
         }
     }
@@ -174,7 +177,8 @@ impl Blocks {
         self.redirected.retain(|_, order| *order > tail);
         let (used, leaving, mut released) = (&mut self.used, &mut self.leaving, 0);
         self.quarantined.retain(|waiting| {
-            let free = waiting.reads <= oldest_read && waiting.until <= tail;
+            let is_unread = waiting.reads <= oldest_read || planted(Plant::FreedUsedUnderRead);
+            let free = is_unread && (waiting.until <= tail || planted(Plant::RedirectedUsedEarly));
             if free && waiting.freed.give_back {
                 leaving.push(waiting.freed.block);
             } else if free {

@@ -28,6 +28,7 @@ use crate::{
         message::Range,
         table_page::{Entries, TABLE_PAGE_ENTRY_COUNT},
     },
+    testing::{Plant, planted},
     units::{GroupId, MediumUuid, Order, VolumeId},
 };
 use alloc::{boxed::Box, collections::BTreeSet, vec::Vec};
@@ -168,7 +169,7 @@ impl Table {
 
     /// An entry needs its snapshot no more; perhaps a generation does.
     pub fn let_go(&mut self, block: u32, entry: &Entry) {
-        if self.kept.record(block, entry.stamp, entry.snapshot) {
+        if !planted(Plant::SnapshotFreed) && self.kept.record(block, entry.stamp, entry.snapshot) {
             return;
         }
         if entry.latest == 0 {

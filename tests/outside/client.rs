@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tools::{
-    emulator::random::Random,
+    emulator::Random,
     nbd_client::{NbdClient, NbdError, NbdRequest},
 };
 

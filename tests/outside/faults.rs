@@ -9,7 +9,7 @@ use std::{
 };
 use system_tests::sites::{GROUP, Sites, programs};
 use tools::{
-    emulator::{BurstLoss, LineSettings, Probability, random::Random},
+    emulator::{BurstLoss, LineSettings, Probability, Random},
     sites::SiteOptions,
 };
 

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 use system_tests::sites::GROUP;
-use tools::emulator::random::Random;
+use tools::emulator::Random;
 
 /// Bounds every wait; far more than anything takes.
 const PATIENCE: Duration = Duration::from_secs(120);

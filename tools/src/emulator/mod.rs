@@ -9,5 +9,5 @@
 pub mod control;
 pub mod proxy;
 
-pub use link_model::{BurstLoss, Line, LineCounters, LineSettings, Probability, QueueLimit, SettingError};
+pub use link_model::{BurstLoss, Line, LineCounters, LineSettings, Probability, QueueLimit, Random, SettingError};
 pub use proxy::{Emulator, EmulatorError, EmulatorSettings, Side, Statistics};
