@@ -77,10 +77,10 @@ impl Group {
             size += padded;
             entries.push(BatchEntry { record: live.record, placement, fork: live.note.fork(), stored });
         }
-        let size = batch::batch_size(entries.iter().map(|entry| entry.stored.len())) as u64;
-        let Some(position) = self.journal.room(size, RESERVE) else {
+        let Some(position) = self.find_room(&mut entries) else {
             return false;
         };
+        let size = batch::batch_size(entries.iter().map(|entry| entry.stored.len())) as u64;
         let header = BatchHeader {
             position,
             previous_checksum: self.journal.head_checksum,
@@ -108,6 +108,19 @@ impl Group {
         self.in_flight.push_back(InFlight { first, last, is_written: false });
         self.sealed = last;
         true
+    }
+
+    /// Where the next batch goes, with as many of the entries as there is room for in one piece. What is free of a small ring may
+    /// lie at its end and its start, and stay so: the tail moves only when the peer has more, or the ring is nearly full.
+    fn find_room(&self, entries: &mut Vec<BatchEntry>) -> Option<u64> {
+        loop {
+            let size = batch::batch_size(entries.iter().map(|entry| entry.stored.len())) as u64;
+            let position = self.journal.room(size, RESERVE);
+            if position.is_some() || entries.len() == 1 || !self.in_flight.is_empty() {
+                return position;
+            }
+            entries.truncate(entries.len() / 2);
+        }
     }
 
     /// A batch is on the medium.

@@ -235,3 +235,30 @@ fn a_gap_in_the_journal_is_not_streamed_over() {
     assert!(!standby.covers(behind), "it would send what does not follow");
     assert!(standby.covers(standby.stream.last.seq));
 }
+
+/// Seed 100493. What is free of a small ring lies at its end and its start: a batch that fits into neither is made smaller, because
+/// nothing moves the tail as long as the peer is away and the ring is not nearly full.
+#[test]
+fn no_batch_is_too_large_for_what_is_free_in_pieces() {
+    for before in 0..12 {
+        let mut pair = Pair::in_step();
+        let write = |pair: &mut Pair, count: usize| {
+            for _ in 0..count {
+                pair.write_at_unchecked(0, 48 << 10);
+            }
+            pair.settle();
+            let waits = pair.nodes[0].group.journal.last().0 - pair.nodes[0].group.completed.0;
+            assert_eq!(waits, 0, "writes that nothing will ever complete");
+        };
+        // The ring's head and tail are somewhere else each time.
+        for _ in 0..before {
+            write(&mut pair, 30);
+        }
+        pair.idle();
+        pair.settle();
+        pair.cut();
+        for _ in 0..4 {
+            write(&mut pair, 100);
+        }
+    }
+}

@@ -193,6 +193,10 @@ impl World {
     /// What a former primary wrote past the fork is kept as it was (I5).
     fn check_fork(&mut self, node: usize, group: usize, content: Content, name: String) {
         let now = self.nodes[node].clock.now(self.now);
+        // A promotion by force gives it up.
+        if self.errands.promotes(node, group) {
+            return;
+        }
         let Some(core) = self.group(node, group) else { return };
         let listed = core.status(now).generations.iter().any(|kept| kept.name.to_string() == name);
         assert!(listed, "I5: node {node} group {group} was demoted and keeps no {name}");

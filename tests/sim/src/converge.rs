@@ -151,6 +151,16 @@ impl World {
             });
         }
         for node in 0..2 {
+            for slot in self.nodes[node].daemon.iter().flat_map(|daemon| &daemon.slots) {
+                let doing: Vec<String> = slot
+                    .operations
+                    .values()
+                    .map(|(operation, _)| {
+                        format!("{:?} {}", operation.medium, crate::operator::first_word(&operation.action))
+                    })
+                    .collect();
+                self.trace.note(self.now, || format!("node {node}: media do {doing:?}; {} wait", slot.waiting.len()));
+            }
             let session = self.nodes[node].daemon.as_ref().map(|daemon| daemon.session.status(&[]));
             self.trace.note(self.now, || format!("node {node}: {session:?}"));
         }
