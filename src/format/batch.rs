@@ -87,7 +87,7 @@ pub struct BatchEntry {
 /// What the header says besides the entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchHeader {
-    /// Bytes from the start of the journal's life; the place in the ring follows from it.
+    /// Rises by the bytes written, from where the medium's journal began; the place in the ring follows from it.
     pub position: u64,
     /// The header checksum of the batch before.
     pub previous_checksum: u32,

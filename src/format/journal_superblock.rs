@@ -49,6 +49,13 @@ pub fn ring_size_of(medium_size: u64) -> u64 {
     medium_size.saturating_sub(RING_OFFSET) & !0xFFFF
 }
 
+/// Where the positions of a new journal begin: a lap that the medium's random id chooses, below 2⁶⁰. So what a former life of
+/// the medium, of the same group perhaps, has left in the ring lies where this one's positions are not. `ring_size`: not 0.
+pub fn first_position(medium: MediumUuid, ring_size: u64) -> u64 {
+    let random = (u128::from_le_bytes(medium.0) as u64) >> 4;
+    random - random % ring_size
+}
+
 /// Longest path of a pool in bytes.
 pub const POOL_PATH_SIZE_MAX: usize = 255;
 
@@ -314,7 +321,9 @@ impl JournalSuperblock {
         let count = raw.volume_count.get() as usize;
         require(count <= VOLUME_COUNT_MAX, WHAT, "volume count")?;
         require(raw.name.check().is_ok(), WHAT, "name")?;
-        require(raw.ring_size.get().is_multiple_of(ALIGNMENT as u64) && raw.ring_size.get() > 0, WHAT, "ring size")?;
+        let ring_size = raw.ring_size.get();
+        // So large at most that one can count on for a lap from any position.
+        require(ring_size.is_multiple_of(ALIGNMENT as u64) && (1..1 << 62).contains(&ring_size), WHAT, "ring size")?;
         require(raw.tail_position.get().is_multiple_of(ALIGNMENT as u64), WHAT, "tail position")?;
         require(raw.clean <= 1 && raw.reserved1 == [0; 3] && raw.reserved0.get() == 0, WHAT, "reserved field")?;
         require(raw.reserved3.iter().all(|byte| *byte == 0), WHAT, "reserved field")?;
@@ -363,7 +372,7 @@ impl JournalSuperblock {
             group: GroupId(raw.group),
             medium: MediumUuid(raw.medium),
             name: raw.name,
-            ring_size: raw.ring_size.get(),
+            ring_size,
             tail_position: raw.tail_position.get(),
             tail_order: Order(raw.tail_order.get()),
             tail_previous_checksum: raw.tail_previous_checksum.get(),

@@ -5,7 +5,9 @@ use crate::{
     disk::{DiskError, MediumId, Storage},
     format::{
         FormatError as BytesError,
-        journal_superblock::{JOURNAL_SUPERBLOCK_SIZE, JournalSuperblock, PairRecord, SLOTS, ring_size_of},
+        journal_superblock::{
+            JOURNAL_SUPERBLOCK_SIZE, JournalSuperblock, PairRecord, SLOTS, first_position, ring_size_of,
+        },
         text::Name,
     },
     pair::{ApplyPolicy, Level, PairState, Role, WithoutPeer},
@@ -89,13 +91,14 @@ pub fn format_journal(storage: &mut dyn Storage, spec: &GroupSpec) -> Result<(),
         Err(FormatError::Disk(error)) => return Err(error.into()),
         Err(_) => {}
     }
+    let ring_size = ring_size_of(size);
     let mut superblock = JournalSuperblock {
         write_count: 0,
         group: spec.id,
         medium: spec.journal,
         name: spec.name,
-        ring_size: ring_size_of(size),
-        tail_position: 0,
+        ring_size,
+        tail_position: first_position(spec.journal, ring_size),
         tail_order: Order(0),
         tail_previous_checksum: 0,
         clean: Some(Order(0)),

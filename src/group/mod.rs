@@ -10,6 +10,7 @@
 
 mod add_volume;
 mod batch;
+mod behind;
 mod checkpoint;
 mod commands;
 mod compare;
@@ -65,6 +66,8 @@ mod hostile_tests;
 mod journal_growth_tests;
 #[cfg(test)]
 mod lease_tests;
+#[cfg(test)]
+mod lost_tests;
 #[cfg(test)]
 mod mend_tests;
 #[cfg(test)]

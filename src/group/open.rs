@@ -1,4 +1,5 @@
 //! Opening a group: the superblocks, the tables, then the journal from its tail to the first batch that is not whole.
+//! What lies behind it is only asked whether the medium has lost data ([`durable_behind`]).
 //!
 //! A batch counts if its header is whole, in its place, chained to the one before, and every payload in it matches its
 //! checksum; data redirected into the pool is verified for the entries that were not known to be durable. Recovery
@@ -6,8 +7,8 @@
 //! gives the same.
 
 use super::{
-    FormatError, Group, JournalLabel, Volume, batch::Memory, create::read_superblock, greeting::Confirmation,
-    lease::Leasing, stream::Peer, superblock::SuperblockWriter, takeover::Silence,
+    FormatError, Group, JournalLabel, Volume, batch::Memory, behind::durable_behind, create::read_superblock,
+    greeting::Confirmation, lease::Leasing, stream::Peer, superblock::SuperblockWriter, takeover::Silence,
 };
 use crate::{
     disk::{DiskError, MediumId, Storage},
@@ -23,7 +24,7 @@ use crate::{
     stream_state::Note,
     table::{self, LoadError},
     testing::{Plant, planted},
-    units::{Now, Order, Position, VolumeId},
+    units::{GroupId, Now, Order, Position, VolumeId},
 };
 use alloc::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -69,6 +70,16 @@ pub enum OpenError {
         applied: Order,
         /// The last entry in the journal.
         last: Order,
+    },
+    /// The journal ends within what was durable.
+    #[error(
+        "The journal ends at entry {found}, but a batch behind its end says that entry {expected} was durable; the medium has lost data; promote the peer if it is the standby, and make this node's group anew from there"
+    )]
+    Hole {
+        /// The last entry before what is lost.
+        found: Order,
+        /// An entry that was durable.
+        expected: Order,
     },
     /// A promotion cannot be repeated.
     #[error(
@@ -127,6 +138,13 @@ impl Group {
                 return Err(OpenError::Ahead { volume: *id, applied, last });
             }
             volume.applied_before = volume.applied_before.min(last);
+        }
+        // What was stopped in good order ends where it says.
+        if superblock.clean != Some(last) {
+            let expected = durable_behind(storage, &superblock, &found.journal);
+            if expected > last {
+                return Err(OpenError::Hole { found: last, expected });
+            }
         }
         let was_clean = superblock.clean.is_some();
         let mut group = Self::assemble(superblock, volumes, found.journal, now);
@@ -431,26 +449,13 @@ fn read_batch(
     journal: &Journal,
     position: u64,
 ) -> Result<Option<(ParsedBatch, Bytes)>, OpenError> {
-    let room = superblock.ring_size - position % superblock.ring_size;
-    let first = storage.read(MediumId::Journal, journal.offset(position), 4096)?;
-    let size = match batch::parse_header_size(&first, superblock.group) {
-        Ok(size) if size as u64 <= room => size,
-        Ok(_) => return Ok(None),
-        Err(error @ crate::format::FormatError::Version { .. }) => {
-            return Err(FormatError::from(error).into());
-        }
-        Err(_) => return Ok(None),
-    };
-    let area = storage.read(MediumId::Journal, journal.offset(position), size as u32)?;
-    let Ok(parsed) = batch::parse(&area, superblock.group) else {
+    let Some(parsed) = read_header(storage, superblock.group, journal, position)? else {
         return Ok(None);
     };
     let header = &parsed.header;
-    let fits = header.position == position
-        && (header.previous_checksum == journal.head_checksum || planted(Plant::ChainNotChecked))
-        && header.first_order == journal.last().next()
-        && parsed.size <= room;
-    if !fits {
+    let continues = (header.previous_checksum == journal.head_checksum || planted(Plant::ChainNotChecked))
+        && header.first_order == journal.last().next();
+    if !continues {
         return Ok(None);
     }
     let bytes = storage.read(MediumId::Journal, journal.offset(position), parsed.size as u32)?;
@@ -460,6 +465,28 @@ fn read_batch(
         .filter(|entry| entry.placement == Placement::Inline)
         .all(|entry| stored(entry, &bytes).is_some_and(|payload| entry.record.check_payload(&payload).is_ok()));
     Ok((whole || planted(Plant::TornBatchTaken)).then_some((parsed, bytes)))
+}
+
+/// What the batch at a position says, if it belongs there. Its payloads are not looked at.
+pub(super) fn read_header(
+    storage: &mut dyn Storage,
+    group: GroupId,
+    journal: &Journal,
+    position: u64,
+) -> Result<Option<ParsedBatch>, OpenError> {
+    let room = journal.next_lap(position) - position;
+    let first = storage.read(MediumId::Journal, journal.offset(position), 4096)?;
+    let size = match batch::parse_header_size(&first, group) {
+        Ok(size) if size as u64 <= room => size,
+        Ok(_) => return Ok(None),
+        Err(error @ crate::format::FormatError::Version { .. }) => {
+            return Err(FormatError::from(error).into());
+        }
+        Err(_) => return Ok(None),
+    };
+    let area = storage.read(MediumId::Journal, journal.offset(position), size as u32)?;
+    let parsed = batch::parse(&area, group).ok();
+    Ok(parsed.filter(|batch| batch.header.position == position && batch.size <= room))
 }
 
 fn stored(entry: &ParsedEntry, bytes: &Bytes) -> Option<Bytes> {
