@@ -3,9 +3,22 @@
 //! There is none without the feature `testing`, which only the simulator turns on, and none with it until a test plants one.
 //! A site is one short condition. Each fault is a mistake that a programmer could make.
 
-/// A mistake.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Plant {
+macro_rules! plants {
+    ($($(#[$what:meta])* $name:ident,)*) => {
+        /// A mistake.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Plant {
+            $($(#[$what])* $name,)*
+        }
+
+        impl Plant {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+        }
+    };
+}
+
+plants! {
     /// A flush or FUA write is answered when it is written, not when it is durable.
     NoSyncBeforeAnswer,
     /// A write is answered before its batch is on the medium.
@@ -102,63 +115,6 @@ pub enum Plant {
     HandedOverEarly,
     /// A write goes on while its block is being fetched from the peer.
     MendedWithStale,
-}
-
-impl Plant {
-    /// All of them.
-    pub const ALL: [Self; 48] = {
-        use Plant::*;
-        [
-            NoSyncBeforeAnswer,
-            AnswerUnwritten,
-            PoolNotSynced,
-            SuperblockNotSynced,
-            CommandNotDurable,
-            TornBatchTaken,
-            ChainNotChecked,
-            TornRedirectTaken,
-            ForkNotVoided,
-            MaskTooWide,
-            FoldIntoKept,
-            NewestNotRead,
-            NewerForgotten,
-            UndurableDestaged,
-            GenerationsMixed,
-            FreedUsedAtOnce,
-            FreedUsedUnderRead,
-            RedirectedUsedEarly,
-            SnapshotFreed,
-            HeldDropped,
-            PagesNotSynced,
-            TailBeforeTables,
-            RingOverrun,
-            RollbackKeepsOne,
-            DirtyForgottenInCrash,
-            LiveNotDirty,
-            DiscardNotDirty,
-            CleanBeforeAcknowledged,
-            CopyEndsEarly,
-            CopyEndsBeforeRecords,
-            CopyRacesWrite,
-            DifferenceNotSeen,
-            DiscardNotSent,
-            GapTaken,
-            AcknowledgedUndurable,
-            GreetedUndurable,
-            RemoteNotAwaited,
-            OldEpochTaken,
-            FenceIgnored,
-            EpochNotRaised,
-            EpochKeptInCrash,
-            LeaseNotChecked,
-            LeaseFromAnswer,
-            PromiseNotKept,
-            PromiseForgotten,
-            ForkNotKept,
-            HandedOverEarly,
-            MendedWithStale,
-        ]
-    };
 }
 
 /// Whether a fault is planted in this thread.

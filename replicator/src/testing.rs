@@ -2,9 +2,22 @@
 //!
 //! There is none without the feature `testing`, which only the simulator turns on, and none with it until a test plants one.
 
-/// A mistake.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Plant {
+macro_rules! plants {
+    ($($(#[$what:meta])* $name:ident,)*) => {
+        /// A mistake.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Plant {
+            $($(#[$what])* $name,)*
+        }
+
+        impl Plant {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+        }
+    };
+}
+
+plants! {
     /// Blocks are acknowledged of which only a part has come.
     AcknowledgedUnseen,
     /// A block that had to be repaired is delivered twice.
@@ -25,25 +38,6 @@ pub enum Plant {
     PeerMarksOutliveSession,
     /// A session that ends keeps its name.
     NameOutlivesSession,
-}
-
-impl Plant {
-    /// All of them.
-    pub const ALL: [Self; 10] = {
-        use Plant::*;
-        [
-            AcknowledgedUnseen,
-            BlockTwice,
-            BlocksOutOfOrder,
-            PaddingDelivered,
-            WrongRepair,
-            CreditLost,
-            TailNotProbed,
-            MarksOutliveSession,
-            PeerMarksOutliveSession,
-            NameOutlivesSession,
-        ]
-    };
 }
 
 /// Whether a fault is planted in this thread.

@@ -53,7 +53,8 @@ impl Memory {
 impl Group {
     /// Puts what is staged into batches, as far as the ring and the number in flight allow.
     pub(super) fn seal(&mut self) {
-        while self.in_flight.len() < IN_FLIGHT_MAX && self.sealed < self.journal.last() && !self.is_emptying_journal() {
+        let may_go_on = !self.is_emptying_journal() && self.superblock.allows_batches();
+        while may_go_on && self.in_flight.len() < IN_FLIGHT_MAX && self.sealed < self.journal.last() {
             if !self.seal_one() {
                 return;
             }

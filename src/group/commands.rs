@@ -148,6 +148,9 @@ impl Group {
             Command::VerifyPair { mend } => return self.verify(id, mend).map(|()| None),
             Command::HandOver => return self.hand_over(id).map(|()| None),
             Command::Stop => {
+                if self.is_stopping() {
+                    return Err(CommandError::InProgress("stop"));
+                }
                 self.commands.stopping = Some(id);
                 self.sync.wanted = true;
                 return Ok(None);

@@ -92,10 +92,10 @@ impl Group {
     }
 
     /// Greets the peer. A secondary first makes durable what it has, because the primary takes the last record in the
-    /// greeting for an acknowledgement.
+    /// greeting for an acknowledgement. Whoever is being promoted invites nobody to send anything.
     pub(super) fn greet(&mut self) {
         let is_durable = self.durable == self.journal.last() || planted(Plant::GreetedUndurable);
-        let settled = self.pair.role != Role::Secondary || is_durable;
+        let settled = self.pair.role != Role::Secondary || is_durable && !self.is_promoting();
         if !self.peer.greeting_due || !settled {
             return;
         }
@@ -145,12 +145,16 @@ impl Group {
 
     /// The peer's greeting.
     pub(super) fn greeted(&mut self, greeting: Greeting) -> Result<(), String> {
+        if self.is_promoting() {
+            // It takes nothing from anybody until it is the primary, and greets anew then.
+            return Ok(());
+        }
         let theirs = greeting.epochs.last().map_or(greeting.head.epoch, |start| start.epoch);
         let ours = self.epoch();
         if greeting.volumes != self.volume_digest() {
             // Who meets a higher epoch serves no more, whatever else is amiss.
             if self.pair.role == Role::Primary && theirs > ours {
-                self.pair.peer_epoch = self.pair.peer_epoch.max(theirs);
+                self.meet_epoch(theirs);
                 self.fence(&greeting);
             }
             // The session stays, because through it a volume is made as large as the peer's.
@@ -160,7 +164,7 @@ impl Group {
             self.event(Event::PeerRefused { reason: reason.into() });
             return Ok(());
         }
-        self.pair.peer_epoch = self.pair.peer_epoch.max(theirs);
+        self.meet_epoch(theirs);
         self.peer.greeted = true;
         self.silence.end();
         self.peer.is_blank = greeting.head == StreamState::new().last && !greeting.copying;
@@ -200,6 +204,14 @@ impl Group {
             (Role::Secondary | Role::Fenced, _) => {}
         }
         Ok(())
+    }
+
+    /// An epoch is the peer's: never open it here.
+    fn meet_epoch(&mut self, theirs: Epoch) {
+        if theirs > self.pair.peer_epoch {
+            self.pair.peer_epoch = theirs;
+            self.superblock.request_first();
+        }
     }
 
     /// The last record that the peer's history and ours share, as far as it is known.
@@ -338,7 +350,8 @@ impl Group {
 
     /// Ends the session, so that both nodes greet again.
     pub(super) fn greet_again(&mut self) {
-        if self.peer.connected {
+        // Also where the peer's volumes did not match: it must hear of another epoch or role all the same.
+        if self.pair.peer.is_some() {
             self.outputs.push_back(Output::Reconnect);
         }
     }

@@ -69,6 +69,7 @@ impl Group {
     pub(super) fn step_down(&mut self) {
         self.release_peer(self.pair.lease_millis);
         self.pair.role = Role::Secondary;
+        self.superblock.request_first();
         self.pair.former_epoch = self.epoch();
         self.pair.fork = Position::default();
         self.confirmation = Confirmation::default();

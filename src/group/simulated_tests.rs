@@ -5,8 +5,10 @@ use super::{
     *,
 };
 use crate::{
-    command::{Command, CommandError, CommandReply, PromoteTarget},
+    command::{Command, CommandError, CommandId, CommandReply, PromoteTarget},
+    disk::{DiskAction, DiskOperation},
     format::{
+        journal_superblock::RING_OFFSET,
         message::LEASE_MILLIS_MAX,
         record::{Kind, Record},
     },
@@ -146,6 +148,22 @@ fn a_primary_whose_volumes_differ_is_fenced() {
     assert_eq!(pair.nodes[1].group.pair.role, Role::Primary);
 }
 
+/// Seed 756. Where the volumes differ, the nodes are in no session that would tell them: each change makes them greet anew.
+#[test]
+fn a_promotion_is_heard_where_the_volumes_differ() {
+    let mut pair = Pair::in_step();
+    let size = VOLUME_SIZE_MIN + (1 << 20);
+    let pool_size = grown_pool_size(size, 64 << 10);
+    pair.nodes[1].disks.set_size(MediumId::Pool(VolumeId(1)), pool_size);
+    pair.command(1, Command::GrowVolume { volume: VolumeId(1), size, pool_size }).unwrap();
+    pair.connect();
+    pair.settle();
+    assert!(pair.up && !pair.nodes[1].group.peer.connected, "the volumes are the same");
+    pair.command(1, LATEST).unwrap();
+    pair.step();
+    assert!(!pair.up, "nobody hears of it");
+}
+
 /// Seed 182. A standby that was never connected does not know which epochs there were.
 #[test]
 fn a_standby_that_has_never_heard_of_its_primary_is_not_promoted() {
@@ -261,4 +279,95 @@ fn no_batch_is_too_large_for_what_is_free_in_pieces() {
             write(&mut pair, 100);
         }
     }
+}
+
+/// Seed 38. Whoever asks for the end a second time is told that it has begun, and the first one is answered.
+#[test]
+fn a_second_stop_takes_no_answer_from_the_first() {
+    let mut pair = Pair::in_step();
+    pair.write();
+    let (first, now) = (CommandId(1 << 40), pair.now);
+    pair.nodes[0].group.handle_command(now, first, Command::Stop);
+    assert_eq!(pair.command(0, Command::Stop), Err(CommandError::InProgress("stop")));
+    pair.settle();
+    assert_eq!(pair.nodes[0].replies.get(&first), Some(&Ok(CommandReply::Done)));
+}
+
+impl Pair {
+    /// Lets a node's media do nothing, and everything else go on.
+    fn go_on_without_media_of(&mut self, node: usize) {
+        loop {
+            self.nodes[node].drain();
+            let other = 1 - node;
+            if ![(other, 0), (other, 1), (node, 1)].into_iter().any(|(index, what)| self.turn(index, what)) {
+                break;
+            }
+        }
+    }
+}
+
+/// Seed 851. Whoever is being promoted takes nothing from anybody: on a slow medium a whole session can begin before the record of
+/// its epoch is durable, and a copy in it would take the node back into the epoch of the primary.
+#[test]
+fn nobody_copies_to_a_node_that_is_being_promoted() {
+    let mut pair = Pair::in_step();
+    // Its medium is in the midst of something else when it is told.
+    let is_busy = |standby: &Group| standby.durable == standby.journal.last() && standby.destage.is_running();
+    while !is_busy(&pair.nodes[1].group) {
+        if pair.step() {
+        } else if let Some(at) = pair.next_timeout() {
+            pair.pass_to(at);
+        } else {
+            pair.write();
+        }
+    }
+    let (id, now) = (CommandId(1 << 40), pair.now);
+    pair.nodes[1].group.handle_command(now, id, LATEST);
+    pair.cut();
+    for change in [Command::SuspendPair { now: true }, Command::ResumePair { compare: true }] {
+        pair.nodes[0].group.handle_command(now, id, change);
+        while pair.turn(0, 0) {}
+    }
+    pair.connect();
+    // Whoever greets does; then it has settled what it had, and opens its epoch.
+    pair.nodes.iter_mut().for_each(Node::drain);
+    assert!(pair.turn(0, 1));
+    let _ = pair.turn(1, 1);
+    let is_open = |standby: &Group| standby.journal.last() > standby.durable;
+    while !is_open(&pair.nodes[1].group) {
+        assert!(pair.turn(1, 0));
+    }
+    pair.go_on_without_media_of(1);
+    assert!(pair.nodes[1].group.is_promoting(), "the test is too late");
+    let before = pair.nodes[0].group.epoch();
+    pair.settle();
+    assert_eq!(pair.nodes[1].group.pair.role, Role::Primary);
+    assert!(pair.nodes[1].group.epoch() > before, "both are primary in {before}");
+}
+
+/// Seeds 844 and 795. What a peer sends is in the journal only when the superblock says whose secondary this node is and which
+/// epoch that one has opened: found by a node that does not know it, it would be taken for its own, or its epoch be opened twice.
+#[test]
+fn nothing_is_journalled_before_the_epoch_of_its_sender_is_known_for_good() {
+    let mut pair = Pair::in_step();
+    // The primary opens another epoch.
+    pair.reopen(0);
+    pair.connect();
+    pair.go_on_without_media_of(1);
+    pair.idle();
+    pair.write();
+    pair.go_on_without_media_of(1);
+    let standby = &pair.nodes[1];
+    assert!(standby.group.journal.last() > standby.group.sealed, "nothing has come; the test needs more");
+    assert!(!standby.group.superblock.allows_batches(), "the test is too late");
+    let is_batch = |operation: &DiskOperation| {
+        let offset = if let DiskAction::Write { offset, .. } = operation.action { offset } else { 0 };
+        operation.medium == MediumId::Journal && offset >= RING_OFFSET
+    };
+    assert!(!standby.operations.iter().any(|(operation, _)| is_batch(operation)));
+    pair.settle();
+    assert!(pair.nodes[1].group.durable == pair.nodes[1].group.journal.last());
+    // The same for one who steps down.
+    pair.nodes[0].group.step_down();
+    assert!(!pair.nodes[0].group.superblock.allows_batches());
 }

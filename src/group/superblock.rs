@@ -25,6 +25,8 @@ pub(super) struct SuperblockWriter {
     pub(super) clean: Option<Order>,
     write_count: u64,
     durable_count: u64,
+    /// The write that comes before any batch.
+    first_count: u64,
 }
 
 impl SuperblockWriter {
@@ -44,6 +46,17 @@ impl SuperblockWriter {
     pub(super) fn request(&mut self) -> u64 {
         self.wanted = true;
         self.write_count + 1
+    }
+
+    /// Asks for a write that must be durable before another batch is written: after a crash, nobody may find in the journal what a
+    /// peer sent, and not know that it is that peer's secondary, or which epochs are taken.
+    pub(super) fn request_first(&mut self) {
+        self.first_count = self.request();
+    }
+
+    /// Whether batches may be written.
+    pub(super) fn allows_batches(&self) -> bool {
+        self.is_durable(self.first_count)
     }
 
     /// Whether the write that [`SuperblockWriter::request`] named is durable.
