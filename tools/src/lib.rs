@@ -8,3 +8,4 @@ pub mod emulator;
 pub mod nbd_client;
 pub mod simulate;
 pub mod sites;
+pub mod units;

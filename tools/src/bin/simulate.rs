@@ -12,12 +12,15 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use simulator::{config::Feature, crowd, exhaustive::Case};
-use tools::simulate::{
-    Until,
-    indexes::Indexes,
-    report::{Failure, Report},
-    seeds::{self, Cut, SeedOptions},
-    short,
+use tools::{
+    simulate::{
+        Until,
+        indexes::Indexes,
+        report::{Failure, Report},
+        seeds::{self, Cut, SeedOptions},
+        short,
+    },
+    units,
 };
 
 const EXAMPLES: &str = "\
@@ -139,16 +142,7 @@ fn print(text: &str) {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let factor = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3_600,
-        _ => return Err(format!("\"{text}\" has no unit; use s, m or h, such as 8h")),
-    };
-    let number: u32 = number.parse().map_err(|_| format!("\"{text}\" does not begin with a number"))?;
-    Ok(Duration::from_secs(u64::from(number) * factor))
+    Ok(Duration::from_secs(units::seconds(text)?.into()))
 }
 
 #[cfg(test)]
@@ -159,13 +153,5 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Arguments::command().debug_assert();
-    }
-
-    #[test]
-    fn times_have_units() {
-        assert_eq!(duration("8h"), Ok(Duration::from_secs(28_800)));
-        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
-        assert!(duration("8").unwrap_err().contains("has no unit"));
-        assert!(duration("h").is_err());
     }
 }
