@@ -107,12 +107,14 @@ impl World {
         }
     }
 
-    /// The standby is cut off, starts again, and is promoted as soon as it lets itself be.
+    /// The standby is cut off, perhaps starts again, and is promoted as soon as it lets itself be.
     pub(crate) fn coup_at(&mut self, group: usize, salt: u64) {
         let Some(standby) = self.with_role(group, Role::Secondary) else { return };
-        self.kill(standby);
-        self.plan_step(Step { at: self.now + 20_000, action: Action::Start(standby), salt });
-        self.coup(salt);
+        if salt.is_multiple_of(2) {
+            self.kill(standby);
+            self.plan_step(Step { at: self.now + 20_000, action: Action::Start(standby), salt });
+        }
+        self.coup(salt / 2);
     }
 
     /// Both are cut off from each other, and whoever is the standby is promoted.

@@ -143,10 +143,12 @@ impl World {
         }
         while let Some(arrival) = self.nodes[node].inbox.pop_front() {
             match arrival {
-                Arrival::Datagram(link, bytes) => self.datagram(node, link, &bytes),
+                Arrival::Datagram(link, bytes) => {
+                    self.datagram(node, link, &bytes);
+                    self.pump(node);
+                }
                 Arrival::Disk(group, number) => self.end_operation(node, group, number),
             }
-            self.pump(node);
         }
     }
 }

@@ -1,8 +1,10 @@
 //! What must hold: looked at after the events that could break it.
 
 use crate::{
+    ambush::Moment,
+    client::Inquiry,
     history::Content,
-    outside::{Asked, Expect, Serving},
+    outside::{Asked, Expect, Held, Serving, Tried},
     world::{World, group_id},
 };
 use bytes::Bytes;
@@ -13,6 +15,7 @@ use holdfast::{
     output::Event,
     pair::Role,
     request::{Access, Operation, RequestError},
+    units::Order,
 };
 
 /// What is to be looked at when the present event is over.
@@ -21,6 +24,8 @@ pub enum Todo {
     Settle(usize, usize),
     /// A former primary has stepped down, and keeps this content under this name.
     Fork(usize, usize, Box<(Content, String)>),
+    /// A trial has begun.
+    Trial(usize, usize),
 }
 
 impl World {
@@ -30,8 +35,19 @@ impl World {
             match todo {
                 Todo::Settle(node, group) => self.settle(node, group),
                 Todo::Fork(node, group, kept) => self.check_fork(node, group, kept.0, kept.1),
+                Todo::Trial(node, group) => self.enter_trial(node, group),
             }
         }
+    }
+
+    /// Looks at what the present event has had to do with.
+    pub(crate) fn watch(&mut self) {
+        for node in 0..2 {
+            if std::mem::take(&mut self.touched[node]) {
+                (0..self.config.group_count).for_each(|group| self.look(node, group));
+            }
+        }
+        self.touched = [false; 2];
     }
 
     /// Reads all that clients use of all volumes of a node's group, as they are at this instant. `None` when the group does not
@@ -44,24 +60,25 @@ impl World {
     ) -> Option<Result<Content, RequestError>> {
         self.group(node, group)?;
         let size = self.config.area as u32;
-        let ids: Vec<_> = (0..self.outside[group].volume_count)
-            .map(|volume| self.hand_in(node, group, volume, access, Operation::Read { offset: 0, size }, Asked::Look))
-            .collect();
+        let inquiry = |volume| {
+            let operation = Operation::Read { offset: 0, size };
+            Inquiry { node, group, volume, access, operation, asked: Asked::Look }
+        };
+        let ids: Vec<_> = (0..self.outside[group].volume_count).map(|volume| self.hand_in(inquiry(volume))).collect();
         self.pump(node);
         for _ in 0..10_000 {
             if ids.iter().all(|id| self.outside[group].looked.contains_key(id)) {
                 break;
             }
-            // Reads first: nothing else is to happen meanwhile.
+            // These reads first: nothing else is to happen meanwhile.
             let operations = &self.slot(node, group)?.operations;
             let reads = |operation: &holdfast::disk::DiskOperation| matches!(operation.action, DiskAction::Read { .. });
             let Some(number) =
-                operations.iter().find(|(_, (operation, _))| reads(operation)).map(|(number, _)| *number)
+                operations.iter().rev().find(|(_, (operation, _))| reads(operation)).map(|(number, _)| *number)
             else {
                 break;
             };
             self.end_operation(node, group, number);
-            self.pump(node);
         }
         let outside = &mut self.outside[group];
         let found: Vec<_> = ids.iter().map(|id| outside.looked.remove(id)).collect();
@@ -78,11 +95,14 @@ impl World {
         if !self.is_awake(node) || role == Role::Secondary || self.errands.promotes(node, group) {
             return;
         }
+        let now = self.nodes[node].clock.now(self.now);
+        let Some(core) = self.group(node, group) else { return };
+        let generation = core.status(now).restart_point.map_or(0, |point| point.generation.0);
         let Some(Ok(content)) = self.read_all(node, group, access) else { return };
         // What happened meanwhile may have changed its role.
         let Serving::Unsettled(_) = self.outside[group].serving[node] else { return };
         let rotten = self.nodes.iter().any(|node| node.ills.rotten);
-        let settled = self.outside[group].settle(node, expect, &content, rotten);
+        let settled = self.outside[group].settle(node, expect, &content, generation, rotten);
         match settled {
             Ok(branch) => self.trace.note(self.now, || {
                 let count = self.outside[group].history.branches[branch].count;
@@ -147,14 +167,69 @@ impl World {
             let Some(order) = core.find_generation(kept.name) else { continue };
             core.hold_generation(order);
             let found = self.read_all(node, group, Access::Generation(order));
-            if let Some(core) = self.group(node, group) {
-                core.release_generation(order);
-            }
-            self.pump(node);
+            self.release(node, group, order);
             if let Some(Ok(content)) = found {
                 self.check_generation(node, group, kept.name, kept.kind, &content);
             }
         }
+    }
+
+    /// Somebody begins to read a generation slowly.
+    pub(crate) fn hold(&mut self, node: usize, group: usize, salt: u64) {
+        if !self.is_awake(node) || self.outside[group].held[node].is_some() {
+            return;
+        }
+        let now = self.nodes[node].clock.now(self.now);
+        let Some(core) = self.group(node, group) else { return };
+        let kept = core.status(now).generations;
+        let Some(kept) = kept.get(salt as usize % kept.len().max(1)) else { return };
+        let Some(order) = core.find_generation(kept.name) else { return };
+        core.hold_generation(order);
+        let epoch = core.epoch();
+        match self.read_all(node, group, Access::Generation(order)) {
+            Some(Ok(content)) => self.outside[group].held[node] = Some(Held { order, epoch, content }),
+            _ => self.release(node, group, order),
+        }
+    }
+
+    /// Somebody has read a generation to its end: it was there all the time, and always the same.
+    pub(crate) fn let_go(&mut self, node: usize, group: usize) {
+        if !self.is_awake(node) {
+            return;
+        }
+        let Some(Held { order, epoch, content }) = self.outside[group].held[node].take() else { return };
+        let found = self.read_all(node, group, Access::Generation(order));
+        let is_same_epoch = self.group(node, group).is_some_and(|core| core.epoch() == epoch);
+        match found {
+            Some(Ok(found)) => {
+                assert!(found == content, "I4: what node {node} group {group} keeps at {order} has changed");
+                self.trace.mark("look: a generation again");
+            }
+            Some(Err(RequestError::NotKept)) => {
+                assert!(!is_same_epoch, "I4: node {node} group {group} has let go of {order} while it was being read");
+            }
+            _ => {}
+        }
+        self.release(node, group, order);
+    }
+
+    fn release(&mut self, node: usize, group: usize, order: Order) {
+        if let Some(core) = self.group(node, group) {
+            core.release_generation(order);
+        }
+        self.pump(node);
+    }
+
+    /// What a trial holds before its clients change it.
+    fn enter_trial(&mut self, node: usize, group: usize) {
+        let now = self.nodes[node].clock.now(self.now);
+        let Some(trial) = self.group(node, group).and_then(|core| core.status(now).trial) else { return };
+        let Some(Ok(content)) = self.read_all(node, group, Access::Trial) else { return };
+        if trial.written_bytes == 0 {
+            self.check_generation(node, group, trial.generation, GenerationKind::RestartPoint, &content);
+        }
+        let first = content.into_iter().next().unwrap_or_default();
+        self.outside[group].trial = Some(Tried { node, content: first.into_iter().map(Some).collect() });
     }
 
     fn check_generation(
@@ -199,7 +274,8 @@ impl World {
         }
         let Some(core) = self.group(node, group) else { return };
         let listed = core.status(now).generations.iter().any(|kept| kept.name.to_string() == name);
-        assert!(listed, "I5: node {node} group {group} was demoted and keeps no {name}");
+        let is_dropped = self.outside[group].dropped.contains(&(node, name.clone()));
+        assert!(listed || is_dropped, "I5: node {node} group {group} was demoted and keeps no {name}");
         self.outside[group].forks[node].insert(name, content);
     }
 
@@ -215,7 +291,6 @@ impl World {
             epoch >= ended,
             "I5: node {node} answers in epoch {epoch:#x} of group {group}, though fenced, and the other is primary in {ended:#x}"
         );
-        outside.answered_at[node] = self.now;
     }
 
     /// One number is one record for ever (I8).
@@ -244,10 +319,13 @@ impl World {
         self.mark_event(node, group, &event);
         self.trace.note(self.now, || format!("node {node} group {group}: {event:?}"));
         let has_standby = self.slot(1 - node, group).is_some_and(|slot| slot.view.role == Role::Secondary);
+        let now = self.nodes[node].clock.now(self.now);
         let Some(slot) = self.slot(node, group) else { return };
         match event {
             Event::RoleChanged { role, epoch } => {
                 slot.view.role = role;
+                // A promotion begins with a state of its own.
+                slot.view.pair = slot.group.as_ref().map_or(slot.view.pair, |core| core.status(now).pair);
                 match role {
                     Role::Primary => self.became_primary(node, group, epoch.0),
                     Role::Secondary => self.outside[group].serving[node] = Serving::Nothing,
@@ -255,8 +333,17 @@ impl World {
                     Role::Fenced => {}
                 }
             }
-            Event::PairChanged { state } => slot.view.pair = state,
-            Event::PeerGreeted { .. } => slot.view.greeted = has_standby,
+            Event::PairChanged { state } => {
+                slot.view.pair = state;
+                self.meet(node, Moment::Pair);
+            }
+            Event::TrialDropped => self.outside[group].forget_trial(node),
+            Event::PeerGreeted { .. } => {
+                slot.view.greeted = has_standby;
+                if slot.view.role == Role::Primary && has_standby {
+                    self.outside[group].standby_greets(1 - node);
+                }
+            }
             Event::MediumFailed { .. } => {
                 slot.view.stopped = true;
                 let ills = self.nodes[node].ills;
@@ -264,7 +351,6 @@ impl World {
                 assert!(excuse, "I7: node {node} group {group} stops, and nothing is wrong: {event:?}");
             }
             Event::TakingOver => {
-                let now = self.nodes[node].clock.now(self.now);
                 let Some(core) = self.group(node, group) else { return };
                 let latest = core.status(now).takeover.is_some_and(|takeover| takeover.to_latest);
                 let target = if latest { PromoteTarget::Latest } else { PromoteTarget::RestartPoint };
@@ -281,11 +367,13 @@ impl World {
         let now = self.nodes[other].clock.now(self.now);
         let lease = self.group(other, group).map(|core| core.status(now).lease.is_some());
         let outside = &mut self.outside[group];
-        if lease.unwrap_or(outside.had_lease[other]) && !is_forced {
+        // What a promotion by force has broken, a later one does not mend.
+        if lease.unwrap_or(outside.had_lease[other]) && !is_forced && !outside.spent[node] {
             outside.ended[other] = outside.ended[other].max(epoch);
         }
         let (remote, remote_generation) = outside.promised(node);
         let remote = outside.handed_over[node].take().or(remote);
+        outside.spent[node] = true;
         let (target, generation) = (hint.map(|(target, _)| target), outside.told_generation[node].take());
         let expect = Expect::Promotion { target, generation, remote, remote_generation };
         self.outside[group].serving[node] = Serving::Unsettled(expect);

@@ -27,7 +27,18 @@ struct Change {
     kind: u64,
 }
 
-fn filled(value: u64, size: u64) -> Bytes {
+/// A request, and what its answer will promise.
+pub(crate) struct Inquiry {
+    pub(crate) node: usize,
+    pub(crate) group: usize,
+    pub(crate) volume: usize,
+    pub(crate) access: Access,
+    pub(crate) operation: Operation,
+    pub(crate) asked: Asked,
+}
+
+/// Sectors that all carry a value.
+pub(crate) fn filled(value: u64, size: u64) -> Bytes {
     let mut buffer = AlignedBuffer::new(size as usize);
     buffer.as_mut_slice().chunks_mut(8).for_each(|word| word.copy_from_slice(&value.to_le_bytes()));
     buffer.freeze()
@@ -78,8 +89,10 @@ impl World {
         let group = chance.below(self.config.group_count as u64) as usize;
         let Some((node, _)) = self.serving(group, &mut chance) else { return };
         let size = self.config.area;
-        let unit = [4096, 64 << 10, size][chance.below(3) as usize].min(size);
-        for _ in 0..chance.below(60) {
+        // Many that are just too small to go straight to the pool fill the journal.
+        let (unit, count) = [(4096, 60), (32 << 10, 700), (64 << 10, 60), (size, 60)][chance.below(4) as usize];
+        let unit = unit.min(size);
+        for _ in 0..chance.below(count) {
             let volume = chance.below(self.outside[group].volume_count as u64) as usize;
             let offset = chance.below(size / unit) * unit;
             let change = Change { volume, offset, size: unit, durability: Durability::Completed, kind: 7 };
@@ -113,12 +126,13 @@ impl World {
         // A discard says nothing about durability.
         let durable = durability == Durability::Durable && kind != 0;
         let asked = Asked::Change { volume, sectors, value, place: None, durable };
-        self.submit(node, group, volume, Access::ReadWrite, operation, asked);
+        self.submit(Inquiry { node, group, volume, access: Access::ReadWrite, operation, asked });
     }
 
     fn flush_as_client(&mut self, node: usize, group: usize, branch: usize) {
         let bound = self.outside[group].history.branches[branch].answered;
-        self.submit(node, group, 0, Access::ReadWrite, Operation::Flush, Asked::Flush { branch, bound });
+        let asked = Asked::Flush { branch, bound };
+        self.submit(Inquiry { node, group, volume: 0, access: Access::ReadWrite, operation: Operation::Flush, asked });
     }
 
     fn read_as_client(&mut self, node: usize, group: usize, branch: usize, chance: &mut Random) {
@@ -128,42 +142,34 @@ impl World {
         let sector = chance.below(outside.sector_count as u64 - count + 1);
         let volume = chance.below(outside.volume_count as u64) as usize;
         let (offset, size) = (sector * SECTOR, (count * SECTOR) as u32);
-        if chance.below(8) == 0 {
-            let operation = Operation::Extents { offset, size: size.into() };
-            return self.submit(node, group, volume, Access::ReadWrite, operation, Asked::Nothing);
+        let (operation, asked) = if chance.below(8) == 0 {
+            (Operation::Extents { offset, size: size.into() }, Asked::Nothing)
+        } else {
+            (Operation::Read { offset, size }, Asked::Read { branch, bound, volume, sector: sector as usize })
+        };
+        self.submit(Inquiry { node, group, volume, access: Access::ReadWrite, operation, asked });
+        // Somebody may write there while it is being read.
+        if chance.below(4) == 0 {
+            let unit = 512 * (1 + chance.below(count));
+            let change =
+                Change { volume, offset, size: unit, durability: Durability::Completed, kind: chance.below(8) };
+            self.change(node, group, change);
         }
-        let asked = Asked::Read { branch, bound, volume, sector: sector as usize };
-        self.submit(node, group, volume, Access::ReadWrite, Operation::Read { offset, size }, asked);
     }
 
     /// Hands a request to a node's group.
-    pub(crate) fn submit(
-        &mut self,
-        node: usize,
-        group: usize,
-        volume: usize,
-        access: Access,
-        operation: Operation,
-        what: Asked,
-    ) {
-        let id = self.hand_in(node, group, volume, access, operation, what);
-        let _ = id;
+    pub(crate) fn submit(&mut self, inquiry: Inquiry) {
+        let node = inquiry.node;
+        self.hand_in(inquiry);
         self.pump(node);
     }
 
     /// The same, without carrying out what follows.
-    pub(crate) fn hand_in(
-        &mut self,
-        node: usize,
-        group: usize,
-        volume: usize,
-        access: Access,
-        operation: Operation,
-        what: Asked,
-    ) -> RequestId {
+    pub(crate) fn hand_in(&mut self, inquiry: Inquiry) -> RequestId {
+        let Inquiry { node, group, volume, access, operation, asked } = inquiry;
         let id = RequestId(self.number());
         let now = self.nodes[node].clock.now(self.now);
-        self.outside[group].pending.insert(id, Pending { node, what });
+        self.outside[group].pending.insert(id, Pending { node, asked });
         let request = Request { id, volume: VolumeId(volume as u16 + 1), access, operation };
         let Some(slot) = self.slot(node, group) else { return id };
         let Some(core) = &mut slot.group else { return id };
@@ -181,7 +187,7 @@ impl World {
         let Some(view) = self.slot(node, group).map(|slot| slot.view) else { return };
         self.mark_request_error(&result);
         let outside = &mut self.outside[group];
-        match (pending.what, result) {
+        match (pending.asked, result) {
             (Asked::Change { place: Some(Place { branch, count }), durable, .. }, Ok(_)) => {
                 let line = &mut outside.history.branches[branch];
                 line.answered = line.answered.max(count);
@@ -219,7 +225,10 @@ impl World {
                          though {bound} operations were answered before"
                     );
                 }
-                self.check_serves(node, group);
+                // One that has stepped down since may still answer what was asked before.
+                if view.role == Role::Primary {
+                    self.check_serves(node, group);
+                }
             }
             (Asked::Read { .. }, Err(RequestError::Io)) => self.check_excuse(node, group),
             (Asked::Look, result) => {
@@ -237,12 +246,27 @@ impl World {
                     },
                 );
             }
-            (Asked::Trial { read: Some(first) }, Ok(Reply::Data(parts))) => {
-                let values = Outside::sectors(&parts.concat()).unwrap_or_default();
-                for (index, value) in values.into_iter().enumerate() {
-                    let tried = outside.tried.get(&(first + index)).copied();
-                    assert!(tried.is_none_or(|tried| tried == value), "a trial reads {value}, not {tried:?}");
+            (Asked::TrialWrite { sectors, value }, result) => {
+                if let Some(trial) = outside.trial.as_mut().filter(|trial| trial.node == node) {
+                    // Of one that fails any part may be there.
+                    let known = result.is_ok().then_some(value);
+                    sectors.for_each(|sector| trial.content[sector] = known);
                 }
+            }
+            (Asked::TrialRead { sectors }, Ok(Reply::Data(parts))) => {
+                let Some(trial) = outside.trial.as_ref().filter(|trial| trial.node == node) else { return };
+                let values = Outside::sectors(&parts.concat());
+                let Some(values) = values else {
+                    panic!("I4: the trial of node {node} group {group} has a torn sector")
+                };
+                for (sector, value) in sectors.zip(values) {
+                    let known = trial.content[sector];
+                    assert!(
+                        known.is_none_or(|known| known == value),
+                        "I4: sector {sector} of the trial of node {node} group {group} reads {value}, not {known:?}"
+                    );
+                }
+                self.trace.mark("look: a trial");
             }
             _ => {}
         }

@@ -5,9 +5,22 @@ use link_model::{BurstLoss, LineSettings, Probability, QueueLimit, Random};
 use replicator::Mode;
 use std::{fmt, str::FromStr, time::Duration};
 
-/// What may happen in a seed. The names are those of the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Feature {
+macro_rules! features {
+    ($($(#[$what:meta])* $name:ident,)*) => {
+        /// What may happen in a seed. The names are those of the command line.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Feature {
+            $($(#[$what])* $name,)*
+        }
+
+        impl Feature {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+        }
+    };
+}
+
+features! {
     /// Daemons die.
     Kills,
     /// Power is lost.
@@ -62,42 +75,8 @@ pub enum Feature {
     Nonsense,
     /// Writes come in bursts that fill the journal.
     Bursts,
-}
-
-impl Feature {
-    /// All of them.
-    pub const ALL: [Self; 27] = {
-        use Feature::*;
-        [
-            Kills,
-            PowerLoss,
-            Cuts,
-            HalfCuts,
-            BadLines,
-            SlowLines,
-            BadClocks,
-            SlowMedia,
-            MediaErrors,
-            FullMedia,
-            Rot,
-            Stalls,
-            Promotions,
-            Switches,
-            Suspensions,
-            Verifications,
-            Levels,
-            Policies,
-            Leases,
-            Takeovers,
-            Heartbeats,
-            Generations,
-            Trials,
-            Growth,
-            NewPairs,
-            Nonsense,
-            Bursts,
-        ]
-    };
+    /// Machines lose power at the worst moments.
+    Ambushes,
 }
 
 impl fmt::Display for Feature {
@@ -114,9 +93,11 @@ impl FromStr for Feature {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let names = || Self::ALL.map(|feature| feature.to_string()).join(", ");
-        let found = Self::ALL.into_iter().find(|feature| feature.to_string() == text);
-        found.ok_or_else(|| format!("\"{text}\" is no feature; there are {}", names()))
+        let found = Self::ALL.iter().copied().find(|feature| feature.to_string() == text);
+        found.ok_or_else(|| {
+            let names: Vec<String> = Self::ALL.iter().map(Self::to_string).collect();
+            format!("\"{text}\" is no feature; there are {}", names.join(", "))
+        })
     }
 }
 
@@ -147,6 +128,8 @@ pub struct Config {
     pub think_micros: u64,
     /// How long between two things that befall the pair, in microseconds.
     pub calm_micros: u64,
+    /// Somebody looks at everything after every event.
+    pub watched: bool,
 }
 
 impl Config {
@@ -155,7 +138,7 @@ impl Config {
         let mut chance = Random::new(seed ^ 0xC0_4F16);
         // A third of the seeds has few features, the others half of them.
         let share = if chance.below(3) == 0 { 20 } else { 50 };
-        let mut features: Vec<Feature> = Feature::ALL.into_iter().filter(|_| chance.below(100) < share).collect();
+        let mut features: Vec<Feature> = Feature::ALL.iter().copied().filter(|_| chance.below(100) < share).collect();
         if features.contains(&Feature::Takeovers) && !features.contains(&Feature::Leases) {
             features.push(Feature::Leases);
         }
@@ -163,13 +146,17 @@ impl Config {
         let lines = [0, 1].map(|_| line(&mut chance, has(Feature::BadLines), has(Feature::SlowLines)));
         let modes = [Mode::Split, Mode::Stripe, Mode::Mirror, Mode::Auto];
         let volume_count = 1 + chance.below(3);
+        // To look costs much more than what is looked at: less happens there.
+        let watched = chance.below(8) == 0;
+        let (second_count, areas) = if watched { (20, [16, 32, 64]) } else { (120, [64, 256, 512]) };
         Self {
-            micros: (20 + chance.below(100)) * 1_000_000,
+            watched,
+            micros: (second_count / 6 + chance.below(second_count)) * 1_000_000,
             group_count: 1 + usize::from(chance.below(4) == 0),
             table_blocks: (0..volume_count)
                 .map(|_| [16 << 10, 64 << 10, 256 << 10][chance.below(3) as usize])
                 .collect(),
-            area: [64 << 10, 256 << 10, 512 << 10][chance.below(3) as usize],
+            area: areas[chance.below(3) as usize] << 10,
             small_pools: chance.below(4) == 0,
             link_count: 1 + usize::from(chance.below(4) != 0),
             mode: modes[chance.below(4) as usize],
@@ -239,7 +226,7 @@ mod tests {
     #[test]
     fn features_have_names_that_can_be_read_back() {
         for feature in Feature::ALL {
-            assert_eq!(feature.to_string().parse(), Ok(feature));
+            assert_eq!(feature.to_string().parse(), Ok(*feature));
         }
         assert_eq!(Feature::PowerLoss.to_string(), "power-loss");
         assert!("floods".parse::<Feature>().unwrap_err().contains("kills, power-loss"));

@@ -39,7 +39,9 @@ impl World {
             line.change_settings(LineSettings { delay, ..LineSettings::default() });
         }
         self.heartbeat = true;
+        self.forget_plans();
         for node in 0..2 {
+            self.nodes[node].ambush = None;
             self.nodes[node].stalled_until = 0;
             self.resume(node);
             let ills = &mut self.nodes[node].ills;
@@ -128,7 +130,10 @@ impl World {
             panic!("a standby that cannot be read");
         };
         assert!(here == there, "I2: the nodes of group {group} differ at the end");
-        (0..2).for_each(|node| self.look_back(node, group));
+        for node in 0..2 {
+            self.let_go(node, group);
+            self.look_back(node, group);
+        }
         self.order(primary, group, Command::VerifyPair { mend: false }, Wanted::Verification);
         self.run_until(self.now + 20_000_000);
         assert!(!self.errands.is_open(group), "liveness: a verification without faults never ends");
@@ -143,11 +148,9 @@ impl World {
             }
             let (outside, open) = (&self.outside[group], self.errands.names());
             self.trace.note(self.now, || {
-                format!(
-                    "group {group}: serving {:?}, {} pending, commands open: {open:?}",
-                    outside.serving,
-                    outside.pending.len()
-                )
+                let asked = outside.pending.values().map(|pending| (pending.node, &pending.asked));
+                let asked: Vec<_> = asked.collect();
+                format!("group {group}: serving {:?}, asked {asked:?}, commands open: {open:?}", outside.serving)
             });
         }
         for node in 0..2 {

@@ -4,10 +4,19 @@
 //! one comes. Each is played to its end, where the pair has to come to rest ([`World::converge`]). A history whose last event
 //! finds nothing to do, such as a cut of what is cut, is the same as the one before it; neither it nor what begins with it counts.
 
-use crate::{Outcome, config::Config, crowd, operator::Wanted, outside::Asked, play_out, trace::Trace, world::World};
-use bytes::Bytes;
+use crate::{
+    Outcome,
+    client::{Inquiry, filled},
+    config::Config,
+    crowd,
+    operator::Wanted,
+    outside::Asked,
+    play_out,
+    trace::Trace,
+    world::World,
+};
+
 use holdfast::{
-    buffer::AlignedBuffer,
     command::{Command, PromoteTarget},
     pair::{ApplyPolicy, Role},
     request::{Access, Durability, Operation},
@@ -346,13 +355,10 @@ impl Tiny {
     fn write(&mut self, offset: u64, size: u64) -> bool {
         let Some((node, _)) = self.serving() else { return false };
         let value = self.world.outside[0].history.new_value();
-        let mut buffer = AlignedBuffer::new(size as usize);
-        buffer.as_mut_slice().chunks_mut(8).for_each(|word| word.copy_from_slice(&value.to_le_bytes()));
-        let data: Bytes = buffer.freeze();
         let sectors = (offset / 512) as usize..((offset + size) / 512) as usize;
         let asked = Asked::Change { volume: 0, sectors, value, place: None, durable: false };
-        let operation = Operation::Write { offset, data, durability: Durability::Completed };
-        self.world.submit(node, 0, 0, Access::ReadWrite, operation, asked);
+        let operation = Operation::Write { offset, data: filled(value, size), durability: Durability::Completed };
+        self.world.submit(Inquiry { node, group: 0, volume: 0, access: Access::ReadWrite, operation, asked });
         self.is_written = true;
         true
     }
@@ -360,7 +366,9 @@ impl Tiny {
     fn flush(&mut self) -> bool {
         let Some((node, branch)) = self.serving() else { return false };
         let bound = self.world.outside[0].history.branches[branch].answered;
-        self.world.submit(node, 0, 0, Access::ReadWrite, Operation::Flush, Asked::Flush { branch, bound });
+        let asked = Asked::Flush { branch, bound };
+        let (access, operation) = (Access::ReadWrite, Operation::Flush);
+        self.world.submit(Inquiry { node, group: 0, volume: 0, access, operation, asked });
         std::mem::take(&mut self.is_written)
     }
 
@@ -410,6 +418,7 @@ fn config() -> Config {
         disk_micros: 200,
         think_micros: 1_000,
         calm_micros: 1_000,
+        watched: true,
     }
 }
 

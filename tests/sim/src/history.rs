@@ -38,6 +38,8 @@ pub struct Branch {
     pub remote: usize,
     /// What the standby was said to have restart points of.
     pub remote_generation: u32,
+    /// The last restart point that was answered.
+    pub declared: u32,
 }
 
 /// A restart point: its state is one of those between the command and its answer.
@@ -66,8 +68,9 @@ impl History {
     /// Volumes with so many sectors each, all zero.
     pub fn new(sector_counts: &[usize]) -> Self {
         let versions = sector_counts.iter().map(|count| vec![vec![(0, 0)]; *count]).collect();
+        let (answered, durable, remote, remote_generation, declared) = (0, 0, 0, 0, 0);
         let branch =
-            Branch { parent: None, count: 0, versions, answered: 0, durable: 0, remote: 0, remote_generation: 0 };
+            Branch { parent: None, count: 0, versions, answered, durable, remote, remote_generation, declared };
         Self { branches: vec![branch], points: Vec::new(), unknown: Vec::new(), next_value: 1 }
     }
 
@@ -90,7 +93,7 @@ impl History {
     /// An operation was refused and changed nothing.
     pub fn remove(&mut self, branch: usize, number: usize) {
         for sector in self.branches[branch].versions.iter_mut().flatten() {
-            sector.retain(|(count, _)| *count as usize != number || number == 0);
+            sector.retain(|(count, _)| *count as usize != number);
         }
     }
 

@@ -7,7 +7,8 @@
 //! | [`script`] | what befalls the pair, written down beforehand |
 //! | [`world`], `carrier`, `machine`, `steps` | the machines, the lines, and one queue of what happens next |
 //! | [`media`], [`node`] | what a machine has |
-//! | `client`, `operator` | who asks, and what every answer promises |
+//! | `ambush` | power that is lost at the worst moments |
+//! | `client`, `operator`, `replace` | who asks, and what every answer promises |
 //! | [`outside`], [`history`] | what may be there, as far as anybody was told |
 //! | [`checks`], `converge` | what must hold, meanwhile and at the end |
 //! | [`trace`], [`marks`] | what happened |
@@ -16,6 +17,7 @@
 //! | [`crowd`] | many histories on all cores |
 #![forbid(unsafe_code)]
 
+mod ambush;
 mod carrier;
 pub mod checks;
 mod client;
@@ -30,6 +32,7 @@ pub mod media;
 pub mod node;
 mod operator;
 pub mod outside;
+mod replace;
 pub mod script;
 pub mod shrink;
 mod steps;

@@ -1,6 +1,7 @@
 //! What machines do and suffer: operations of their media, daemons that start, stop, die and stand still, power that is lost.
 
 use crate::{
+    ambush::Moment,
     config::Feature,
     media::{Media, Region},
     node::{Daemon, Slot, View},
@@ -12,6 +13,7 @@ use holdfast::{
     disk::{DiskAction, DiskError, DiskOperation, DiskOutcome, MediumId},
     group::{Group, GroupSpec, OpenError, format_journal, format_pool, pool_size_for, smallest_pool_size},
     pair::{PairState, Role},
+    request::RequestId,
     units::{JOURNAL_SIZE_MIN, MediumUuid, NodeKey, VOLUME_SIZE_MIN, VolumeId},
 };
 
@@ -27,7 +29,14 @@ impl World {
         let usual = self.config.disk_micros * if self.nodes[node].ills.slow { 20 } else { 1 };
         // One of fifty takes ten times as long.
         let factor = if self.chance.below(50) == 0 { 10 } else { 1 };
-        let at = self.now + 1 + self.chance.below(2 * usual * factor);
+        let mut at = self.now + 1 + self.chance.below(2 * usual * factor);
+        // A read may last longer than everything that could be done to what it reads.
+        if self.nodes[node].ills.slow
+            && matches!(operation.action, DiskAction::Read { .. })
+            && self.chance.below(8) == 0
+        {
+            at += self.chance.below(4_000_000);
+        }
         let number = self.number();
         let life = self.nodes[node].life;
         let asked = self.nodes[node].media[group].writes();
@@ -37,16 +46,21 @@ impl World {
         self.plan(at, What::Disk(node, life, group, slot_life, number));
     }
 
-    /// Carries out an operation and tells the group.
+    /// Carries out an operation and tells the group, with what follows. It may have ended already, for somebody who looked.
     pub(crate) fn end_operation(&mut self, node: usize, group: usize, number: u64) {
         let Some(slot) = self.slot(node, group) else { return };
         let Some((operation, asked)) = slot.operations.remove(&number) else { return };
         let id = operation.id;
+        let moment = Moment::of(operation.medium, &operation.action);
         let outcome = self.operate(node, group, operation, asked);
         let now = self.nodes[node].clock.now(self.now);
         if let Some(core) = self.group(node, group) {
             core.handle_disk(now, id, outcome);
         }
+        if let Some(moment) = moment {
+            self.meet(node, moment);
+        }
+        self.pump(node);
     }
 
     fn operate(&mut self, node: usize, group: usize, operation: DiskOperation, asked: u64) -> DiskOutcome {
@@ -69,15 +83,25 @@ impl World {
             return Err(DiskError::NoSpace);
         }
         if may_lose
-            && let DiskAction::Write { offset, .. } = &action
+            && let DiskAction::Write { offset, pieces } = &action
             && Media::is_guarded(medium, *offset)
         {
             ills.lost_writes -= 1;
             ills.rotten = true;
             self.nodes[node].was_rotten = true;
-            self.trace
-                .note(self.now, || format!("node {node} group {group}: the write to {medium:?} at {offset} is lost"));
-            return Ok(Default::default());
+            if self.chance.below(2) == 0 {
+                self.trace.mark("medium: a write goes nowhere");
+                self.trace
+                    .note(self.now, || format!("node {node} group {group}: {medium:?} loses a write at {offset}"));
+                return Ok(Default::default());
+            }
+            let elsewhere = Media::elsewhere(*offset);
+            self.trace.mark("medium: a write goes elsewhere");
+            self.trace.note(self.now, || {
+                format!("node {node} group {group}: {medium:?} writes at {elsewhere} what belongs at {offset}")
+            });
+            let action = DiskAction::Write { offset: elsewhere, pieces: pieces.clone() };
+            return media.carry_out(medium, &action, asked);
         }
         media.carry_out(medium, &action, asked)
     }
@@ -90,12 +114,14 @@ impl World {
         for (group, slot) in daemon.slots.iter_mut().enumerate() {
             self.abandon_operations(node, group, slot);
             self.outside[group].forget_requests(node);
+            self.outside[group].forget_readers(node);
             self.outside[group].crashed(node, false);
             let lease = slot.group.as_ref().is_some_and(|core| core.status(now).lease.is_some());
             self.outside[group].had_lease[node] = lease;
         }
         self.nodes[node].life += 1;
         self.nodes[node].inbox.clear();
+        self.nodes[node].ambush = None;
         self.nodes[node].stalled_until = 0;
         for (group, branch, count) in self.errands.forget(node) {
             self.outside[group].history.point_is_unknown(branch, count);
@@ -187,11 +213,15 @@ impl World {
             let mut former = std::mem::take(slot);
             self.abandon_operations(node, group, &mut former);
             self.outside[group].crashed(node, false);
+            self.outside[group].forget_trial(node);
             let mut slot = self.open(node, group);
             if let (Some(core), Some(old)) = (&mut slot.group, &mut former.group) {
                 core.inherit(old);
             }
             (slot.life, slot.waiting) = (former.life + 1, former.waiting);
+            // Whoever waits for a medium that is gone is told so.
+            let waits = |id: &RequestId| slot.waiting.iter().any(|request| request.id == *id);
+            self.outside[group].pending.retain(|id, pending| pending.node != node || waits(id));
             if let Some(daemon) = &mut self.nodes[node].daemon {
                 daemon.slots[group] = slot;
                 daemon.restart_soon(shown);
@@ -258,6 +288,7 @@ impl World {
         let life = daemon.slots[group].life + 1;
         daemon.slots[group] = Slot { group: Some(core), view, life, ..Slot::default() };
         self.outside[group].forget_requests(node);
+        self.outside[group].forget_readers(node);
         self.outside[group].forget_promises();
         self.outside[group].forks[node].clear();
         // Whoever made it has given up what was here, and the epochs that were opened here.

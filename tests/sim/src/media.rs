@@ -147,6 +147,11 @@ impl Media {
         bounds(Region::Table, medium).is_some_and(|(from, to)| (from..to).contains(&offset))
     }
 
+    /// Where a guarded write may go by mistake.
+    pub fn elsewhere(offset: u64) -> u64 {
+        offset ^ PAGE
+    }
+
     /// Changes a byte of a page that was written; whether there was one.
     pub fn rot(&mut self, region: Region, chance: &mut Random) -> bool {
         let mut places = Vec::new();

@@ -1,7 +1,7 @@
 //! One machine: its media, its clocks, and the daemon that runs on it. The daemon does what the real shell does between the
 //! core and the carrier (`ublk-target/src/actor.rs`, `peer.rs`), without its sockets, files and threads.
 
-use crate::media::Media;
+use crate::{ambush::Ambush, media::Media};
 use bytes::Bytes;
 use holdfast::{
     disk::DiskOperation,
@@ -34,6 +34,8 @@ pub struct Node {
     pub was_rotten: bool,
     /// Its media were given up, and not all are made anew.
     pub retired: bool,
+    /// Somebody waits for a moment to take its power.
+    pub ambush: Option<Ambush>,
     /// The daemon, if it runs.
     pub daemon: Option<Daemon>,
 }

@@ -1,24 +1,28 @@
 //! Operators: what they order, and what its answer promises.
 
 use crate::{
+    checks::Todo,
+    client::{Inquiry, filled},
     history::{Content, Place, Point},
     machine::key,
-    outside::{Asked, Serving},
+    outside::{Asked, Expect, Pending, Serving},
     script::Errand,
-    world::World,
+    world::{What, World},
 };
-use bytes::Bytes;
 use holdfast::{
-    buffer::AlignedBuffer,
     command::{Command, CommandError, CommandId, CommandReply, GenerationId, GenerationKind, PromoteTarget},
     disk::MediumId,
     group::grown_pool_size,
-    pair::{ApplyPolicy, Level, PairState, Role, Takeover, WithoutPeer},
+    pair::{ApplyPolicy, Level, Role, Takeover, WithoutPeer},
     request::{Access, Durability, Operation},
     units::{Generation, VolumeId},
 };
 use link_model::Random;
 use std::collections::BTreeMap;
+
+/// How often somebody asks again for a promotion that is refused for the moment, and after how many microseconds.
+const INSISTENCE: u32 = 1_000;
+const INSIST_MICROS: u64 = 10_000;
 
 /// What operators wait for.
 #[derive(Default)]
@@ -36,8 +40,8 @@ struct Open {
 pub enum Wanted {
     /// A restart point, on this branch after at least so many operations.
     Point(usize, usize),
-    /// A promotion; of a switch: the node that stepped down.
-    Promotion(Option<usize>),
+    /// A promotion; of a switch: the node that stepped down; how often it is to be asked for again.
+    Promotion(Option<usize>, u32),
     /// A step down in good order, from this branch.
     HandOver(usize),
     /// A former primary's step down; what it held, if that must be kept as the fork of this name.
@@ -66,7 +70,7 @@ impl Errands {
     /// Whether a promotion waits for its answer.
     pub fn promotes(&self, node: usize, group: usize) -> bool {
         let mut of_it = self.0.values().filter(|open| (open.node, open.group) == (node, group));
-        of_it.any(|open| matches!(open.wanted, Wanted::Promotion(_)))
+        of_it.any(|open| matches!(open.wanted, Wanted::Promotion(..)))
     }
 
     /// Whether a command to a group waits for its answer.
@@ -104,8 +108,13 @@ impl World {
             // Whoever says so knows that nobody else serves.
             self.outside[group].ended = [0; 2];
         }
-        if let Command::Promote { target, force } = command {
+        if let Command::Promote { target, force } = command
+            && !self.errands.promotes(node, group)
+        {
             self.outside[group].hint[node] = Some((target, force));
+        }
+        if let Command::DropGeneration(name @ GenerationId::Fork(_)) = command {
+            self.outside[group].dropped.insert((node, name.to_string()));
         }
         let Some(core) = self.group(node, group) else { return };
         let name = first_word(&command);
@@ -155,7 +164,16 @@ impl World {
             }
         };
         let force = chance.below(3) == 0;
-        self.promote_to(node, group, target, force, None);
+        let insistence = if chance.below(2) == 0 { INSISTENCE } else { 0 };
+        self.order(node, group, Command::Promote { target, force }, Wanted::Promotion(None, insistence));
+    }
+
+    /// Promotes a standby that was not to be promoted a moment ago.
+    pub(crate) fn insist(&mut self, node: usize, group: usize, left: u32) {
+        let Some((target, force)) = self.outside[group].hint[node] else { return };
+        if self.slot(node, group).is_some_and(|slot| slot.view.role == Role::Secondary) {
+            self.order(node, group, Command::Promote { target, force }, Wanted::Promotion(None, left));
+        }
     }
 
     pub(crate) fn promote_to(
@@ -166,7 +184,7 @@ impl World {
         force: bool,
         former: Option<usize>,
     ) {
-        self.order(node, group, Command::Promote { target, force }, Wanted::Promotion(former));
+        self.order(node, group, Command::Promote { target, force }, Wanted::Promotion(former, 0));
     }
 
     pub(crate) fn demote(&mut self, salt: u64) {
@@ -247,7 +265,7 @@ impl World {
             Errand::BeginTrial => (standby, Command::BeginTrial { generation: None }, Wanted::Trial),
             Errand::TryOut => return self.try_out(group, &mut chance),
             Errand::EndTrial => {
-                self.outside[group].tried.clear();
+                self.outside[group].trial = None;
                 (Some(any), Command::EndTrial, Wanted::Nothing)
             }
             Errand::GrowVolume => return self.grow_volume(group, &mut chance),
@@ -264,28 +282,26 @@ impl World {
         }
     }
 
+    /// A client of a trial, which knows what it has written there.
     fn try_out(&mut self, group: usize, chance: &mut Random) {
-        let now = self.now;
-        let shown = self.nodes.each_ref().map(|node| node.clock.now(now));
-        let Some(node) = (0..2).find(|node| {
-            let trial = self.group(*node, group).map(|core| core.status(shown[*node]).trial.is_some());
-            trial == Some(true) && self.is_awake(*node)
-        }) else {
+        let outside = &mut self.outside[group];
+        let Some(node) = outside.trial.as_ref().map(|trial| trial.node) else { return };
+        let is_busy = |pending: &Pending| matches!(pending.asked, Asked::TrialWrite { .. } | Asked::TrialRead { .. });
+        if outside.pending.values().any(is_busy) {
             return;
-        };
-        let sector = chance.below(self.outside[group].sector_count as u64 - 8) as usize;
-        let offset = sector as u64 * 512;
-        if chance.below(2) == 0 {
-            let value = self.outside[group].history.new_value();
-            let mut buffer = AlignedBuffer::new(4096);
-            buffer.as_mut_slice().chunks_mut(8).for_each(|word| word.copy_from_slice(&value.to_le_bytes()));
-            let data: Bytes = buffer.freeze();
-            self.outside[group].tried.extend((sector..sector + 8).map(|sector| (sector, value)));
+        }
+        let sector = chance.below(outside.sector_count as u64 - 8) as usize;
+        let (offset, sectors) = (sector as u64 * 512, sector..sector + 8);
+        let (operation, asked) = if chance.below(2) == 0 {
+            let value = outside.history.new_value();
+            let data = filled(value, 4096);
             let operation = Operation::Write { offset, data, durability: Durability::Completed };
-            self.submit(node, group, 0, Access::Trial, operation, Asked::Nothing);
+            (operation, Asked::TrialWrite { sectors, value })
         } else {
-            let operation = Operation::Read { offset, size: 4096 };
-            self.submit(node, group, 0, Access::Trial, operation, Asked::Nothing);
+            (Operation::Read { offset, size: 4096 }, Asked::TrialRead { sectors })
+        };
+        if self.is_awake(node) {
+            self.submit(Inquiry { node, group, volume: 0, access: Access::Trial, operation, asked });
         }
     }
 
@@ -341,23 +357,27 @@ impl World {
                 let history = &mut self.outside[group].history;
                 let line = &mut history.branches[branch];
                 line.durable = line.durable.max(count);
+                line.declared = line.declared.max(generation.0);
                 let counts = count..line.count + 1;
                 history.points.push(Point { generation: generation.0, branch, counts });
             }
             (Wanted::Point(branch, count), Err(_)) => self.outside[group].history.point_is_unknown(branch, count),
-            (Wanted::Promotion(_), Ok(CommandReply::Promoted { generation, .. })) => {
+            (Wanted::Promotion(..), Ok(CommandReply::Promoted { generation, .. })) => {
                 let generation = generation.map(|generation| generation.0);
                 let outside = &mut self.outside[group];
-                if let Serving::Unsettled(crate::outside::Expect::Promotion { generation: told, .. }) =
-                    &mut outside.serving[node]
-                {
+                if let Serving::Unsettled(Expect::Promotion { generation: told, .. }) = &mut outside.serving[node] {
                     *told = generation;
                 } else {
                     outside.told_generation[node] = generation;
                 }
-                self.todo.push_back(crate::checks::Todo::Settle(node, group));
+                self.todo.push_back(Todo::Settle(node, group));
             }
-            (Wanted::Promotion(Some(former)), Err(_)) => {
+            (Wanted::Promotion(None, left), Err(CommandError::Leased { .. } | CommandError::PrimaryHeard { .. }))
+                if left > 0 =>
+            {
+                self.plan(self.now + INSIST_MICROS, What::Insist(node, group, left - 1));
+            }
+            (Wanted::Promotion(Some(former), _), Err(_)) => {
                 // Nobody else is primary, and nobody has anything newer.
                 self.promote_to(former, group, PromoteTarget::Latest, true, None);
             }
@@ -368,7 +388,7 @@ impl World {
                 self.promote_to(1 - node, group, PromoteTarget::Latest, false, Some(node));
             }
             (Wanted::Demotion(Some((content, name))), Ok(_)) => {
-                self.todo.push_back(crate::checks::Todo::Fork(node, group, Box::new((content, name))))
+                self.todo.push_back(Todo::Fork(node, group, Box::new((content, name))))
             }
             (Wanted::Level(level), Ok(_)) => {
                 if let Some(slot) = self.slot(node, group) {
@@ -385,8 +405,9 @@ impl World {
                 self.order(1 - node, group, command, Wanted::Nothing);
             }
             (Wanted::Verification, Ok(CommandReply::Verified { differing_bytes, differing, .. })) => {
-                let rotten = self.nodes.iter().any(|node| node.ills.rotten);
-                assert!(differing_bytes == 0 || rotten, "I2: the nodes of group {group} differ: {differing:?}");
+                // What cannot be read counts as different.
+                let is_excused = self.nodes.iter().any(|node| node.ills.rotten || node.ills.has_failed);
+                assert!(differing_bytes == 0 || is_excused, "I2: the nodes of group {group} differ: {differing:?}");
             }
             (Wanted::Pair, Ok(_)) => {
                 if let Some(daemon) = &mut self.nodes[node].daemon {
@@ -395,92 +416,18 @@ impl World {
             }
             (Wanted::NoPair, Ok(_)) => self.outside[group].forget_promises(),
             (Wanted::Stop, Ok(_)) => {
+                // All that was answered is durable from now on.
+                if let Serving::Branch(branch) = self.outside[group].serving[node] {
+                    let line = &mut self.outside[group].history.branches[branch];
+                    line.durable = line.answered;
+                }
                 if let Some(slot) = self.slot(node, group) {
                     slot.view.closed = true;
                 }
             }
-            (Wanted::Trial, Ok(_)) => self.outside[group].tried.clear(),
+            (Wanted::Trial, Ok(_)) => self.todo.push_back(Todo::Trial(node, group)),
             _ => {}
         }
-    }
-
-    /// Makes a standby for a primary, or a new one in place of a node that is lost.
-    pub(crate) fn replace(&mut self) {
-        for group in 0..self.config.group_count {
-            for node in 0..2 {
-                if self.is_awake(node) && self.is_awake(1 - node) && !self.errands.is_open(group) {
-                    self.replace_at(node, group);
-                }
-            }
-        }
-        for node in 0..2 {
-            let whole = self.nodes[node]
-                .daemon
-                .as_ref()
-                .is_some_and(|daemon| daemon.slots.iter().all(|slot| slot.group.is_some()));
-            if whole && self.nodes[node].retired {
-                (self.nodes[node].retired, self.nodes[node].ills.rotten) = (false, false);
-            }
-        }
-    }
-
-    fn replace_at(&mut self, node: usize, group: usize) {
-        let other = 1 - node;
-        let now = self.nodes[other].clock.now(self.now);
-        let Some(core) = self.group(other, group) else { return };
-        let (status, label) = (core.status(now), core.label());
-        if status.stopped.is_some() {
-            return;
-        }
-        // One that was lost while it was being made is not whole.
-        let volume_count = self.outside[group].volume_count;
-        let is_lost = self.group(node, group).is_none_or(|core| core.label().volumes.len() < volume_count);
-        let is_rotten = self.nodes[node].ills.rotten && !self.nodes[node].retired;
-        let sizes: Vec<u64> = label.volumes.iter().map(|spec| spec.size).collect();
-        let holds = status.role == Role::Secondary && !status.copying && status.head.seq.0 > 0;
-        let is_good = status.role == Role::Primary || holds;
-        if is_rotten && is_good {
-            self.retire(node);
-        }
-        match status.role {
-            Role::Primary if status.pair == PairState::Simplex => {
-                self.settle(other, group);
-                if matches!(self.outside[group].serving[other], Serving::Branch(_)) {
-                    self.make_group(node, group, Role::Secondary, &sizes);
-                    self.order(other, group, Command::CreatePair { peer: key(node) }, Wanted::Pair);
-                }
-            }
-            Role::Primary if is_lost => {
-                self.make_group(node, group, Role::Secondary, &sizes);
-                // Both ends greet each other in a new session.
-                let shown = self.nodes[other].clock.at(self.now);
-                if let Some(daemon) = &mut self.nodes[other].daemon {
-                    daemon.restart_soon(shown);
-                }
-            }
-            Role::Secondary if is_lost => {
-                let target =
-                    if status.restart_point.is_some() { PromoteTarget::RestartPoint } else { PromoteTarget::Latest };
-                self.promote_to(other, group, target, true, None);
-            }
-            Role::Fenced if is_lost => {
-                self.order(other, group, Command::Demote { discard_fork: true }, Wanted::Nothing);
-            }
-            _ => {}
-        }
-    }
-
-    /// A node whose media cannot be trusted is given up.
-    fn retire(&mut self, node: usize) {
-        self.trace.note(self.now, || format!("node {node}: given up"));
-        self.kill(node);
-        for group in 0..self.config.group_count {
-            self.nodes[node].media[group].clear();
-            self.outside[group].serving[node] = Serving::Nothing;
-            self.outside[group].forget_promises();
-        }
-        self.nodes[node].retired = true;
-        self.start(node);
     }
 }
 

@@ -8,8 +8,12 @@ use holdfast::{
     command::PromoteTarget,
     pair::Role,
     request::{RequestError, RequestId},
+    units::{Epoch, Order},
 };
-use std::{collections::BTreeMap, ops::Range};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 const SECTOR: u64 = 512;
 
@@ -25,8 +29,6 @@ pub struct Outside {
     pub looked: BTreeMap<RequestId, Result<Vec<u64>, RequestError>>,
     /// Which node served in which epoch.
     pub epochs: BTreeMap<u64, usize>,
-    /// When each node answered last.
-    pub answered_at: [u64; 2],
     /// A node must not answer in an epoch before this one: the other was promoted in it while this one was fenced.
     pub ended: [u64; 2],
     /// Whether a node that died counted on a lease.
@@ -37,14 +39,38 @@ pub struct Outside {
     pub told_generation: [Option<u32>; 2],
     /// What a node was promised to have because the other one handed over.
     pub handed_over: [Option<Place>; 2],
+    /// What a node was promised to have counts no more: it was promoted, and has not been heard as a standby since.
+    pub spent: [bool; 2],
+    /// Forks that somebody dropped.
+    pub dropped: BTreeSet<(usize, String)>,
     /// What each node held when it stepped down with something that nobody else had, by the fork's name.
     pub forks: [BTreeMap<String, Content>; 2],
-    /// What a trial's client wrote: sector and value of the first volume.
-    pub tried: BTreeMap<usize, u64>,
+    /// The trial that clients use.
+    pub trial: Option<Tried>,
+    /// What somebody holds on each node to read it again later.
+    pub held: [Option<Held>; 2],
     /// How many sectors of each volume are used.
     pub sector_count: usize,
     /// How many volumes there are.
     pub volume_count: usize,
+}
+
+/// A trial as its clients know it.
+pub struct Tried {
+    /// Where it is.
+    pub node: usize,
+    /// What the first volume's sectors hold, as far as that is known.
+    pub content: Vec<Option<u64>>,
+}
+
+/// A generation that somebody holds.
+pub struct Held {
+    /// Which.
+    pub order: Order,
+    /// The node's epoch then.
+    pub epoch: Epoch,
+    /// What it was.
+    pub content: Content,
 }
 
 /// What a node serves to clients.
@@ -67,6 +93,8 @@ pub enum Expect {
         branch: usize,
         /// So many.
         bound: usize,
+        /// The last restart point that was answered.
+        declared: u32,
     },
     /// It was promoted.
     Promotion {
@@ -85,11 +113,12 @@ pub enum Expect {
 pub struct Pending {
     /// To which node.
     pub node: usize,
-    /// What it is.
-    pub what: Asked,
+    /// What was asked.
+    pub asked: Asked,
 }
 
 /// What was asked.
+#[derive(Debug)]
 pub enum Asked {
     /// A change: its place in the order, once it has one, and whether it must be durable.
     Change {
@@ -124,10 +153,17 @@ pub enum Asked {
     },
     /// A whole volume, by somebody who looks.
     Look,
-    /// Something of a trial: whether it reads, from which sector on, and what it writes.
-    Trial {
-        /// It reads from this sector on.
-        read: Option<usize>,
+    /// A write to a trial's first volume.
+    TrialWrite {
+        /// To these sectors.
+        sectors: Range<usize>,
+        /// This.
+        value: u64,
+    },
+    /// A read of a trial's first volume.
+    TrialRead {
+        /// These sectors.
+        sectors: Range<usize>,
     },
     /// The answer does not matter.
     Nothing,
@@ -144,14 +180,16 @@ impl Outside {
             pending: BTreeMap::new(),
             looked: BTreeMap::new(),
             epochs: BTreeMap::new(),
-            answered_at: [0; 2],
             ended: [0; 2],
             had_lease: [false; 2],
             hint: [None; 2],
             told_generation: [None; 2],
             handed_over: [None; 2],
+            spent: [false; 2],
+            dropped: BTreeSet::new(),
             forks: [BTreeMap::new(), BTreeMap::new()],
-            tried: BTreeMap::new(),
+            trial: None,
+            held: [None, None],
             sector_count,
             volume_count,
         }
@@ -160,7 +198,8 @@ impl Outside {
     /// A request has got its place in the order. Those that are in flight together have none before.
     pub fn started(&mut self, node: usize, id: RequestId) {
         let Serving::Branch(branch) = self.serving[node] else { return };
-        let Some(Pending { what: Asked::Change { volume, sectors, value, place, .. }, .. }) = self.pending.get_mut(&id)
+        let Some(Pending { asked: Asked::Change { volume, sectors, value, place, .. }, .. }) =
+            self.pending.get_mut(&id)
         else {
             return;
         };
@@ -173,6 +212,17 @@ impl Outside {
         self.pending.retain(|_, pending| pending.node != node);
     }
 
+    /// Whoever read or tried generations of a node is gone.
+    pub fn forget_readers(&mut self, node: usize) {
+        self.held[node] = None;
+        self.forget_trial(node);
+    }
+
+    /// A node's trial is over.
+    pub fn forget_trial(&mut self, node: usize) {
+        self.trial.take_if(|trial| trial.node == node);
+    }
+
     /// A node's daemon died, or lost its power.
     pub fn crashed(&mut self, node: usize, power: bool) {
         let bound = |history: &History, branch: usize| {
@@ -181,10 +231,12 @@ impl Outside {
         };
         self.serving[node] = match self.serving[node] {
             Serving::Branch(branch) => {
-                Serving::Unsettled(Expect::Crash { branch, bound: bound(&self.history, branch) })
+                let declared = self.history.branches[branch].declared;
+                Serving::Unsettled(Expect::Crash { branch, bound: bound(&self.history, branch), declared })
             }
-            Serving::Unsettled(Expect::Crash { branch, bound: known }) => {
-                Serving::Unsettled(Expect::Crash { branch, bound: known.min(bound(&self.history, branch)) })
+            Serving::Unsettled(Expect::Crash { branch, bound: known, declared }) => {
+                let bound = known.min(bound(&self.history, branch));
+                Serving::Unsettled(Expect::Crash { branch, bound, declared })
             }
             other => other,
         };
@@ -215,10 +267,20 @@ impl Outside {
 
     /// What a standby was promised to have of what its primary serves.
     pub fn promised(&self, standby: usize) -> (Option<Place>, u32) {
-        let branch = self.branch(1 - standby);
+        let branch = self.branch(1 - standby).filter(|_| !self.spent[standby]);
         let place = branch.map(|branch| Place { branch, count: self.history.branches[branch].remote });
         let generation = branch.map_or(0, |branch| self.history.branches[branch].remote_generation);
         (place.filter(|place| place.count > 0), generation)
+    }
+
+    /// A standby is heard by its primary: what it is promised to have counts from now on.
+    pub fn standby_greets(&mut self, standby: usize) {
+        if std::mem::take(&mut self.spent[standby])
+            && let Some(branch) = self.branch(1 - standby)
+        {
+            let line = &mut self.history.branches[branch];
+            (line.remote, line.remote_generation) = (0, 0);
+        }
     }
 
     /// What can be read into the values of sectors; `None` if a sector is torn.
@@ -231,11 +293,21 @@ impl Outside {
             .collect()
     }
 
-    /// Finds what a primary holds, and goes on from there. An error says what is wrong.
-    pub fn settle(&mut self, node: usize, expect: Expect, content: &Content, rotten: bool) -> Result<usize, String> {
+    /// Finds what a primary holds, whose last restart point is this one, and goes on from there. An error says what is wrong.
+    pub fn settle(
+        &mut self,
+        node: usize,
+        expect: Expect,
+        content: &Content,
+        generation: u32,
+        rotten: bool,
+    ) -> Result<usize, String> {
         match expect {
-            Expect::Crash { branch, bound } => {
+            Expect::Crash { branch, bound, declared } => {
                 let bound = if rotten { 0 } else { bound };
+                if generation < declared && !rotten {
+                    return Err(format!("I1: restart point {declared} was answered; {generation} is the last one now"));
+                }
                 let counts = self.history.counts(branch, content);
                 let found = counts.iter().rev().find(|counts| counts.end > bound);
                 let Some(counts) = found else {
@@ -243,13 +315,18 @@ impl Outside {
                     return Err(format!("I1: {bound} operations were promised to survive; {why}"));
                 };
                 let place = Place { branch, count: counts.end - 1 };
-                Ok(self.go_on_from(node, place))
+                let found = self.go_on_from(node, place);
+                if found != branch {
+                    self.history.branches[found].declared = declared;
+                }
+                Ok(found)
             }
             Expect::Promotion { target, generation, remote, remote_generation } => {
                 let place = self.promoted_to(target, generation, remote, remote_generation, content, rotten)?;
                 let branch = self.go_on_from(node, place);
-                // The other node was promised nothing by this one.
-                (self.history.branches[branch].remote, self.history.branches[branch].remote_generation) = (0, 0);
+                // The other node was promised nothing by this one, and restart points may have been taken back.
+                let line = &mut self.history.branches[branch];
+                (line.remote, line.remote_generation, line.declared) = (0, 0, 0);
                 Ok(branch)
             }
         }

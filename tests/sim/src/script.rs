@@ -29,6 +29,8 @@ pub enum Action {
     Kill(usize),
     /// A machine loses power.
     PowerLoss(usize),
+    /// A machine will lose power at a bad moment.
+    Ambush(usize),
     /// A daemon is stopped in good order.
     Stop(usize),
     /// A daemon is started.
@@ -59,6 +61,8 @@ pub enum Action {
     Promote,
     /// A former primary is made the standby.
     Demote,
+    /// The standby is cut off, perhaps starts again, and is promoted as soon as it lets itself be.
+    Coup,
     /// Roles are switched in good order.
     Switch,
     /// An operator's command, of this kind, at some node.
@@ -67,6 +71,8 @@ pub enum Action {
     Look(usize),
     /// Somebody looks at the generations of a node.
     LookBack(usize),
+    /// Somebody holds a generation of a node, or looks at it again and lets it go.
+    Hold(usize, bool),
     /// A stopped group is opened again.
     Reopen(usize),
     /// A new standby takes the place of a node.
@@ -180,13 +186,20 @@ fn befalls(feature: Feature, node: usize, chance: &mut Random) -> (Option<Action
         Feature::Verifications => (command(Errand::Verify), None),
         Feature::Levels => (command(Errand::Level), None),
         Feature::Policies => (command(Errand::Policy), None),
+        Feature::Leases if chance.below(4) == 0 => (Some(Coup), None),
         Feature::Leases => (command(Errand::Lease), None),
         Feature::Takeovers => (command(Errand::Takeover), None),
         Feature::Heartbeats => (Some(Heartbeat(chance.below(2) == 0)), Some(Heartbeat(true))),
-        Feature::Generations => (one_of(&[Errand::Keep, Errand::Keep, Errand::Drop], chance), Some(LookBack(node))),
+        Feature::Generations => match chance.below(4) {
+            0 => (Some(Hold(node, true)), Some(Hold(node, false))),
+            1 => (command(Errand::Drop), Some(LookBack(node))),
+            _ => (command(Errand::Keep), Some(LookBack(node))),
+        },
+        Feature::Trials if chance.below(2) == 0 => (command(Errand::TryOut), command(Errand::TryOut)),
         Feature::Trials => (command(Errand::BeginTrial), one_of(&[Errand::TryOut, Errand::EndTrial], chance)),
         Feature::Growth => (one_of(&[Errand::GrowVolume, Errand::GrowJournal], chance), None),
         Feature::NewPairs => (command(Errand::DeletePair), Some(Replace)),
         Feature::Nonsense => (command(Errand::Nonsense), None),
+        Feature::Ambushes => (Some(Ambush(node)), Some(Start(node))),
     }
 }

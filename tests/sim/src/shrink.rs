@@ -163,7 +163,10 @@ fn brings(feature: Feature, action: Action) -> bool {
         Action::Kill(_) => feature == Feature::Kills,
         Action::PowerLoss(_) => feature == Feature::PowerLoss,
         Action::Stop(_) | Action::Switch => feature == Feature::Switches,
-        Action::Start(_) => matches!(feature, Feature::Kills | Feature::PowerLoss | Feature::Switches),
+        Action::Ambush(_) => feature == Feature::Ambushes,
+        Action::Start(_) => {
+            matches!(feature, Feature::Kills | Feature::PowerLoss | Feature::Switches | Feature::Ambushes)
+        }
         Action::Stall(_) => feature == Feature::Stalls,
         Action::Cut(_) => feature == Feature::Cuts,
         Action::HalfCut(..) => feature == Feature::HalfCuts,
@@ -175,7 +178,8 @@ fn brings(feature: Feature, action: Action) -> bool {
         Action::Rot(_) | Action::LostWrite(_) => feature == Feature::Rot,
         Action::Jump(_) => feature == Feature::BadClocks,
         Action::Promote | Action::Demote => feature == Feature::Promotions,
-        Action::LookBack(_) => feature == Feature::Generations,
+        Action::Coup => feature == Feature::Leases,
+        Action::LookBack(_) | Action::Hold(..) => feature == Feature::Generations,
         Action::Replace => matches!(feature, Feature::Rot | Feature::NewPairs),
         Action::Command(errand) => feature == sends(errand),
     }

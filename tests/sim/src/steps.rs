@@ -31,6 +31,8 @@ impl World {
                 }
                 self.start(node);
             }
+            Action::Ambush(node) => self.lie_in_wait(node, salt),
+            Action::Coup => self.coup_at(group, salt),
             Action::Stall(node) => self.stall(node, salt),
             Action::Cut(which) => self.cut(which, [true; 2]),
             Action::HalfCut(which, from) => self.cut(which, [from == 0, from == 1]),
@@ -56,6 +58,8 @@ impl World {
             Action::Command(errand) => self.command(errand, salt),
             Action::Look(node) => self.look(node, group),
             Action::LookBack(node) => self.look_back(node, group),
+            Action::Hold(node, true) => self.hold(node, group, salt),
+            Action::Hold(node, false) => self.let_go(node, group),
             Action::Reopen(node) => self.reopen(node),
             Action::Replace => self.replace(),
         }

@@ -2,6 +2,7 @@
 //! virtual time, and depends on the seed alone.
 
 use crate::{
+    ambush::Moment,
     carrier::Connection,
     config::Config,
     media::Media,
@@ -42,10 +43,16 @@ pub enum What {
     Disk(usize, u64, usize, u64, u64),
     /// A link is tried.
     Connect(usize),
+    /// A node goes on with what its session has for it.
+    Pump(usize),
     /// The third path.
     Heartbeat,
     /// A stalled node goes on.
     Resume(usize),
+    /// A node loses power in this life; what comes of it.
+    Ambush(usize, u64, u64),
+    /// A standby that was not yet to be promoted is asked again, so often at most.
+    Insist(usize, usize, u32),
 }
 
 /// See the module.
@@ -68,6 +75,8 @@ pub struct World {
     pub errands: Errands,
     /// What is to be looked at as soon as the present event is over.
     pub todo: VecDeque<crate::checks::Todo>,
+    /// Which nodes the present event has had to do with.
+    pub touched: [bool; 2],
     /// What happened, for people.
     pub trace: Trace,
     /// Frames by group, epoch and seq.
@@ -101,6 +110,7 @@ impl World {
             inbox: VecDeque::new(),
             was_rotten: false,
             retired: false,
+            ambush: None,
             daemon: None,
         };
         let nodes = [node(&mut chance), node(&mut chance)];
@@ -116,6 +126,7 @@ impl World {
             heartbeat: config.has(crate::config::Feature::Heartbeats),
             errands: Errands::default(),
             todo: VecDeque::new(),
+            touched: [false; 2],
             trace,
             records: BTreeMap::new(),
             connections: [None; 2],
@@ -141,6 +152,12 @@ impl World {
         let number = self.number();
         self.queue.push(Reverse((at, number)));
         self.planned.insert(number, what);
+    }
+
+    /// Nobody does anything more of what was planned.
+    pub fn forget_plans(&mut self) {
+        let is_fault = |what: &What| matches!(what, What::Step(_) | What::Ambush(..) | What::Insist(..));
+        self.planned.retain(|_, what| !is_fault(what));
     }
 
     /// Lets a step happen at its time.
@@ -172,6 +189,9 @@ impl World {
             self.now = self.now.max(at);
             self.happen();
             self.look_after();
+            if self.config.watched {
+                self.watch();
+            }
         }
         self.now = self.now.max(end);
     }
@@ -196,8 +216,7 @@ impl World {
     }
 
     fn happen(&mut self) {
-        if let Some(Reverse((at, number))) = self.queue.peek().copied().filter(|Reverse((at, _))| *at <= self.now) {
-            let _ = at;
+        if let Some(Reverse((_, number))) = self.queue.peek().copied().filter(|Reverse((at, _))| *at <= self.now) {
             self.queue.pop();
             if let Some(what) = self.planned.remove(&number) {
                 self.carry_out(what);
@@ -230,13 +249,23 @@ impl World {
                         self.nodes[node].inbox.push_back(Arrival::Disk(group, number));
                     } else {
                         self.end_operation(node, group, number);
-                        self.pump(node);
                     }
                 }
             }
             What::Connect(link) => self.connect(link),
+            What::Pump(node) => {
+                if self.is_awake(node) {
+                    self.pump(node);
+                }
+            }
             What::Heartbeat => self.beat(),
             What::Resume(node) => self.resume(node),
+            What::Ambush(node, life, salt) => {
+                if self.nodes[node].life == life {
+                    self.spring(node, salt);
+                }
+            }
+            What::Insist(node, group, left) => self.insist(node, group, left),
         }
     }
 
@@ -260,6 +289,7 @@ impl World {
 
     /// Carries out what a node's daemon asks for until it asks for nothing more now.
     pub fn pump(&mut self, node: usize) {
+        self.touched[node] = true;
         loop {
             let mut is_busy = false;
             for group in 0..self.config.group_count {
@@ -301,7 +331,10 @@ impl World {
         match output {
             Output::Disk(operation) => self.begin_operation(node, group, operation),
             Output::Answer { id, result } => self.answered(node, group, id, result),
-            Output::CommandAnswer { id, result } => self.command_answered(node, group, id, result),
+            Output::CommandAnswer { id, result } => {
+                self.command_answered(node, group, id, result);
+                self.meet(node, Moment::Answer);
+            }
             Output::Send(frame) => {
                 self.check_record(node, group, &frame.header, &frame.payload);
                 let Some(daemon) = &mut self.nodes[node].daemon else { return };
@@ -312,8 +345,14 @@ impl World {
                     self.flush(node);
                 }
             }
-            Output::Durable(count) => self.mark(node, group, channel(group_id(group)), count.0),
-            Output::LeaseMark(number) => self.mark(node, group, lease_channel(group_id(group)), number),
+            Output::Durable(count) => {
+                self.mark(node, group, channel(group_id(group)), count.0);
+                self.meet(node, Moment::Mark);
+            }
+            Output::LeaseMark(number) => {
+                self.mark(node, group, lease_channel(group_id(group)), number);
+                self.meet(node, Moment::Promise);
+            }
             Output::Consumed(bytes) => {
                 let Some(daemon) = &mut self.nodes[node].daemon else { return };
                 if daemon.slots[group].has_peer {
@@ -371,6 +410,7 @@ impl World {
                     daemon.up = true;
                     self.trace.note(self.now, || format!("node {node}: session up"));
                     (0..self.config.group_count).for_each(|group| self.tell_up(node, group));
+                    self.meet(node, Moment::Session);
                 }
                 SessionEvent::Down { reason } => {
                     daemon.up = false;
@@ -391,6 +431,11 @@ impl World {
                         && let Some(core) = &mut slot.group
                     {
                         core.handle_frame(now, frame.body);
+                        if self.config.watched {
+                            // Each frame is an event of its own: somebody looks before the next one.
+                            self.plan(self.now, What::Pump(node));
+                            return false;
+                        }
                     } else {
                         // Nobody wants it.
                         daemon.session.consumed(frame.body.len() as u64);
