@@ -498,7 +498,7 @@ fn now() -> Now {
 /// Opens the media of a group: the journal, then the pools that it names.
 pub fn open_media(journal: &Path, options: MediaOptions, patience: Patience) -> anyhow::Result<GroupMedia> {
     let mut media = GroupMedia::default();
-    media.0.insert(MediumId::Journal, Medium::open(journal, options, patience)?);
+    media.insert_journal(Medium::open(journal, options, patience)?, options)?;
     let label =
         holdfast::group::read_label(&mut media).map_err(|error| anyhow::anyhow!("{}: {error}", journal.display()))?;
     for spec in &label.volumes {

@@ -152,6 +152,9 @@ pub struct MediaConfig {
     /// Go through the page cache instead of direct I/O.
     #[serde(default)]
     pub buffered: bool,
+    /// Write small batches of journals through the page cache.
+    #[serde(default)]
+    pub cached_journal: bool,
 }
 
 /// Why a configuration was not accepted.
@@ -349,14 +352,14 @@ mod tests {
     fn a_whole_file_is_understood() {
         let text = format!(
             "[node]\nname = \"a\"\ndirectory = \"/d\"\n[nbd]\ntcp = \"0.0.0.0:10809\"\npublic = true\n[media]\n\
-             buffered = true\n{}mode = \"split\"\n{LINK}{LINK}",
+             buffered = true\ncached_journal = true\n{}mode = \"split\"\n{LINK}{LINK}",
             peer(&PeerKey([7; 32]).to_string(), 0)
         );
         let config = Config::parse(&text, Path::new("holdfast.toml")).unwrap();
         assert_eq!(config.control_path(), Path::new("/d/control.sock"));
         assert_eq!(config.key_path(), Path::new("/d/key"));
         assert_eq!(config.nbd_addresses(), [ListenAddress::Tcp("0.0.0.0:10809".parse().unwrap())]);
-        assert!(config.media.buffered);
+        assert!(config.media.buffered && config.media.cached_journal);
         assert_eq!(config.peers[0].mode, Mode::Split);
         let names: Vec<String> = config.peers[0].link_options().into_iter().map(|link| link.name).collect();
         assert_eq!(names, ["link1", "link2"]);

@@ -14,17 +14,26 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, Seek, SeekFrom},
-    os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
     rc::Rc,
 };
 use tokio_uring::buf::BoundedBuf;
+
+/// A write of at most so many bytes goes through the page cache where that is allowed: a lone request waits for it. A larger one has
+/// gathered many requests, and the disk takes it in one piece; a copy of it would cost more than it saves.
+const CACHED_SIZE_MAX: usize = 32 << 10;
 
 /// How media are opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MediaOptions {
     /// Go through the page cache.
     pub buffered: bool,
+    /// Write small batches of journals through the page cache.
+    pub cached_journal: bool,
 }
 
 /// How a new file gets its space.
@@ -77,7 +86,15 @@ pub enum MediumError {
 pub struct Medium {
     path: PathBuf,
     file: File,
-    ring: Rc<tokio_uring::fs::File>,
+    ring: Ring,
+}
+
+/// A medium's file for operations in flight.
+#[derive(Clone)]
+pub struct Ring {
+    file: Rc<tokio_uring::fs::File>,
+    /// The file once more, for what is written through the page cache and what makes that durable.
+    cached: Option<Rc<tokio_uring::fs::File>>,
 }
 
 impl Medium {
@@ -98,8 +115,21 @@ impl Medium {
             LockError::Failed(source) => MediumError::Open { path: path.into(), source },
         })?;
         let error = |source| MediumError::Open { path: path.into(), source };
-        let ring = Rc::new(tokio_uring::fs::File::from_std(file.try_clone().map_err(error)?));
+        let ring =
+            Ring { file: Rc::new(tokio_uring::fs::File::from_std(file.try_clone().map_err(error)?)), cached: None };
         Ok(Self { path: path.into(), file, ring })
+    }
+
+    /// From now on operations in flight write through the page cache. A write that has ended there outlives the daemon, and only
+    /// what is synced outlives the machine, which is all that a journal promises. What is read comes from the disk all the same: after a
+    /// sync that has failed the cache may hold what the disk does not.
+    pub fn write_through_cache(&mut self) -> Result<(), MediumError> {
+        let error = |source| MediumError::Open { path: self.path.clone(), source };
+        // By the descriptor's path: what is locked is what is opened.
+        let link = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let file = OpenOptions::new().write(true).open(link).map_err(error)?;
+        self.ring.cached = Some(Rc::new(tokio_uring::fs::File::from_std(file)));
+        Ok(())
     }
 
     /// Creates a file of `size` bytes and opens it. What exists is only opened.
@@ -134,7 +164,7 @@ impl Medium {
     }
 
     /// The file for operations in flight.
-    pub fn ring(&self) -> Rc<tokio_uring::fs::File> {
+    pub fn ring(&self) -> Ring {
         self.ring.clone()
     }
 }
@@ -159,15 +189,24 @@ pub fn enlarge(mut file: &File, size: u64, allocation: Allocation) -> io::Result
     file.seek(SeekFrom::End(0))
 }
 
+fn size_of_all(pieces: &[Bytes]) -> usize {
+    pieces.iter().map(Bytes::len).sum()
+}
+
 /// Carries out one operation.
-pub async fn carry_out(file: Rc<tokio_uring::fs::File>, action: DiskAction) -> DiskOutcome {
+pub async fn carry_out(ring: Ring, action: DiskAction) -> DiskOutcome {
+    let file = match (&ring.cached, &action) {
+        (Some(cached), DiskAction::Write { pieces, .. }) if size_of_all(pieces) <= CACHED_SIZE_MAX => cached,
+        (Some(cached), DiskAction::Sync) => cached,
+        _ => &ring.file,
+    };
     match action {
-        DiskAction::Read { offset, size } => read(&file, offset, size).await,
+        DiskAction::Read { offset, size } => read(file, offset, size).await,
         DiskAction::Write { offset, pieces } => {
-            let expected: usize = pieces.iter().map(Bytes::len).sum();
+            let expected = size_of_all(&pieces);
             let result = match <[Bytes; 1]>::try_from(pieces) {
                 Ok([piece]) => file.write_all_at(piece, offset).await.0.map(|()| expected),
-                Err(pieces) => write_pieces(&file, pieces, offset).await,
+                Err(pieces) => write_pieces(file, pieces, offset).await,
             };
             match result {
                 Ok(moved) if moved == expected => Ok(Bytes::new()),
@@ -236,6 +275,18 @@ pub fn disk_error(error: &io::Error) -> DiskError {
 pub struct GroupMedia(pub BTreeMap<MediumId, Medium>);
 
 impl GroupMedia {
+    /// Takes a journal.
+    ///
+    /// # Errors
+    /// When it cannot be opened once more for what goes through the page cache.
+    pub fn insert_journal(&mut self, mut journal: Medium, options: MediaOptions) -> Result<(), MediumError> {
+        if options.cached_journal {
+            journal.write_through_cache()?;
+        }
+        self.0.insert(MediumId::Journal, journal);
+        Ok(())
+    }
+
     fn medium(&self, id: MediumId) -> Result<&Medium, DiskError> {
         self.0.get(&id).ok_or(DiskError::Failed { errno: libc::ENODEV })
     }
@@ -279,9 +330,40 @@ mod tests {
         });
         let outcome = tokio_uring::start(async move {
             let file = Rc::new(tokio_uring::fs::File::from_std(File::from(OwnedFd::from(writer))));
-            carry_out(file, DiskAction::Write { offset: 0, pieces }).await
+            carry_out(Ring { file, cached: None }, DiskAction::Write { offset: 0, pieces }).await
         });
         assert_eq!(outcome, Ok(Bytes::new()));
         assert!(reads.join().unwrap().unwrap() == expected, "other bytes have arrived");
+    }
+
+    #[test]
+    fn what_goes_through_the_cache_and_what_does_not_is_one_medium() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = MediaOptions { buffered: false, cached_journal: true };
+        tokio_uring::start(async move {
+            let path = folder.path().join("journal");
+            let mut media = GroupMedia::default();
+            let journal = Medium::create(&path, 1 << 20, Allocation::Full, options).unwrap();
+            media.insert_journal(journal, options).unwrap();
+            let ring = media.0[&MediumId::Journal].ring();
+            let write = |offset, byte: u8, size| {
+                let mut piece = AlignedBuffer::new(size);
+                piece.as_mut_slice().fill(byte);
+                carry_out(ring.clone(), DiskAction::Write { offset, pieces: vec![piece.freeze()] })
+            };
+            // Small and large ones, over each other.
+            for (offset, byte, size) in [(0, 1, 8 << 10), (4 << 10, 2, 256 << 10), (8 << 10, 3, 4 << 10)] {
+                assert_eq!(write(offset, byte, size).await, Ok(Bytes::new()));
+            }
+            assert_eq!(carry_out(ring.clone(), DiskAction::Sync).await, Ok(Bytes::new()));
+            let read = carry_out(ring.clone(), DiskAction::Read { offset: 0, size: 16 << 10 }).await.unwrap();
+            let pages: Vec<u8> = read.chunks(4 << 10).map(|page| page[0]).collect();
+            assert_eq!(pages, [1, 2, 3, 2]);
+            // As somebody reads it who opens it anew.
+            drop(media);
+            let mut found = vec![0; 16 << 10];
+            File::open(path).unwrap().read_exact_at(&mut found, 0).unwrap();
+            assert!(found == read);
+        });
     }
 }

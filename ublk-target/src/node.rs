@@ -89,7 +89,7 @@ impl Node {
     }
 
     fn options(&self) -> MediaOptions {
-        MediaOptions { buffered: self.config.media.buffered }
+        MediaOptions { buffered: self.config.media.buffered, cached_journal: self.config.media.cached_journal }
     }
 
     fn open_group(&self, journal: &Path) -> Result<Rc<GroupActor>, String> {

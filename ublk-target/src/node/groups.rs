@@ -89,7 +89,7 @@ impl Node {
         let made = Medium::create(&path, size, Allocation::Full, self.options()).map_err(ApiError::new);
         let opened = made.and_then(|medium| {
             let mut media = GroupMedia::default();
-            media.0.insert(MediumId::Journal, medium);
+            media.insert_journal(medium, self.options()).map_err(ApiError::new)?;
             format_journal(&mut media, spec).map_err(|error| at(&path, error))?;
             if journal.is_some() {
                 symlink(&path, &link).map_err(|error| at(&link, error))?;
