@@ -1,6 +1,6 @@
 //! Goodput over long, lossy lines, and how soon the standby serves after the primary's death.
 
-use super::report::Report;
+use super::report::{Better, Report, Results};
 use crate::{
     emulator::{LineSettings, Probability, QueueLimit},
     nbd_client::NbdRequest,
@@ -34,9 +34,9 @@ const CHUNK: usize = 256 << 10;
 ///
 /// # Errors
 /// When a node or a client fails.
-pub fn run(options: &WanOptions) -> anyhow::Result<[Report; 2]> {
-    let mut goodput = Report::new("Goodput of an asynchronous pair over two links", "Mbit/s");
-    let mut times = Report::new("From the command to the answer", "ms");
+pub fn run(options: &WanOptions) -> anyhow::Result<Results> {
+    let mut goodput = Report::new("Goodput of an asynchronous pair over two links", "Mbit/s", Better::Higher);
+    let mut times = Report::new("From the command to the answer", "ms", Better::Lower);
     for round in 1..=options.rounds {
         for loss in &options.loss {
             let row = format!("{} ms, 2 x {} Mbit/s, {loss} % loss", options.rtt, options.rate);
@@ -53,8 +53,8 @@ pub fn run(options: &WanOptions) -> anyhow::Result<[Report; 2]> {
                 programs: options.programs.clone(),
                 line,
                 seed: round.into(),
-                size: "4GiB",
-                journal_size: "1GiB",
+                size: "4GiB".to_owned(),
+                journal_size: "1GiB".to_owned(),
             })?;
             let offered = |sites: &Sites| -> u64 {
                 sites.links.iter().map(|link| link.statistics().a_to_b).map(|line| line.taken_bytes).sum()
@@ -77,7 +77,7 @@ pub fn run(options: &WanOptions) -> anyhow::Result<[Report; 2]> {
             timed("promotion after the primary's death", 1, &["promote", GROUP])?;
         }
     }
-    Ok([goodput, times])
+    Ok(Results { name: "wan", conditions: Vec::new(), notes: Vec::new(), reports: vec![goodput, times] })
 }
 
 /// Writes so many bytes from the start, a few requests in flight.
