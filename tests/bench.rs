@@ -59,9 +59,33 @@ fn a_refusal_names_the_thing_before_anything_is_measured() {
         (&["write", "--rounds", "0"][..], "--rounds"),
         (&["write", "--seconds", "none"][..], "'none' is not a number of seconds"),
         (&["write", "--json", "/nowhere/bench.json"][..], "Cannot write /nowhere/bench.json; is its folder there?"),
+        (&["wan", "--line", "delay 1ms"][..], "has no rate: add one"),
+        (&["wan", "--line", "loss often, rate 1mbit"][..], "'often' is not a probability"),
         (&["life", "--html", "/tmp"][..], "/tmp is a folder; name a file"),
     ] {
         let (done, text) = bench(arguments);
         assert!(!done && text.contains(words), "{arguments:?}: {text}");
+    }
+}
+
+/// TCP needs root and iperf3; without them it must be left out by name.
+#[test]
+fn a_line_of_the_users_own_is_measured_with_tcp_beside_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let json = folder.path().join("bench.json");
+    let line = ["--line", "delay 2ms, rate 20mbit, loss 1%", "--seconds", "1", "--rounds", "1"];
+    let (done, text) = bench(&[&["wan", "--json", json.to_str().expect("text")], &line[..]].concat());
+    assert!(done, "{text}");
+    let results: Value = serde_json::from_str(&fs::read_to_string(json).expect("a file")).expect("JSON");
+    let goodput = &results["reports"][0];
+    let columns = goodput["columns"].as_array().expect("columns");
+    assert!(columns.iter().any(|column| column == "holdfast"), "{goodput:#}");
+    let notes = results["notes"].to_string();
+    assert!(
+        columns.iter().any(|column| column == "TCP CUBIC") != notes.contains("TCP is left out from"),
+        "{results:#}"
+    );
+    for report in results["reports"].as_array().expect("reports") {
+        assert!(report["cells"].as_array().is_some_and(|cells| !cells.is_empty()), "{report:#}");
     }
 }

@@ -8,6 +8,8 @@ pub mod machine;
 pub mod mirror;
 pub mod peers;
 pub mod report;
+pub mod scenarios;
+pub mod tcp;
 pub mod wan;
 pub mod write;
 

@@ -205,8 +205,9 @@ impl Servers<'_> {
     }
 }
 
-/// Is a program installed?
+/// Is a program installed? It is when it tells its version.
 pub fn is_there(program: &str) -> bool {
-    let version = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let option = if program == "ip" { "-V" } else { "--version" };
+    let version = Command::new(program).arg(option).stdout(Stdio::null()).stderr(Stdio::null()).status();
     version.is_ok_and(|status| status.success())
 }

@@ -8,14 +8,15 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
-use tools::bench::{fio, html, life, report::Results, wan, write};
+use tools::bench::{fio, html, life, report::Results, scenarios, wan, write};
 
 const EXAMPLES: &str = "\
 Examples:
   cargo build --release --workspace --bins && tools/install-packages build bench
   target/release/bench write --quick
   target/release/bench write --job write-4k-qd32,flush-4k-qd1 --rounds 5 --html write.html
-  target/release/bench wan --rtt 50 --loss 0,1,5
+  target/release/bench wan --scenario loss-1,cut --html wan.html
+  target/release/bench wan --line 'delay 25ms, rate 100mbit, loss 1%' --line 'delay 40ms, rate 20mbit, burst 5%:8'
   target/release/bench life --rounds 1 --json life.json
 
 Files go below TMPDIR (/tmp): put it on the disk to be measured. What is not installed is left out, and said.
@@ -48,21 +49,8 @@ struct Arguments {
 enum What {
     /// Requests over NBD: alone, with a standby, nbdkit, qemu-nbd, qemu's mirror, and the medium itself
     Write(Write),
-    /// Goodput over emulated long lines with loss, and the time a promotion takes
-    Wan {
-        /// The round trip in milliseconds
-        #[arg(long, value_name = "MILLISECONDS", default_value_t = 50)]
-        rtt: u32,
-        /// Loss in percent, each measured in turn
-        #[arg(long, value_name = "PERCENT,...", value_delimiter = ',', default_values_t = [0, 1, 5])]
-        loss: Vec<u32>,
-        /// Rate of each of the two links
-        #[arg(long, value_name = "MBIT/S", default_value_t = 100)]
-        rate: u32,
-        /// How much is written in each round
-        #[arg(long, value_name = "MIB", default_value_t = 128)]
-        size: u32,
-    },
+    /// Emulated long lines: goodput, the standby's age, latency of synchronous writes, takeover; TCP over the same lines
+    Wan(Wan),
     /// Restart points and takeover at 1 GiB and 1 TiB, resynchronisation, memory
     Life {
         /// Blocks of 4 KiB that change between restart points, and in a suspension [default: 100000; quick: 20000]
@@ -85,6 +73,26 @@ struct Write {
     /// Measures only these [default: all; quick: the more telling ones]
     #[arg(long = "job", value_name = "JOB,...", value_delimiter = ',', value_parser = job_names())]
     jobs: Vec<String>,
+}
+
+#[derive(Args)]
+struct Wan {
+    /// How long each measurement on each line takes [default: 10; quick: 2]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    seconds: Option<Duration>,
+    /// Measures only these lines [default: all; quick: four of them]
+    #[arg(long = "scenario", value_name = "NAME,...", value_delimiter = ',', value_parser = scenario_names())]
+    scenarios: Vec<String>,
+    /// Measures a line of your own instead; given once for both links, or twice. Settings are those of link-emulator
+    #[arg(long = "line", value_name = "SETTING VALUE, ...", conflicts_with = "scenarios")]
+    lines: Vec<String>,
+    /// Leaves TCP out; it needs root, for network namespaces
+    #[arg(long)]
+    no_tcp: bool,
+}
+
+fn scenario_names() -> clap::builder::PossibleValuesParser {
+    scenarios::names().map(|(id, name)| clap::builder::PossibleValue::new(id).help(name)).collect::<Vec<_>>().into()
 }
 
 fn job_names() -> clap::builder::PossibleValuesParser {
@@ -143,9 +151,19 @@ fn measure(arguments: &Arguments) -> anyhow::Result<Results> {
             let size_mib = write.size.unwrap_or(if quick { 256 } else { 1024 });
             write::run(&write::WriteOptions { programs, took, rounds: rounds(2), size_mib, jobs, limit })
         }
-        What::Wan { rtt, loss, rate, size } => {
-            let (rtt, loss, rate, size) = (*rtt, loss.clone(), *rate, *size);
-            wan::run(&wan::WanOptions { programs, rtt, loss, rate, size, rounds: rounds(2) })
+        What::Wan(wan) => {
+            let scenarios = if wan.lines.is_empty() {
+                let chosen = |one: &scenarios::Scenario| match wan.scenarios.as_slice() {
+                    [] => one.is_quick || !quick,
+                    ids => ids.contains(&one.id),
+                };
+                scenarios::all()?.into_iter().filter(chosen).collect()
+            } else {
+                vec![scenarios::custom(&wan.lines)?]
+            };
+            let took = wan.seconds.unwrap_or(Duration::from_secs(if quick { 2 } else { 10 }));
+            let (with_tcp, rounds) = (!wan.no_tcp, rounds(2));
+            wan::run(&wan::WanOptions { programs, scenarios, took, with_tcp, rounds, limit })
         }
         What::Life { changed, rate } => {
             let changed = changed.unwrap_or(if quick { 20_000 } else { 100_000 });

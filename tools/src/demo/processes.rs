@@ -11,7 +11,7 @@ use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,8 @@ struct Shared {
     children: Mutex<BTreeMap<String, Child>>,
     /// What else must be undone, as commands, the last first.
     undoings: Mutex<Vec<Command>>,
+    /// Set once everything has been cleared away; nothing may be started after that.
+    is_cleared: AtomicBool,
 }
 
 impl Workplace {
@@ -45,7 +47,7 @@ impl Workplace {
             .create(&folder)
             .with_context(|| format!("Cannot create {}", folder.display()))?;
         let (children, undoings) = (Mutex::new(BTreeMap::new()), Mutex::new(Vec::new()));
-        let shared = Arc::new(Shared { folder, children, undoings });
+        let shared = Arc::new(Shared { folder, children, undoings, is_cleared: AtomicBool::new(false) });
         clear_on_signal(&shared)?;
         Ok(Self { shared })
     }
@@ -93,6 +95,11 @@ impl Workplace {
     pub fn launch(&self, name: &str, command: &mut Command) -> anyhow::Result<PathBuf> {
         let log_path = self.folder().join(format!("{name}.log"));
         let log = File::options().create(true).append(true).open(&log_path)?;
+        // Held from here on, so that a signal's clearing away comes either before, which is seen, or after, and finds it.
+        let mut children = self.shared.lock();
+        if self.shared.is_cleared.load(Ordering::Relaxed) {
+            bail!("{name} is not started: the program is being ended");
+        }
         let child = command
             // The log is a file.
             .env("NO_COLOR", "1")
@@ -103,7 +110,7 @@ impl Workplace {
             .process_group(0)
             .spawn()
             .with_context(|| format!("Cannot start {}", command.get_program().display()))?;
-        self.shared.lock().insert(name.to_owned(), child);
+        children.insert(name.to_owned(), child);
         Ok(log_path)
     }
 
@@ -175,6 +182,7 @@ impl Shared {
 
     fn clear(&self) {
         let mut children = self.lock();
+        self.is_cleared.store(true, Ordering::Relaxed);
         for child in children.values_mut() {
             // One that has ended already is what was wanted.
             let _ = child.kill();
