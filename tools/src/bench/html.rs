@@ -32,7 +32,11 @@ pub fn page(results: &Results) -> String {
     for (what, value) in &results.conditions {
         text += &format!("<tr><td>{}</td><td>{}</td></tr>\n", escaped(what), escaped(value));
     }
-    text += "</table>\n<ul>\n";
+    text += "</table>\n";
+    if let Some(failure) = &results.failure {
+        text += &format!("<p><strong>Not complete: {}</strong></p>\n", escaped(failure));
+    }
+    text += "<ul>\n";
     results.notes.iter().for_each(|note| text += &format!("<li>{}</li>\n", escaped(note)));
     text += "</ul>\n";
     results.reports.iter().for_each(|report| text += &section(report));
@@ -126,7 +130,8 @@ mod tests {
         }
         report.add("only ours", "ours", 0.0);
         let conditions = vec![("rounds", "3".to_owned())];
-        Results { name: "write", conditions, notes: vec!["\"none\" was left out".to_owned()], reports: vec![report] }
+        let notes = vec!["\"none\" was left out".to_owned()];
+        Results { name: "write", conditions, notes, failure: Some("a > b".to_owned()), reports: vec![report] }
     }
 
     #[test]

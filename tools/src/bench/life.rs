@@ -3,6 +3,7 @@
 use super::{
     has_time, machine,
     report::{Better, Report, Results},
+    with_free_ports,
 };
 use crate::{
     emulator::{LineSettings, QueueLimit},
@@ -64,13 +65,14 @@ pub fn run(options: &LifeOptions) -> anyhow::Result<Results> {
     conditions.push(("each link of the resynchronisation", format!("{} Mbit/s, 20 ms round trip", options.rate)));
     let notes =
         vec!["Both nodes are on this machine and its disk; links without delay but for the resynchronisation".into()];
-    Ok(Results { name: "life", conditions, notes, reports: vec![takeover, memory, offered, rates] })
+    Ok(Results { name: "life", conditions, notes, failure: None, reports: vec![takeover, memory, offered, rates] })
 }
 
 fn sites(options: &LifeOptions, round: u32, size: &'static str, line: LineSettings) -> anyhow::Result<Sites> {
     let (prefix, programs) = ("holdfast-bench", options.programs.clone());
     let (size, journal_size) = (size.to_owned(), "2GiB".to_owned());
-    Sites::paired(&SiteOptions { prefix, programs, line, seed: round.into(), size, journal_size })
+    let options = SiteOptions { prefix, programs, line, seed: round.into(), size, journal_size };
+    with_free_ports(|| Sites::paired(&options))
 }
 
 fn takeover(

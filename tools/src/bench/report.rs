@@ -21,6 +21,8 @@ pub struct Results {
     pub conditions: Vec<(&'static str, String)>,
     /// What a reader must know to judge the figures, such as peers that were left out.
     pub notes: Vec<String>,
+    /// What of ours failed, if anything did; then the figures are not complete.
+    pub failure: Option<String>,
     /// The figures.
     pub reports: Vec<Report>,
 }
@@ -31,7 +33,10 @@ impl Results {
         let conditions: serde_json::Map<String, Value> =
             self.conditions.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
         let reports: Vec<Value> = self.reports.iter().map(Report::json).collect();
-        json!({ "benchmark": self.name, "conditions": conditions, "notes": self.notes, "reports": reports })
+        json!({
+            "benchmark": self.name, "conditions": conditions, "notes": self.notes, "failure": self.failure,
+            "reports": reports,
+        })
     }
 }
 

@@ -6,6 +6,7 @@ use super::{
     report::{Better, Report, Results},
     scenarios::Scenario,
     tcp::{self, TcpLine},
+    with_free_ports,
 };
 use crate::{
     nbd_client::{NbdClient, NbdRequest},
@@ -60,11 +61,9 @@ struct Reports {
     times: Report,
 }
 
-/// Measures, telling on stderr what is being done.
-///
-/// # Errors
-/// When a node or a client of ours fails. TCP is left out when it cannot be had, which the results say.
-pub fn run(options: &WanOptions) -> anyhow::Result<Results> {
+/// Measures, telling on stderr what is being done. What fails of ours is in the results; TCP is left out when it cannot be
+/// had.
+pub fn run(options: &WanOptions) -> Results {
     let mut conditions = machine::conditions(&std::env::temp_dir());
     let mut notes = Vec::new();
     let lower = |title: &str, unit: &str| Report::new(title, unit, Better::Lower);
@@ -77,12 +76,19 @@ pub fn run(options: &WanOptions) -> anyhow::Result<Results> {
         times: lower("From the command to the answer", "ms"),
     };
     let mut algorithms = if options.with_tcp { tcp::algorithms() } else { Vec::new() };
-    let (start, mut round) = (Instant::now(), 0);
+    if options.with_tcp && !algorithms.contains(&"bbr") {
+        notes.push("TCP BBR is left out: the kernel does not have it; try: modprobe tcp_bbr".to_owned());
+    }
+    let (start, mut round, mut failure) = (Instant::now(), 0, None);
     while round < options.rounds && has_time(options.limit, start, round) {
         round += 1;
         for scenario in &options.scenarios {
             eprintln!("Round {round}: {}", scenario.name);
-            holdfast(options, scenario, round, &mut reports).with_context(|| scenario.name.clone())?;
+            if let Err(error) = holdfast(options, scenario, round, &mut reports) {
+                // What was measured over other lines, in an hour maybe, is worth keeping.
+                eprintln!("{}: {error:#}", scenario.name);
+                failure.get_or_insert(format!("{}: {error:#}", scenario.name));
+            }
             if algorithms.is_empty() {
                 continue;
             }
@@ -101,7 +107,8 @@ pub fn run(options: &WanOptions) -> anyhow::Result<Results> {
     conditions.push(("rounds", round.to_string()));
     conditions.push(("each measurement", format!("{:?}", options.took)));
     let Reports { goodput, share, latency, round_trips, age, times } = reports;
-    Ok(Results { name: "wan", conditions, notes, reports: vec![goodput, share, latency, round_trips, age, times] })
+    let reports = vec![goodput, share, latency, round_trips, age, times];
+    Results { name: "wan", conditions, notes, failure, reports }
 }
 
 const NOTES: [&str; 5] = [
@@ -180,20 +187,23 @@ fn holdfast(options: &WanOptions, scenario: &Scenario, round: u32, reports: &mut
 
 fn sites(options: &WanOptions, scenario: &Scenario, round: u32) -> anyhow::Result<Sites> {
     let [one, two] = scenario.links.clone();
-    let sites = Sites::new(&SiteOptions {
+    let site_options = SiteOptions {
         prefix: "holdfast-bench",
         programs: options.programs.clone(),
         line: one,
         seed: round.into(),
         size: "4GiB".to_owned(),
         journal_size: "4GiB".to_owned(),
-    })?;
-    sites.links[1].change(|line| *line = two.clone());
-    sites.start(1)?;
-    sites.start(0)?;
-    sites.create_volume()?;
-    sites.pair()?;
-    Ok(sites)
+    };
+    with_free_ports(|| {
+        let sites = Sites::new(&site_options)?;
+        sites.links[1].change(|line| *line = two.clone());
+        sites.start(1)?;
+        sites.start(0)?;
+        sites.create_volume()?;
+        sites.pair()?;
+        Ok(sites)
+    })
 }
 
 fn over_tcp(

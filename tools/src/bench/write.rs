@@ -6,6 +6,7 @@ use super::{
     has_time, machine,
     peers::{Peer, Target},
     report::{Better, Report, Results},
+    with_free_ports,
 };
 use crate::{
     demo::processes::Workplace,
@@ -59,32 +60,25 @@ pub fn run(options: &WriteOptions) -> anyhow::Result<Results> {
         fio::fill(&place, &target.disk, size)?;
     }
     targets.extend(peers(&place, size, &mut notes));
-    let mut requests = Report::new("Requests over NBD", "requests a second", Better::Higher);
-    let mut latency = Report::new("Latency: 99 of 100 requests took no longer", "µs", Better::Lower);
-    let mut rounds = 0;
-    while rounds < options.rounds && has_time(options.limit, start, rounds) {
+    let mut figures = Figures {
+        requests: Report::new("Requests over NBD", "requests a second", Better::Higher),
+        latency: Report::new("Latency: 99 of 100 requests took no longer", "µs", Better::Lower),
+    };
+    let (mut rounds, mut failure) = (0, None);
+    while failure.is_none() && rounds < options.rounds && has_time(options.limit, start, rounds) {
         // Whoever follows a neighbour that leaves work behind must not be the same in each round.
-        let first = rounds as usize % targets.len().max(1);
+        if rounds > 0 && !targets.is_empty() {
+            targets.rotate_left(1);
+        }
         rounds += 1;
         for job in &jobs {
-            let mut failed = Vec::new();
-            for index in (0..targets.len()).map(|index| (index + first) % targets.len()) {
-                let Some(target) = targets.get(index) else { continue };
-                eprintln!("Round {rounds}: {}: {}", job.name, target.name);
-                match measure(&place, target, job, size, options.took) {
-                    Ok(outcome) => {
-                        requests.add(job.name, target.name, outcome.requests);
-                        // fio counts flushes apart from the writes before them: the half would mislead.
-                        if !job.flushes {
-                            latency.add(job.name, target.name, outcome.p99_micros);
-                        }
-                    }
-                    Err(error) if OURS.contains(&target.name) => return Err(error),
-                    Err(error) => failed.push((target.name, error)),
+            eprintln!("Round {rounds}: {}", job.name);
+            for (name, error) in figures.measure(&place, &targets, job, size, options.took) {
+                if OURS.contains(&name) {
+                    failure.get_or_insert(format!("{name}: {error:#}"));
+                } else {
+                    leave_out(&mut notes, name, &format!("it failed: {error:#}"));
                 }
-            }
-            for (name, error) in failed {
-                leave_out(&mut notes, name, &format!("it failed: {error:#}"));
                 targets.retain(|target| target.name != name);
             }
         }
@@ -92,15 +86,49 @@ pub fn run(options: &WriteOptions) -> anyhow::Result<Results> {
     if rounds < options.rounds {
         notes.push(format!("The time was enough for {rounds} of {} rounds", options.rounds));
     }
-    notes.extend(targets.iter().map(|target| format!("{}: {}", target.name, target.about)));
     let order: Vec<&str> = OURS.into_iter().chain(Peer::ALL.map(Peer::name)).collect();
+    targets.sort_by_key(|target| order.iter().position(|name| *name == target.name));
+    notes.extend(targets.iter().map(|target| format!("{}: {}", target.name, target.about)));
+    let Figures { mut requests, mut latency } = figures;
     requests.order_columns(&order);
     latency.order_columns(&order);
     conditions.push(("rounds", rounds.to_string()));
     conditions.push(("each job in each round", format!("{:?}", options.took)));
     conditions.push(("volume", format!("{} MiB", options.size_mib)));
     let ratios = requests.relative_to(OURS[0]);
-    Ok(Results { name: "write", conditions, notes, reports: vec![requests, ratios, latency] })
+    Ok(Results { name: "write", conditions, notes, failure, reports: vec![requests, ratios, latency] })
+}
+
+struct Figures {
+    requests: Report,
+    latency: Report,
+}
+
+impl Figures {
+    /// Measures each target once; those that failed.
+    fn measure(
+        &mut self,
+        place: &Workplace,
+        targets: &[Target],
+        job: &Job,
+        size: u64,
+        took: Duration,
+    ) -> Vec<(&'static str, anyhow::Error)> {
+        let mut failed = Vec::new();
+        for target in targets {
+            match measure(place, target, job, size, took) {
+                Ok(outcome) => {
+                    self.requests.add(job.name, target.name, outcome.requests);
+                    // fio counts flushes apart from the writes before them: the half would mislead.
+                    if !job.flushes {
+                        self.latency.add(job.name, target.name, outcome.p99_micros);
+                    }
+                }
+                Err(error) => failed.push((target.name, error)),
+            }
+        }
+        failed
+    }
 }
 
 fn ours(options: &WriteOptions) -> anyhow::Result<Vec<Target>> {
@@ -112,9 +140,12 @@ fn ours(options: &WriteOptions) -> anyhow::Result<Vec<Target>> {
         size: format!("{}MiB", options.size_mib),
         journal_size: format!("{}MiB", options.size_mib.max(64)),
     };
-    let alone = Sites::new(&sites("holdfast-bench-alone", 1))?;
-    alone.start(0)?;
-    alone.create_volume()?;
+    let alone = with_free_ports(|| {
+        let alone = Sites::new(&sites("holdfast-bench-alone", 1))?;
+        alone.start(0)?;
+        alone.create_volume()?;
+        Ok(alone)
+    })?;
     let disk = |of: &Sites| Disk::on_socket(&of.nodes[0].nbd_path(), EXPORT);
     let mut targets = vec![Target {
         name: OURS[0],
@@ -123,7 +154,7 @@ fn ours(options: &WriteOptions) -> anyhow::Result<Vec<Target>> {
         // It runs for as long as its column is there.
         prepare: Box::new(move || alone.ask(0, &["status", GROUP]).map(drop)),
     }];
-    let pair = Rc::new(Sites::paired(&sites("holdfast-bench-pair", 2))?);
+    let pair = Rc::new(with_free_ports(|| Sites::paired(&sites("holdfast-bench-pair", 2)))?);
     let about = [
         "level local: answered from the own journal; both nodes on this machine and its disk, links without delay",
         "level remote: answered when the standby has it durable; both nodes on this machine and its disk",

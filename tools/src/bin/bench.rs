@@ -53,7 +53,7 @@ enum What {
     Wan(Wan),
     /// Restart points and takeover at 1 GiB and 1 TiB, resynchronisation, memory
     Life {
-        /// Blocks of 4 KiB that change between restart points, and in a suspension [default: 100000; quick: 20000]
+        /// Blocks of 4 KiB that change between restart points, and in a suspension [default: 100000; quick: 5000]
         #[arg(long, value_name = "NUMBER")]
         changed: Option<u32>,
         /// Rate of each of the two links in the resynchronisation
@@ -132,7 +132,10 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     if let Some(path) = &arguments.html {
         write_file(path, &html::page(&results))?;
     }
-    Ok(())
+    match results.failure {
+        Some(failure) => bail!("The figures are not complete: {failure}"),
+        None => Ok(()),
+    }
 }
 
 fn measure(arguments: &Arguments) -> anyhow::Result<Results> {
@@ -163,10 +166,10 @@ fn measure(arguments: &Arguments) -> anyhow::Result<Results> {
             };
             let took = wan.seconds.unwrap_or(Duration::from_secs(if quick { 2 } else { 10 }));
             let (with_tcp, rounds) = (!wan.no_tcp, rounds(2));
-            wan::run(&wan::WanOptions { programs, scenarios, took, with_tcp, rounds, limit })
+            Ok(wan::run(&wan::WanOptions { programs, scenarios, took, with_tcp, rounds, limit }))
         }
         What::Life { changed, rate } => {
-            let changed = changed.unwrap_or(if quick { 20_000 } else { 100_000 });
+            let changed = changed.unwrap_or(if quick { 5_000 } else { 100_000 });
             life::run(&life::LifeOptions { programs, changed, rate: *rate, rounds: rounds(1), limit })
         }
     }
