@@ -45,10 +45,12 @@ const LOAD_CHUNK: usize = 16 << 10;
 const BLOCK: usize = 4096;
 
 impl WanOptions {
-    /// What is not measured, so that neither we nor TCP are judged by how a connection begins. In whole seconds, as iperf3
+    /// What is not measured, so that neither we nor TCP are judged by how a connection begins: ten round trips at
+    /// least. In whole seconds, as iperf3
     /// has it.
-    fn warm_up(&self) -> Duration {
-        Duration::from_secs((self.took.as_secs() / 2).clamp(1, 3))
+    fn warm_up(&self, scenario: &Scenario) -> Duration {
+        let round_trips = scenario.links.iter().map(|line| line.delay * 20).max().unwrap_or_default();
+        Duration::from_secs((self.took.as_secs() / 2).clamp(1, 3).max(round_trips.as_secs()))
     }
 }
 
@@ -150,7 +152,7 @@ fn holdfast(options: &WanOptions, scenario: &Scenario, round: u32, reports: &mut
     sites.wait_in_step(0)?;
     let mut ages = Vec::new();
     under_load(&sites, scenario.rate_bits() * LOAD / 8.0, || {
-        thread::sleep(options.warm_up());
+        thread::sleep(options.warm_up(scenario));
         with_cut(&mut || {
             ages = self::ages(&sites, options.took)?;
             Ok(())
@@ -218,9 +220,9 @@ fn over_tcp(
     let line = TcpLine::start(settings, round.into())?;
     for algorithm in algorithms {
         let mut goodput = 0.0;
-        let (after, lasts) = (options.warm_up() + options.took / 3, options.took / 3);
+        let (after, lasts) = (options.warm_up(scenario) + options.took / 3, options.took / 3);
         Cut { after, lasts, cut: &|| line.cut(), heal: &|| line.heal() }.run(scenario.is_cut, &mut || {
-            goodput = line.goodput(algorithm, options.warm_up(), options.took)?;
+            goodput = line.goodput(algorithm, options.warm_up(scenario), options.took)?;
             Ok(())
         })?;
         let column = format!("TCP {}", algorithm.to_uppercase());
