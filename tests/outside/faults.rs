@@ -67,8 +67,8 @@ impl World {
             programs: programs(),
             line: LineSettings::default(),
             seed,
-            size: "16MiB",
-            journal_size: "16MiB",
+            size: "16MiB".to_owned(),
+            journal_size: "16MiB".to_owned(),
         })?;
         let mut disks = Disks { mounted: [None, None] };
         for (node, mounted) in disks.mounted.iter_mut().enumerate() {

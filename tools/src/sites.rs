@@ -35,9 +35,9 @@ pub struct SiteOptions {
     /// Decides what the links lose.
     pub seed: u64,
     /// The volume's size, as `ublk-admin` takes it.
-    pub size: &'static str,
+    pub size: String,
     /// The journal's size, as `ublk-admin` takes it.
-    pub journal_size: &'static str,
+    pub journal_size: String,
 }
 
 /// See the module.
@@ -48,8 +48,8 @@ pub struct Sites {
     pub nodes: [Node; 2],
     /// The links.
     pub links: [Emulator; 2],
-    size: &'static str,
-    journal_size: &'static str,
+    size: String,
+    journal_size: String,
 }
 
 impl Sites {
@@ -76,7 +76,8 @@ impl Sites {
         let keys = [nodes[0].key()?, nodes[1].key()?];
         nodes[0].configure("south", &keys[1], &ends[0])?;
         nodes[1].configure("north", &keys[0], &ends[1])?;
-        Ok(Self { workplace, nodes, links, size: options.size, journal_size: options.journal_size })
+        let (size, journal_size) = (options.size.clone(), options.journal_size.clone());
+        Ok(Self { workplace, nodes, links, size, journal_size })
     }
 
     /// The same, running, with a volume that is paired and in step.
@@ -97,8 +98,8 @@ impl Sites {
     /// # Errors
     /// When the node refuses.
     pub fn create_volume(&self) -> anyhow::Result<()> {
-        self.ask(0, &["group", "create", GROUP, "--journal-size", self.journal_size])?;
-        self.ask(0, &["volume", "create", GROUP, "v", "--size", self.size])?;
+        self.ask(0, &["group", "create", GROUP, "--journal-size", &self.journal_size])?;
+        self.ask(0, &["volume", "create", GROUP, "v", "--size", &self.size])?;
         Ok(())
     }
 

@@ -1,6 +1,10 @@
 //! What an operator waits for in a pair's life: restart points, takeovers, resynchronisation; and what memory a volume takes.
 
-use super::report::Report;
+use super::{
+    has_time, machine,
+    report::{Better, Report, Results},
+    with_free_ports,
+};
 use crate::{
     emulator::{LineSettings, QueueLimit},
     nbd_client::{NbdClient, NbdRequest},
@@ -26,6 +30,8 @@ pub struct LifeOptions {
     pub rate: u32,
     /// Rounds.
     pub rounds: u32,
+    /// No round begins that would not end by then, but for the first.
+    pub limit: Option<Duration>,
 }
 
 const BLOCK: u64 = 4096;
@@ -34,27 +40,39 @@ const BLOCK: u64 = 4096;
 ///
 /// # Errors
 /// When a node or a client fails.
-pub fn run(options: &LifeOptions) -> anyhow::Result<Vec<Report>> {
+pub fn run(options: &LifeOptions) -> anyhow::Result<Results> {
+    let mut conditions = machine::conditions(&std::env::temp_dir());
     let title = "Restart point and takeover, many blocks changed since the restart point";
-    let mut takeover = Report::new(title, "ms");
-    let mut memory = Report::new("Memory of a daemon", "MiB");
-    let mut resync = Report::new("Resynchronisation after a suspension", "ratio");
-    for round in 1..=options.rounds {
+    let mut takeover = Report::new(title, "ms", Better::Lower);
+    let mut memory = Report::new("Memory of a daemon", "MiB", Better::Lower);
+    let sent = "bytes offered to the lines, over bytes that differ or were written meanwhile";
+    let mut offered = Report::new("What a resynchronisation sends", sent, Better::Lower);
+    let mut rates = Report::new("Rate of a resynchronisation", "of the lines' rate", Better::Higher);
+    let (start, mut round) = (Instant::now(), 0);
+    while round < options.rounds && has_time(options.limit, start, round) {
+        round += 1;
         for size in ["1GiB", "1TiB"] {
             eprintln!("Round {round}: takeover of {size}");
             self::takeover(options, round, size, &mut takeover, &mut memory)?;
         }
         for load in [false, true] {
             eprintln!("Round {round}: resynchronisation{}", if load { " under load" } else { "" });
-            self::resync(options, round, load, &mut resync)?;
+            self::resync(options, round, load, &mut offered, &mut rates)?;
         }
     }
-    Ok(vec![takeover, memory, resync])
+    conditions.push(("rounds", round.to_string()));
+    conditions.push(("blocks of 4 KiB changed", options.changed.to_string()));
+    conditions.push(("each link of the resynchronisation", format!("{} Mbit/s, 20 ms round trip", options.rate)));
+    let notes =
+        vec!["Both nodes are on this machine and its disk; links without delay but for the resynchronisation".into()];
+    Ok(Results { name: "life", conditions, notes, failure: None, reports: vec![takeover, memory, offered, rates] })
 }
 
 fn sites(options: &LifeOptions, round: u32, size: &'static str, line: LineSettings) -> anyhow::Result<Sites> {
     let (prefix, programs) = ("holdfast-bench", options.programs.clone());
-    Sites::paired(&SiteOptions { prefix, programs, line, seed: round.into(), size, journal_size: "2GiB" })
+    let (size, journal_size) = (size.to_owned(), "2GiB".to_owned());
+    let options = SiteOptions { prefix, programs, line, seed: round.into(), size, journal_size };
+    with_free_ports(|| Sites::paired(&options))
 }
 
 fn takeover(
@@ -123,7 +141,13 @@ fn longest_write(sites: &Sites, client: &mut NbdClient, arguments: &[&str]) -> a
     })
 }
 
-fn resync(options: &LifeOptions, round: u32, load: bool, report: &mut Report) -> anyhow::Result<()> {
+fn resync(
+    options: &LifeOptions,
+    round: u32,
+    load: bool,
+    offered_bytes: &mut Report,
+    rates: &mut Report,
+) -> anyhow::Result<()> {
     let line = LineSettings {
         delay: Duration::from_millis(10),
         rate_bits: Some(u64::from(options.rate) * 1_000_000),
@@ -160,14 +184,10 @@ fn resync(options: &LifeOptions, round: u32, load: bool, report: &mut Report) ->
         let count = writer.join().map_err(|_| anyhow::anyhow!("The writer failed"))??;
         done?;
         let written = (count * BLOCK) as f64;
-        report.add(
-            "bytes offered to the lines, over bytes that differ or were written meanwhile",
-            name,
-            sent / (differing + written),
-        );
+        offered_bytes.add("sent", name, sent / (differing + written));
         let line_rate = 2.0 * f64::from(options.rate) * 1e6 / 8.0;
-        report.add("rate of what differs, over the lines' rate", name, differing / took / line_rate);
-        report.add("rate of all, over the lines' rate", name, (differing + written) / took / line_rate);
+        rates.add("what differs", name, differing / took / line_rate);
+        rates.add("that and what is written meanwhile", name, (differing + written) / took / line_rate);
         Ok(())
     })
 }

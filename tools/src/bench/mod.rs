@@ -1,7 +1,35 @@
 //! The benchmark: this program beside what users would take instead, in one run. Only ratios of one run count: machines
 //! are shared and noisy, so every figure is the median of interleaved rounds, with its spread.
 
+pub mod fio;
+pub mod html;
 pub mod life;
+pub mod machine;
+pub mod mirror;
+pub mod peers;
 pub mod report;
+pub mod scenarios;
+pub mod tcp;
 pub mod wan;
 pub mod write;
+
+use std::time::{Duration, Instant};
+
+/// Would one more round, as long as those before, end in time? The first is always begun.
+fn has_time(limit: Option<Duration>, start: Instant, rounds: u32) -> bool {
+    let Some(limit) = limit else { return true };
+    let took = start.elapsed();
+    rounds == 0 || took + took / rounds < limit
+}
+
+/// Starts nodes again when another program has taken a port between its choice and its use. A run is long.
+fn with_free_ports<T>(start: impl Fn() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    const ATTEMPTS: u32 = 3;
+    for _ in 1..ATTEMPTS {
+        match start() {
+            Err(error) if format!("{error:#}").contains("Address already in use") => eprintln!("Again: {error:#}"),
+            outcome => return outcome,
+        }
+    }
+    start()
+}

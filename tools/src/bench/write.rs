@@ -1,165 +1,206 @@
-//! Small requests over NBD: this program alone, with an asynchronous and with a synchronous standby on the same machine,
-//! beside nbdkit's file plugin and qemu-nbd on a file of the same file system. fio's nbd engine drives them all.
+//! Requests over NBD: this program alone, with an asynchronous and with a synchronous standby on the same machine, beside
+//! what users would take instead on files of the same file system.
 
-use super::report::Report;
+use super::{
+    fio::{self, Disk, JOBS, Job},
+    has_time, machine,
+    peers::{Peer, Target},
+    report::{Better, Report, Results},
+    with_free_ports,
+};
 use crate::{
     demo::processes::Workplace,
     emulator::LineSettings,
     sites::{EXPORT, GROUP, SiteOptions, Sites},
 };
-use anyhow::{Context, bail};
 use std::{
-    fs::File,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    thread,
+    path::PathBuf,
+    rc::Rc,
     time::{Duration, Instant},
 };
-
-/// What is measured: a name, and fio's options.
-const JOBS: [(&str, &[&str]); 6] = [
-    ("4 KiB random write, QD 1", &["--rw=randwrite", "--bs=4k", "--iodepth=1"]),
-    ("4 KiB random write, QD 32", &["--rw=randwrite", "--bs=4k", "--iodepth=32"]),
-    ("4 KiB write + flush, QD 1", &["--rw=randwrite", "--bs=4k", "--iodepth=1", "--fsync=1"]),
-    ("4 KiB random read, QD 1", &["--rw=randread", "--bs=4k", "--iodepth=1"]),
-    ("4 KiB random read, QD 32", &["--rw=randread", "--bs=4k", "--iodepth=32"]),
-    ("1 MiB write, QD 4", &["--rw=write", "--bs=1m", "--iodepth=4"]),
-];
-/// The size of every volume and file.
-const SIZE: u64 = 1 << 30;
-/// A server that does not listen by then has a fault.
-const LISTEN_LIMIT: Duration = Duration::from_secs(20);
 
 /// How to measure.
 #[derive(Debug)]
 pub struct WriteOptions {
     /// Where `holdfastd` and `ublk-admin` are.
     pub programs: PathBuf,
-    /// How long each job runs in each round, in seconds.
-    pub seconds: u32,
+    /// How long each job runs in each round.
+    pub took: Duration,
     /// Rounds.
     pub rounds: u32,
+    /// The size of every volume and file, in MiB.
+    pub size_mib: u32,
+    /// Which jobs, by their ids; all when empty.
+    pub jobs: Vec<String>,
+    /// No round begins that would not end by then, but for the first.
+    pub limit: Option<Duration>,
 }
 
-struct Target {
-    name: &'static str,
-    uri: String,
-    prepare: Box<dyn Fn() -> anyhow::Result<()>>,
-}
+/// Our own columns; ratios are made to the first.
+const OURS: [&str; 3] = ["holdfast alone", "asynchronous standby", "synchronous standby"];
 
 /// Measures, telling on stderr what is being done.
 ///
 /// # Errors
-/// When fio is missing or fails, or a server does not start.
-pub fn run(options: &WriteOptions) -> anyhow::Result<Report> {
-    let sites = |prefix| SiteOptions {
-        prefix,
-        programs: options.programs.clone(),
-        line: LineSettings::default(),
-        seed: 1,
-        size: "1GiB",
-        journal_size: "1GiB",
-    };
-    let alone = Sites::new(&sites("holdfast-bench-alone"))?;
-    alone.start(0)?;
-    alone.create_volume()?;
-    let pair = std::rc::Rc::new(Sites::paired(&sites("holdfast-bench-pair"))?);
-    let others = Workplace::new("holdfast-bench-others")?;
-    let uri = |socket: &Path, export: &str| format!("nbd+unix:///{export}?socket={}", socket.display());
-    let mut targets = vec![Target {
-        name: "holdfast alone",
-        uri: uri(&alone.nodes[0].nbd_path(), EXPORT),
-        prepare: Box::new(|| Ok(())),
-    }];
-    for (name, level) in [("asynchronous standby", "local"), ("synchronous standby", "remote")] {
-        let of = pair.clone();
-        targets.push(Target {
-            name,
-            uri: uri(&pair.nodes[0].nbd_path(), EXPORT),
-            prepare: Box::new(move || {
-                of.wait_in_step(0)?;
-                of.ask(0, &["level", GROUP, level]).map(drop)
-            }),
-        });
-    }
-    for (name, program, arguments) in [
-        ("nbdkit file", "nbdkit", &["-f", "-U", "SOCKET", "file", "IMAGE"][..]),
-        (
-            "qemu-nbd",
-            "qemu-nbd",
-            &["-t", "-e", "8", "-f", "raw", "--cache=none", "--aio=io_uring", "-k", "SOCKET", "IMAGE"][..],
-        ),
-    ] {
-        if !is_there(program) {
-            eprintln!("{program} is not installed and is left out");
-            continue;
-        }
-        let (image, socket) = (others.folder().join(program), others.folder().join(format!("{program}.sock")));
-        File::create(&image)?.set_len(SIZE)?;
-        let mut command = Command::new(program);
-        for argument in arguments {
-            match *argument {
-                "SOCKET" => command.arg(&socket),
-                "IMAGE" => command.arg(&image),
-                other => command.arg(other),
-            };
-        }
-        others.launch(program, &mut command)?;
-        wait_for(&socket)?;
-        targets.push(Target { name, uri: uri(&socket, ""), prepare: Box::new(|| Ok(())) });
-    }
+/// When fio is missing or fails on us, or our daemons do not start. A peer that is missing or fails is left out, which the
+/// results say.
+pub fn run(options: &WriteOptions) -> anyhow::Result<Results> {
+    let start = Instant::now();
+    let place = Workplace::new("holdfast-bench")?;
+    fio::check(&place)?;
+    let mut conditions = machine::conditions(&std::env::temp_dir());
+    let size = u64::from(options.size_mib) << 20;
+    let jobs: Vec<&Job> =
+        JOBS.iter().filter(|job| options.jobs.is_empty() || options.jobs.iter().any(|id| id == job.id)).collect();
+    let mut notes = Vec::new();
+    let mut targets = ours(options)?;
     for target in &targets {
         eprintln!("Filling: {}", target.name);
         (target.prepare)()?;
-        // Everything is written once, so that nobody reads holes or pays for the file system's allocation.
-        fio(&target.uri, &["--rw=write", "--bs=1m", "--iodepth=4"], None, others.folder())?;
+        fio::fill(&place, &target.disk, size)?;
     }
-    let mut report = Report::new("Requests over NBD", "requests a second");
-    for round in 1..=options.rounds {
-        for (job, arguments) in JOBS {
-            for target in &targets {
-                eprintln!("Round {round}: {job}: {}", target.name);
-                (target.prepare)()?;
-                let figure = fio(&target.uri, arguments, Some(options.seconds), others.folder())?;
-                report.add(job, target.name, figure);
+    targets.extend(peers(&place, size, &mut notes));
+    let mut figures = Figures {
+        requests: Report::new("Requests over NBD", "requests a second", Better::Higher),
+        latency: Report::new("Latency: 99 of 100 requests took no longer", "µs", Better::Lower),
+    };
+    let (mut rounds, mut failure) = (0, None);
+    while failure.is_none() && rounds < options.rounds && has_time(options.limit, start, rounds) {
+        // Whoever follows a neighbour that leaves work behind must not be the same in each round.
+        if rounds > 0 && !targets.is_empty() {
+            targets.rotate_left(1);
+        }
+        rounds += 1;
+        for job in &jobs {
+            eprintln!("Round {rounds}: {}", job.name);
+            for (name, error) in figures.measure(&place, &targets, job, size, options.took) {
+                if OURS.contains(&name) {
+                    failure.get_or_insert(format!("{name}: {error:#}"));
+                } else {
+                    leave_out(&mut notes, name, &format!("it failed: {error:#}"));
+                }
+                targets.retain(|target| target.name != name);
             }
         }
     }
-    Ok(report)
+    if rounds < options.rounds {
+        notes.push(format!("The time was enough for {rounds} of {} rounds", options.rounds));
+    }
+    let order: Vec<&str> = OURS.into_iter().chain(Peer::ALL.map(Peer::name)).collect();
+    targets.sort_by_key(|target| order.iter().position(|name| *name == target.name));
+    notes.extend(targets.iter().map(|target| format!("{}: {}", target.name, target.about)));
+    let Figures { mut requests, mut latency } = figures;
+    requests.order_columns(&order);
+    latency.order_columns(&order);
+    conditions.push(("rounds", rounds.to_string()));
+    conditions.push(("each job in each round", format!("{:?}", options.took)));
+    conditions.push(("volume", format!("{} MiB", options.size_mib)));
+    let ratios = requests.relative_to(OURS[0]);
+    Ok(Results { name: "write", conditions, notes, failure, reports: vec![requests, ratios, latency] })
 }
 
-fn is_there(program: &str) -> bool {
-    let version = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    version.is_ok_and(|status| status.success())
+struct Figures {
+    requests: Report,
+    latency: Report,
 }
 
-fn wait_for(socket: &Path) -> anyhow::Result<()> {
-    let end = Instant::now() + LISTEN_LIMIT;
-    while std::os::unix::net::UnixStream::connect(socket).is_err() {
-        if Instant::now() > end {
-            bail!("Nothing listens on {}", socket.display());
+impl Figures {
+    /// Measures each target once; those that failed.
+    fn measure(
+        &mut self,
+        place: &Workplace,
+        targets: &[Target],
+        job: &Job,
+        size: u64,
+        took: Duration,
+    ) -> Vec<(&'static str, anyhow::Error)> {
+        let mut failed = Vec::new();
+        for target in targets {
+            match measure(place, target, job, size, took) {
+                Ok(outcome) => {
+                    self.requests.add(job.name, target.name, outcome.requests);
+                    // fio counts flushes apart from the writes before them: the half would mislead.
+                    if !job.flushes {
+                        self.latency.add(job.name, target.name, outcome.p99_micros);
+                    }
+                }
+                Err(error) => failed.push((target.name, error)),
+            }
         }
-        thread::park_timeout(Duration::from_millis(10));
+        failed
     }
-    Ok(())
 }
 
-/// Requests a second, reads and writes together.
-fn fio(uri: &str, arguments: &[&str], seconds: Option<u32>, folder: &Path) -> anyhow::Result<f64> {
-    let mut command = Command::new("fio");
-    command.args(["--name=job", "--ioengine=nbd", "--thread", "--norandommap", "--randrepeat=0"]);
-    command.args(["--output-format=terse", "--terse-version=3"]).arg(format!("--uri={uri}")).args(arguments);
-    command.arg(format!("--size={SIZE}")).current_dir(folder);
-    if let Some(seconds) = seconds {
-        command.arg(format!("--runtime={seconds}")).arg("--time_based");
-    }
-    let output = command.output().context("Cannot run fio; install it with: tools/install-packages test")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let line = text.lines().find(|line| line.starts_with("3;")).filter(|_| output.status.success());
-    let Some(line) = line else {
-        bail!("fio on {uri} failed: {text}{}", String::from_utf8_lossy(&output.stderr));
+fn ours(options: &WriteOptions) -> anyhow::Result<Vec<Target>> {
+    let sites = |prefix, seed| SiteOptions {
+        prefix,
+        programs: options.programs.clone(),
+        line: LineSettings::default(),
+        seed,
+        size: format!("{}MiB", options.size_mib),
+        journal_size: format!("{}MiB", options.size_mib.max(64)),
     };
-    // The eighth field is read requests a second, the forty-ninth write requests a second (fio's manual, TERSE OUTPUT).
-    let field = |index| line.split(';').nth(index).and_then(|text| text.parse::<f64>().ok());
-    Ok(field(7).unwrap_or_default() + field(48).unwrap_or_default())
+    let alone = with_free_ports(|| {
+        let alone = Sites::new(&sites("holdfast-bench-alone", 1))?;
+        alone.start(0)?;
+        alone.create_volume()?;
+        Ok(alone)
+    })?;
+    let disk = |of: &Sites| Disk::on_socket(&of.nodes[0].nbd_path(), EXPORT);
+    let mut targets = vec![Target {
+        name: OURS[0],
+        about: "each write goes to the journal, later to the pool; direct I/O",
+        disk: disk(&alone),
+        // It runs for as long as its column is there.
+        prepare: Box::new(move || alone.ask(0, &["status", GROUP]).map(drop)),
+    }];
+    let pair = Rc::new(with_free_ports(|| Sites::paired(&sites("holdfast-bench-pair", 2)))?);
+    let about = [
+        "level local: answered from the own journal; both nodes on this machine and its disk, links without delay",
+        "level remote: answered when the standby has it durable; both nodes on this machine and its disk",
+    ];
+    for ((name, about), level) in OURS.into_iter().skip(1).zip(about).zip(["local", "remote"]) {
+        let of = Rc::clone(&pair);
+        let prepare = move || {
+            of.wait_in_step(0)?;
+            of.ask(0, &["level", GROUP, level]).map(drop)
+        };
+        targets.push(Target { name, about, disk: disk(&pair), prepare: Box::new(prepare) });
+    }
+    Ok(targets)
+}
+
+/// Those that are there and can be filled.
+fn peers(place: &Workplace, size: u64, notes: &mut Vec<String>) -> Vec<Target> {
+    let mut targets = Vec::new();
+    for peer in Peer::ALL {
+        if let Some(program) = peer.missing_program() {
+            let way_out = "tools/install-packages bench";
+            leave_out(notes, peer.name(), &format!("{program} is not installed; install it with: {way_out}"));
+            continue;
+        }
+        eprintln!("Filling: {}", peer.name());
+        let filled = peer.start(place, size).and_then(|target| {
+            fio::fill(place, &target.disk, size)?;
+            Ok(target)
+        });
+        match filled {
+            Ok(target) => targets.push(target),
+            Err(error) => leave_out(notes, peer.name(), &format!("it failed: {error:#}")),
+        }
+    }
+    targets
+}
+
+fn leave_out(notes: &mut Vec<String>, name: &str, cause: &str) {
+    let note = format!("{name} is left out: {cause}");
+    eprintln!("{note}");
+    notes.push(note);
+}
+
+fn measure(place: &Workplace, target: &Target, job: &Job, size: u64, took: Duration) -> anyhow::Result<fio::Outcome> {
+    (target.prepare)()?;
+    // What the one before left in the page cache would be written at this one's cost.
+    nix::unistd::sync();
+    fio::measure(place, &target.disk, job, size, took)
 }

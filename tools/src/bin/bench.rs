@@ -1,69 +1,108 @@
 //! `bench`: this program beside what users would take instead, measured in one run.
 #![forbid(unsafe_code)]
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::Context;
-use clap::{Parser, Subcommand};
-use tools::bench::{life, report::Report, wan, write};
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand};
+use tools::bench::{fio, html, life, report::Results, scenarios, wan, write};
 
 const EXAMPLES: &str = "\
 Examples:
-  cargo run --release -p tools --bin bench -- write
-  cargo run --release -p tools --bin bench -- wan --rtt 50 --loss 0,1,5
-  cargo run --release -p tools --bin bench -- life --rounds 1
+  cargo build --release --workspace --bins && tools/install-packages build bench
+  target/release/bench write --quick
+  target/release/bench write --job write-4k-qd32,flush-4k-qd1 --rounds 5 --html write.html
+  target/release/bench wan --scenario loss-1,cut --html wan.html
+  target/release/bench wan --line 'delay 25ms, rate 100mbit, loss 1%' --line 'delay 40ms, rate 20mbit, burst 5%:8'
+  target/release/bench life --rounds 1 --json life.json
 
-Build everything first (cargo build --release --workspace --bins); `write` needs fio, and measures nbdkit and qemu-nbd
-where they are installed.";
+Files go below TMPDIR (/tmp): put it on the disk to be measured. What is not installed is left out, and said.
+Only ratios within one run mean something; leave the machine alone meanwhile.";
+
+/// No quick run takes longer than this and the round that was begun in time.
+const QUICK_LIMIT: Duration = Duration::from_secs(165);
 
 /// Measures this program beside what users would take instead; everything on this machine, in one run.
 #[derive(Parser)]
 #[command(version, after_help = EXAMPLES)]
 struct Arguments {
+    /// Ends within three minutes: less of everything, for a first look
+    #[arg(long, global = true)]
+    quick: bool,
     /// Writes all rounds to this file, as JSON
     #[arg(long, value_name = "FILE", global = true)]
     json: Option<PathBuf>,
-    /// Rounds; the table shows the median and the spread
-    #[arg(long, value_name = "NUMBER", default_value_t = 3, global = true)]
-    rounds: u32,
+    /// Writes charts and tables to this file, as a page that needs nothing from elsewhere
+    #[arg(long, value_name = "FILE", global = true)]
+    html: Option<PathBuf>,
+    /// Rounds; tables show the median and the spread [default: 3; quick: 2, of life 1]
+    #[arg(long, value_name = "NUMBER", global = true, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: Option<u32>,
     #[command(subcommand)]
     what: What,
 }
 
 #[derive(Subcommand)]
 enum What {
-    /// Requests over NBD: alone, with a standby, nbdkit, qemu-nbd
-    Write {
-        /// How long each job runs in each round
-        #[arg(long, value_name = "SECONDS", default_value_t = 5)]
-        seconds: u32,
-    },
-    /// Goodput over emulated long lines with loss, and the time a promotion takes
-    Wan {
-        /// The round trip in milliseconds
-        #[arg(long, value_name = "MILLISECONDS", default_value_t = 50)]
-        rtt: u32,
-        /// Loss in percent, each measured in turn
-        #[arg(long, value_name = "PERCENT,...", value_delimiter = ',', default_values_t = [0, 1, 5])]
-        loss: Vec<u32>,
-        /// Rate of each of the two links
-        #[arg(long, value_name = "MBIT/S", default_value_t = 100)]
-        rate: u32,
-        /// How much is written in each round
-        #[arg(long, value_name = "MIB", default_value_t = 128)]
-        size: u32,
-    },
+    /// Requests over NBD: alone, with a standby, nbdkit, qemu-nbd, qemu's mirror, and the medium itself
+    Write(Write),
+    /// Emulated long lines: goodput, the standby's age, latency of synchronous writes, takeover; TCP over the same lines
+    Wan(Wan),
     /// Restart points and takeover at 1 GiB and 1 TiB, resynchronisation, memory
     Life {
-        /// Blocks of 4 KiB that change between restart points, and in a suspension
-        #[arg(long, value_name = "NUMBER", default_value_t = 100_000)]
-        changed: u32,
+        /// Blocks of 4 KiB that change between restart points, and in a suspension [default: 100000; quick: 5000]
+        #[arg(long, value_name = "NUMBER")]
+        changed: Option<u32>,
         /// Rate of each of the two links in the resynchronisation
         #[arg(long, value_name = "MBIT/S", default_value_t = 200)]
         rate: u32,
     },
+}
+
+#[derive(Args)]
+struct Write {
+    /// How long each job runs in each round [default: 5; quick: 0.5]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    seconds: Option<Duration>,
+    /// The size of every volume and file [default: 1024; quick: 256]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(16..=1 << 20))]
+    size: Option<u32>,
+    /// Measures only these [default: all; quick: the more telling ones]
+    #[arg(long = "job", value_name = "JOB,...", value_delimiter = ',', value_parser = job_names())]
+    jobs: Vec<String>,
+}
+
+#[derive(Args)]
+struct Wan {
+    /// How long each measurement on each line takes [default: 10; quick: 2]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    seconds: Option<Duration>,
+    /// Measures only these lines [default: all; quick: four of them]
+    #[arg(long = "scenario", value_name = "NAME,...", value_delimiter = ',', value_parser = scenario_names())]
+    scenarios: Vec<String>,
+    /// Measures a line of your own instead; given once for both links, or twice. Settings are those of link-emulator
+    #[arg(long = "line", value_name = "SETTING VALUE, ...", conflicts_with = "scenarios")]
+    lines: Vec<String>,
+    /// Leaves TCP out; it needs root, for network namespaces
+    #[arg(long)]
+    no_tcp: bool,
+}
+
+fn scenario_names() -> clap::builder::PossibleValuesParser {
+    scenarios::names().map(|(id, name)| clap::builder::PossibleValue::new(id).help(name)).collect::<Vec<_>>().into()
+}
+
+fn job_names() -> clap::builder::PossibleValuesParser {
+    fio::JOBS.iter().map(|job| clap::builder::PossibleValue::new(job.id).help(job.name)).collect::<Vec<_>>().into()
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let refused = || format!("'{text}' is not a number of seconds from 0.01 to 86400");
+    let number: f64 = text.parse().map_err(|_| refused())?;
+    if (0.01..=86_400.0).contains(&number) { Ok(Duration::from_secs_f64(number)) } else { Err(refused()) }
 }
 
 fn main() -> ExitCode {
@@ -77,23 +116,74 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let this = std::env::current_exe().context("Cannot tell where the programs are")?;
-    let programs = this.parent().unwrap_or(Path::new(".")).to_owned();
-    let rounds = arguments.rounds.max(1);
-    let reports = match arguments.what {
-        What::Write { seconds } => vec![write::run(&write::WriteOptions { programs, seconds, rounds })?],
-        What::Wan { rtt, loss, rate, size } => {
-            wan::run(&wan::WanOptions { programs, rtt, loss, rate, size, rounds })?.into()
-        }
-        What::Life { changed, rate } => life::run(&life::LifeOptions { programs, changed, rate, rounds })?,
-    };
-    for report in &reports {
+    [&arguments.json, &arguments.html].into_iter().flatten().try_for_each(|path| check_writable(path))?;
+    let results = measure(&arguments)?;
+    for report in &results.reports {
         println!("{}", report.table());
     }
-    if let Some(path) = arguments.json {
-        let all: Vec<_> = reports.iter().map(Report::json).collect();
-        let text = serde_json::to_string_pretty(&all)?;
-        fs::write(&path, text).with_context(|| format!("Cannot write {}", path.display()))?;
+    for (what, value) in &results.conditions {
+        println!("{what}: {value}");
     }
-    Ok(())
+    println!();
+    results.notes.iter().for_each(|note| println!("- {note}"));
+    if let Some(path) = &arguments.json {
+        write_file(path, &serde_json::to_string_pretty(&results.json())?)?;
+    }
+    if let Some(path) = &arguments.html {
+        write_file(path, &html::page(&results))?;
+    }
+    match results.failure {
+        Some(failure) => bail!("The figures are not complete: {failure}"),
+        None => Ok(()),
+    }
+}
+
+fn measure(arguments: &Arguments) -> anyhow::Result<Results> {
+    let this = std::env::current_exe().context("Cannot tell where the programs are")?;
+    let programs = this.parent().unwrap_or(Path::new(".")).to_owned();
+    let quick = arguments.quick;
+    let limit = quick.then_some(QUICK_LIMIT);
+    let rounds = |when_quick| arguments.rounds.unwrap_or(if quick { when_quick } else { 3 });
+    match &arguments.what {
+        What::Write(write) => {
+            let mut jobs = write.jobs.clone();
+            if jobs.is_empty() && quick {
+                jobs = fio::JOBS.iter().filter(|job| job.is_quick).map(|job| job.id.to_owned()).collect();
+            }
+            let took = write.seconds.unwrap_or(Duration::from_millis(if quick { 500 } else { 5_000 }));
+            let size_mib = write.size.unwrap_or(if quick { 256 } else { 1024 });
+            write::run(&write::WriteOptions { programs, took, rounds: rounds(2), size_mib, jobs, limit })
+        }
+        What::Wan(wan) => {
+            let scenarios = if wan.lines.is_empty() {
+                let chosen = |one: &scenarios::Scenario| match wan.scenarios.as_slice() {
+                    [] => one.is_quick || !quick,
+                    ids => ids.contains(&one.id),
+                };
+                scenarios::all()?.into_iter().filter(chosen).collect()
+            } else {
+                vec![scenarios::custom(&wan.lines)?]
+            };
+            let took = wan.seconds.unwrap_or(Duration::from_secs(if quick { 2 } else { 10 }));
+            let (with_tcp, rounds) = (!wan.no_tcp, rounds(2));
+            Ok(wan::run(&wan::WanOptions { programs, scenarios, took, with_tcp, rounds, limit }))
+        }
+        What::Life { changed, rate } => {
+            let changed = changed.unwrap_or(if quick { 5_000 } else { 100_000 });
+            life::run(&life::LifeOptions { programs, changed, rate: *rate, rounds: rounds(1), limit })
+        }
+    }
+}
+
+/// A path that cannot be written is said before the measuring, not after it. An older file stays as it is till then.
+fn check_writable(path: &Path) -> anyhow::Result<()> {
+    if path.is_dir() {
+        bail!("{} is a folder; name a file", path.display());
+    }
+    let opened = File::options().create(true).append(true).open(path);
+    opened.map(drop).with_context(|| format!("Cannot write {}; is its folder there?", path.display()))
+}
+
+fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
+    fs::write(path, text).with_context(|| format!("Cannot write {}", path.display()))
 }

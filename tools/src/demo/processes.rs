@@ -11,7 +11,7 @@ use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,10 @@ pub struct Workplace {
 struct Shared {
     folder: PathBuf,
     children: Mutex<BTreeMap<String, Child>>,
+    /// What else must be undone, as commands, the last first.
+    undoings: Mutex<Vec<Command>>,
+    /// Set once everything has been cleared away; nothing may be started after that.
+    is_cleared: AtomicBool,
 }
 
 impl Workplace {
@@ -42,7 +46,8 @@ impl Workplace {
             .mode(0o700)
             .create(&folder)
             .with_context(|| format!("Cannot create {}", folder.display()))?;
-        let shared = Arc::new(Shared { folder, children: Mutex::new(BTreeMap::new()) });
+        let (children, undoings) = (Mutex::new(BTreeMap::new()), Mutex::new(Vec::new()));
+        let shared = Arc::new(Shared { folder, children, undoings, is_cleared: AtomicBool::new(false) });
         clear_on_signal(&shared)?;
         Ok(Self { shared })
     }
@@ -90,6 +95,11 @@ impl Workplace {
     pub fn launch(&self, name: &str, command: &mut Command) -> anyhow::Result<PathBuf> {
         let log_path = self.folder().join(format!("{name}.log"));
         let log = File::options().create(true).append(true).open(&log_path)?;
+        // Held from here on, so that a signal's clearing away comes either before, which is seen, or after, and finds it.
+        let mut children = self.shared.lock();
+        if self.shared.is_cleared.load(Ordering::Relaxed) {
+            bail!("{name} is not started: the program is being ended");
+        }
         let child = command
             // The log is a file.
             .env("NO_COLOR", "1")
@@ -100,8 +110,39 @@ impl Workplace {
             .process_group(0)
             .spawn()
             .with_context(|| format!("Cannot start {}", command.get_program().display()))?;
-        self.shared.lock().insert(name.to_owned(), child);
+        children.insert(name.to_owned(), child);
         Ok(log_path)
+    }
+
+    /// Runs a command to its end and returns what it printed, both outputs together.
+    ///
+    /// # Errors
+    /// When it cannot be started, fails, or takes longer than `limit`; then with the end of what it printed.
+    pub fn run(&self, name: &str, command: &mut Command, limit: Duration) -> anyhow::Result<String> {
+        let _ = fs::remove_file(self.folder().join(format!("{name}.log")));
+        let log_path = self.launch(name, command)?;
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = self.ended(name)? {
+                break status;
+            }
+            if start.elapsed() > limit {
+                self.kill(name)?;
+                bail!("{name} did not end within {limit:?}:\n{}", tail(&log_path));
+            }
+            std::thread::park_timeout(Duration::from_millis(2));
+        };
+        self.shared.lock().remove(name);
+        if !status.success() {
+            bail!("{name} failed ({status}):\n{}", tail(&log_path));
+        }
+        let bytes = fs::read(&log_path).with_context(|| format!("Cannot read {}", log_path.display()))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Has this command run whatever ends the program, after the processes are gone; the last given runs first.
+    pub fn undo_at_the_end(&self, command: Command) {
+        self.shared.undoings.lock().unwrap_or_else(PoisonError::into_inner).push(command);
     }
 
     /// Kills a process as `kill -9` does and returns when it is gone.
@@ -141,12 +182,17 @@ impl Shared {
 
     fn clear(&self) {
         let mut children = self.lock();
+        self.is_cleared.store(true, Ordering::Relaxed);
         for child in children.values_mut() {
             // One that has ended already is what was wanted.
             let _ = child.kill();
             let _ = child.wait();
         }
         children.clear();
+        for mut command in self.undoings.lock().unwrap_or_else(PoisonError::into_inner).drain(..).rev() {
+            // What is gone already is what was wanted.
+            let _ = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        }
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
@@ -225,6 +271,23 @@ mod tests {
         let error = workplace.start("node", &mut shell(script), LIMIT).expect_err("it ended");
         let text = error.to_string();
         assert!(text.contains("node ended at once") && text.contains("No medium there"), "{text}");
+    }
+
+    #[test]
+    fn a_command_is_run_to_its_end_and_undone_at_the_last() {
+        let workplace = Workplace::new("holdfast-test-run").expect("a folder");
+        let mark = std::env::temp_dir().join(format!("holdfast-test-run-{}.mark", std::process::id()));
+        let mut undoing = Command::new("touch");
+        undoing.arg(&mark);
+        workplace.undo_at_the_end(undoing);
+        assert_eq!(workplace.run("one", &mut shell("print('said')"), LIMIT).expect("it runs"), "said\n");
+        let error = workplace.run("two", &mut shell("print('why'); exit(3)"), LIMIT).expect_err("it fails");
+        assert!(error.to_string().contains("why"), "{error}");
+        let late = workplace.run("three", &mut shell("import time; time.sleep(1000)"), Duration::from_millis(100));
+        assert!(late.expect_err("it does not end").to_string().contains("three did not end within 100ms"));
+        drop(workplace);
+        assert!(mark.exists());
+        fs::remove_file(&mark).expect("removed");
     }
 
     #[test]
