@@ -107,7 +107,8 @@ impl Sender {
         self.counters.bytes += size as u64;
     }
 
-    /// The next symbol for a link that can send. `live`: which links can be used at all; `loss`: the worst measured.
+    /// The next symbol for a link that can send. `live`: which links can be used at all; `loss`: what that link loses. A
+    /// block has repair symbols for the link that it is made for: a good link does not pay for a bad one beside it.
     pub fn poll(&mut self, now: u64, link: usize, live: [bool; 2], mode: Mode, loss: f64) -> Option<Symbol> {
         loop {
             if let Some(symbol) = self.take(now, link) {

@@ -395,8 +395,7 @@ impl Session {
             }
             let live = self.live();
             if live[link] {
-                let loss = self.links.iter().map(|line| line.loss).fold(0.0, f64::max);
-                if let Some(symbol) = self.sender.poll(now, link, live, self.options.mode, loss) {
+                if let Some(symbol) = self.sender.poll(now, link, live, self.options.mode, self.links[link].loss) {
                     return Some(Body::Symbol(symbol));
                 }
             }

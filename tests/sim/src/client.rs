@@ -10,7 +10,7 @@ use holdfast::{
     buffer::AlignedBuffer,
     pair::Role,
     request::{Access, Busy, Durability, Operation, Reply, Request, RequestError, RequestId, Space},
-    units::VolumeId,
+    units::{Order, VolumeId},
 };
 use link_model::Random;
 
@@ -157,6 +157,27 @@ impl World {
         }
     }
 
+    /// A client asks for what nobody can have.
+    pub(crate) fn ask_nonsense(&mut self, node: usize, group: usize, chance: &mut Random) {
+        let now = self.nodes[node].clock.now(self.now);
+        let Some(core) = self.group(node, group) else { return };
+        let kept = core.status(now).generations.first().and_then(|kept| core.find_generation(kept.name));
+        let kept = Access::Generation(kept.unwrap_or(Order(1)));
+        let read = |offset| Operation::Read { offset, size: 4096 };
+        let (volume, access, operation) = match chance.below(4) {
+            0 => (0, Access::ReadWrite, read(u64::MAX - chance.below(8192))),
+            1 => (8, Access::ReadOnly, read(0)),
+            2 => {
+                let durability = Durability::Completed;
+                (0, kept, Operation::Write { offset: 0, data: filled(1, 4096), durability })
+            }
+            _ => (0, Access::Generation(Order(u64::MAX / 4)), read(0)),
+        };
+        if self.is_awake(node) {
+            self.submit(Inquiry { node, group, volume, access, operation, asked: Asked::Nonsense });
+        }
+    }
+
     /// Hands a request to a node's group.
     pub(crate) fn submit(&mut self, inquiry: Inquiry) {
         let node = inquiry.node;
@@ -231,6 +252,7 @@ impl World {
                 }
             }
             (Asked::Read { .. }, Err(RequestError::Io)) => self.check_excuse(node, group),
+            (Asked::Nonsense, Ok(reply)) => panic!("I6: node {node} group {group} answers nonsense: {reply:?}"),
             (Asked::Look, result) => {
                 if result == Err(RequestError::Io) {
                     self.check_excuse(node, group);

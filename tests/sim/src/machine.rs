@@ -68,7 +68,8 @@ impl World {
         let may_lose = self.nodes[node].ills.lost_writes > 0 && self.may_rot(node);
         let (ills, media) = (&mut self.nodes[node].ills, &mut self.nodes[node].media[group]);
         let is_pool = matches!(medium, MediumId::Pool(_));
-        if ills.errors > 0 && self.chance.below(ills.errors) == 0 {
+        let may_fail = !ills.only_reads || matches!(action, DiskAction::Read { .. });
+        if ills.errors > 0 && may_fail && self.chance.below(ills.errors) == 0 {
             ills.has_failed = true;
             if let DiskAction::Write { offset, pieces } = &action {
                 // Of a write that fails any part may be there.

@@ -55,6 +55,8 @@ pub struct Ills {
     pub slow: bool,
     /// One of so many operations fails; 0: none.
     pub errors: u64,
+    /// Of these only reads.
+    pub only_reads: bool,
     /// An operation has failed; what comes of it may come later.
     pub has_failed: bool,
     /// Pools cannot be written for want of space.

@@ -275,6 +275,7 @@ impl World {
                 (Some(any), Command::GrowJournal { size }, Wanted::Nothing)
             }
             Errand::DeletePair => (primary, Command::DeletePair, Wanted::NoPair),
+            Errand::Nonsense if coin => return self.ask_nonsense(any, group, &mut chance),
             Errand::Nonsense => (Some(any), nonsense(&mut chance), Wanted::Nothing),
         };
         if let Some(node) = node {

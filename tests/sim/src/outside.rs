@@ -165,6 +165,8 @@ pub enum Asked {
         /// These sectors.
         sectors: Range<usize>,
     },
+    /// What nobody can have.
+    Nonsense,
     /// The answer does not matter.
     Nothing,
 }

@@ -39,7 +39,14 @@ impl World {
             Action::Heal => self.heal(),
             Action::Heartbeat(carries) => self.heartbeat = carries,
             Action::SlowMedia(node, slow) => self.nodes[node].ills.slow = slow,
-            Action::MediaErrors(node, fails) => self.nodes[node].ills.errors = if fails { 1 + salt % 50 } else { 0 },
+            Action::MediaErrors(node, fails) => {
+                let both = (salt / 100).is_multiple_of(3);
+                for node in (0..2).filter(|other| *other == node || both) {
+                    let ills = &mut self.nodes[node].ills;
+                    ills.errors = if fails { 1 + salt % 50 } else { 0 };
+                    ills.only_reads = (salt / 50).is_multiple_of(2);
+                }
+            }
             Action::FullMedia(node, full) => self.nodes[node].ills.full = full,
             Action::Rot(node) => {
                 if self.may_rot(node) {

@@ -17,7 +17,7 @@ use std::{
 };
 
 /// So many seeds are played for a fault at most.
-const SEED_COUNT_MAX: usize = 150;
+const SEED_COUNT_MAX: usize = 300;
 /// So many faults are found at least: none is given up without a word.
 const FIND_COUNT_MIN: usize = 51;
 
@@ -112,30 +112,30 @@ fn first_seed(fault: Fault) -> u64 {
         Fault::Carrier(C::WrongRepair) => 11,
         Fault::Carrier(C::TailNotProbed) => 15,
         Fault::Core(P::TornRedirectTaken | P::EpochKeptInCrash) => 16,
-        Fault::Core(P::CopyRacesWrite) => 17,
-        Fault::Core(P::FreedUsedAtOnce) => 19,
         Fault::Core(P::TornBatchTaken) => 20,
         Fault::Core(P::SuperblockNotSynced) => 22,
-        Fault::Core(P::CleanBeforeAcknowledged) => 25,
         Fault::Core(P::HandedOverEarly) => 32,
         Fault::Core(P::TailBeforeTables) => 38,
         Fault::Core(P::DiscardNotSent) => 41,
-        Fault::Carrier(C::CreditLost) => 43,
+        Fault::Core(P::FreedUsedAtOnce) => 42,
         Fault::Core(P::EpochNotRaised) => 44,
         Fault::Core(P::RollbackKeepsOne) => 45,
+        Fault::Core(P::CleanBeforeAcknowledged) => 49,
         Fault::Core(P::AnswerUnwritten) => 69,
+        Fault::Carrier(C::CreditLost) => 107,
         Fault::Core(P::DiscardNotDirty) => 109,
         Fault::Core(P::ChainNotChecked) => 118,
         Fault::Core(P::LeaseNotChecked) => 123,
         Fault::Core(P::UndurableDestaged) => 133,
         Fault::Core(P::PromiseNotKept) => 201,
-        Fault::Core(P::LiveNotDirty) => 208,
         Fault::Core(P::DirtyForgottenInCrash) => 243,
-        Fault::Core(P::PagesNotSynced) => 269,
         Fault::Core(P::ForkNotVoided) => 271,
+        Fault::Core(P::LiveNotDirty) => 312,
+        Fault::Core(P::PagesNotSynced) => 328,
         Fault::Core(P::PromiseForgotten) => 376,
         Fault::Core(P::LeaseFromAnswer) => 472,
         Fault::Core(P::RemoteNotAwaited) => 553,
+        Fault::Core(P::CopyRacesWrite) => 874,
         _ => 1,
     }
 }
@@ -165,6 +165,7 @@ fn needs(fault: Fault) -> &'static [Feature] {
         P::PromiseForgotten => &[Leases],
         P::DirtyForgottenInCrash => &[Ambushes, Suspensions],
         P::DiscardNotDirty => &[Suspensions],
+        P::CopyRacesWrite => &[Suspensions, SlowMedia, Bursts],
         P::LiveNotDirty => &[Cuts, Bursts],
         P::OldEpochTaken | P::FenceIgnored => &[Promotions, Cuts],
         P::HandedOverEarly => &[Switches],
