@@ -394,10 +394,10 @@ impl Session {
                 return Some(Body::Acknowledgement(ack));
             }
             let live = self.live();
-            if live[link] {
-                if let Some(symbol) = self.sender.poll(now, link, live, self.options.mode, self.links[link].loss) {
-                    return Some(Body::Symbol(symbol));
-                }
+            if live[link]
+                && let Some(symbol) = self.sender.poll(now, link, live, self.options.mode, self.links[link].loss)
+            {
+                return Some(Body::Symbol(symbol));
             }
         }
         self.hello[link].then_some(Body::Hello)
