@@ -21,6 +21,7 @@ use std::{
     ffi::c_void,
     fs::File,
     io,
+    mem::ManuallyDrop,
     num::NonZeroUsize,
     os::{
         fd::{AsRawFd, BorrowedFd, OwnedFd},
@@ -53,7 +54,7 @@ pub struct NewQueue {
 pub struct Queue {
     /// Tells when the ring has something.
     watch: AsyncFd<OwnedFd>,
-    ring: RefCell<IoUring>,
+    ring: ManuallyDrop<RefCell<IoUring>>,
     requests: Requests,
     file: File,
     index: u16,
@@ -100,7 +101,7 @@ impl Queue {
         let watch = unsafe { AsyncFd::register_with_interest(watched, Interest::READABLE) }?;
         Ok(Rc::new(Self {
             watch,
-            ring: RefCell::new(ring),
+            ring: ManuallyDrop::new(RefCell::new(ring)),
             requests: Requests::of(&new.file, new.index, new.depth)?,
             file: new.file,
             index: new.index,
@@ -245,6 +246,19 @@ impl Queue {
 
     fn position(&self, tag: u16) -> u64 {
         UblkIOCtx::ublk_user_copy_pos(self.index, tag, 0)
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        // A ring is closed by a living thread only when the kernel has given every command back. Drivers before Linux 6.16 look
+        // for requests to hold back for the next daemon once, when the ring is closed; one that they then still hand to this thread
+        // is never looked for again, and no daemon can take the device over. A thread that has ended is handed nothing: so the
+        // end of the process closes the ring.
+        if self.waiting.get() == 0 && self.asked.get() == 0 {
+            // SAFETY: nobody uses it after this.
+            unsafe { ManuallyDrop::drop(&mut self.ring) };
+        }
     }
 }
 
