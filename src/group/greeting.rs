@@ -257,6 +257,8 @@ impl Group {
                     (false, false) => {
                         self.peer.stream_after(order);
                         self.set_pair_state(PairState::Duplex);
+                        // The greeting acknowledges what it names.
+                        self.answer_waiting();
                     }
                     (_, true) => self.continue_copy(order),
                     (true, false) => {

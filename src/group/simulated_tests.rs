@@ -12,7 +12,7 @@ use crate::{
         message::LEASE_MILLIS_MAX,
         record::{Kind, Record},
     },
-    pair::{ApplyPolicy, Role},
+    pair::{ApplyPolicy, Level, Role, WithoutPeer},
     units::VOLUME_SIZE_MIN,
 };
 use bytes::Bytes;
@@ -315,10 +315,11 @@ fn nobody_copies_to_a_node_that_is_being_promoted() {
     let is_busy = |standby: &Group| standby.durable == standby.journal.last() && standby.destage.is_running();
     while !is_busy(&pair.nodes[1].group) {
         if pair.step() {
-        } else if let Some(at) = pair.next_timeout() {
-            pair.pass_to(at);
-        } else {
-            pair.write();
+            continue;
+        }
+        match pair.next_timeout() {
+            Some(at) => pair.pass_to(at),
+            None => drop(pair.write()),
         }
     }
     let (id, now) = (CommandId(1 << 40), pair.now);
@@ -370,4 +371,21 @@ fn nothing_is_journalled_before_the_epoch_of_its_sender_is_known_for_good() {
     // The same for one who steps down.
     pair.nodes[0].group.step_down();
     assert!(!pair.nodes[0].group.superblock.allows_batches());
+}
+
+/// The story "greeted". A session may end after the standby has a write and before it says so: the next greeting says so then.
+#[test]
+fn a_write_that_a_greeting_acknowledges_is_answered() {
+    let mut pair = Pair::in_step();
+    pair.command(0, Command::SetLevel(Level::Remote)).unwrap();
+    pair.command(0, Command::SetWithoutPeer(WithoutPeer::Freeze)).unwrap();
+    let id = pair.write();
+    while pair.nodes[1].durable.is_none() {
+        assert!([(0, 0), (0, 1), (1, 0)].into_iter().any(|(node, what)| pair.turn(node, what)));
+        pair.nodes[1].drain();
+    }
+    pair.connect();
+    assert!(!pair.nodes[0].answers.contains_key(&id), "the test is too late");
+    while pair.step() {}
+    assert!(pair.nodes[0].answers.contains_key(&id), "the standby has it, and nobody hears of it");
 }
