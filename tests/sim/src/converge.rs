@@ -45,7 +45,9 @@ impl World {
             self.nodes[node].stalled_until = 0;
             self.resume(node);
             let ills = &mut self.nodes[node].ills;
-            (ills.slow, ills.errors, ills.full, ills.lost_writes) = (false, 0, false, 0);
+            (ills.slow, ills.errors) = (false, 0);
+            (ills.read_micros, ills.write_micros) = (0, 0);
+            (ills.full, ills.lost_writes) = (false, 0);
             if self.nodes[node].daemon.as_ref().is_some_and(|daemon| daemon.is_stopped()) {
                 self.kill(node);
             }

@@ -13,6 +13,7 @@
 //! | [`checks`], `converge` | what must hold, meanwhile and at the end |
 //! | [`trace`], [`marks`] | what happened |
 //! | [`exhaustive`] | all short histories, without chance |
+//! | [`story`] | stories with a surprise at every moment |
 //! | [`shrink`] | a failing seed's history, shortened |
 //! | [`crowd`] | many histories on all cores |
 #![forbid(unsafe_code)]
@@ -36,6 +37,7 @@ mod replace;
 pub mod script;
 pub mod shrink;
 mod steps;
+pub mod story;
 pub mod trace;
 pub mod world;
 

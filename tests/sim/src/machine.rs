@@ -37,6 +37,11 @@ impl World {
         {
             at += self.chance.below(4_000_000);
         }
+        at += match operation.action {
+            DiskAction::Read { .. } => self.nodes[node].ills.read_micros,
+            DiskAction::Write { .. } => self.nodes[node].ills.write_micros,
+            _ => 0,
+        };
         let number = self.number();
         let life = self.nodes[node].life;
         let asked = self.nodes[node].media[group].writes();

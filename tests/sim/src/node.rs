@@ -57,6 +57,10 @@ pub struct Ills {
     pub errors: u64,
     /// Of these only reads.
     pub only_reads: bool,
+    /// Reads take so many microseconds longer.
+    pub read_micros: u64,
+    /// Writes take so many microseconds longer.
+    pub write_micros: u64,
     /// An operation has failed; what comes of it may come later.
     pub has_failed: bool,
     /// Pools cannot be written for want of space.

@@ -21,7 +21,7 @@ use link_model::Random;
 use std::collections::BTreeMap;
 
 /// How often somebody asks again for a promotion that is refused for the moment, and after how many microseconds.
-const INSISTENCE: u32 = 1_000;
+pub const INSISTENCE: u32 = 1_000;
 const INSIST_MICROS: u64 = 10_000;
 
 /// What operators wait for.

@@ -59,6 +59,8 @@ pub enum What {
 pub struct World {
     /// True time in microseconds.
     pub now: u64,
+    /// How many things have happened.
+    pub event_count: u64,
     /// What the seed is about.
     pub config: Config,
     /// Chances that nobody decides.
@@ -119,6 +121,7 @@ impl World {
         let outside = (0..config.group_count).map(|_| Outside::new(&config)).collect();
         let mut world = Self {
             now: 1,
+            event_count: 0,
             chance,
             nodes,
             outside,
@@ -182,10 +185,19 @@ impl World {
 
     /// Goes on until then.
     pub fn run_until(&mut self, end: u64) {
+        self.run_to(end, u64::MAX);
+    }
+
+    /// Goes on until then, or until so many things have happened since the beginning: whether they have.
+    pub fn run_to(&mut self, end: u64, event_count: u64) -> bool {
         let mut turns = 0;
         while let Some(at) = self.next_time().filter(|at| *at <= end) {
             turns = if at > self.now { 0 } else { turns + 1 };
             assert!(turns < TURNS_MAX, "liveness: time stands still");
+            if self.event_count >= event_count {
+                return true;
+            }
+            self.event_count += 1;
             self.now = self.now.max(at);
             self.happen();
             self.look_after();
@@ -194,6 +206,7 @@ impl World {
             }
         }
         self.now = self.now.max(end);
+        false
     }
 
     fn next_time(&mut self) -> Option<u64> {

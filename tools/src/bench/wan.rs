@@ -45,9 +45,8 @@ const LOAD_CHUNK: usize = 16 << 10;
 const BLOCK: usize = 4096;
 
 impl WanOptions {
-    /// What is not measured, so that neither we nor TCP are judged by how a connection begins: ten round trips at
-    /// least. In whole seconds, as iperf3
-    /// has it.
+    /// What is not measured, so that neither we nor TCP are judged by how a connection begins: ten round trips at least, in
+    /// whole seconds, as iperf3 has it.
     fn warm_up(&self, scenario: &Scenario) -> Duration {
         let round_trips = scenario.links.iter().map(|line| line.delay * 20).max().unwrap_or_default();
         Duration::from_secs((self.took.as_secs() / 2).clamp(1, 3).max(round_trips.as_secs()))

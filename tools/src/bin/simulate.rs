@@ -1,4 +1,4 @@
-//! `simulate`: histories of a simulated pair, from seeds, or all short ones.
+//! `simulate`: histories of a simulated pair, from seeds, all short ones, or stories.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Parser;
-use simulator::{config::Feature, crowd, exhaustive::Case};
+use simulator::{config::Feature, crowd, exhaustive::Case, story::Telling};
 use tools::{
     simulate::{
         Until,
@@ -33,6 +33,8 @@ Examples:
                                             what is left of it
   simulate --exhaustive 4                   all histories of up to 4 events
   simulate --history snapshot:latest:fast:write-a,crash-primary,promote --trace
+  simulate --stories                        all stories, with their surprises at every moment
+  simulate --story acknowledged:3:32:0 --trace
 
 Exit status: 0 nothing failed, 1 something did or could not be done, 2 wrong usage. An interrupted run plays what it has begun
 to its end and reports; interrupted again, it ends at once.";
@@ -54,7 +56,7 @@ struct Arguments {
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1024))]
     jobs: Option<u16>,
     /// Says what happens, on the standard error stream; of one seed or history
-    #[arg(long, conflicts_with_all = ["count", "time", "exhaustive"])]
+    #[arg(long, conflicts_with_all = ["count", "time", "exhaustive", "stories"])]
     trace: bool,
     /// Plays only these steps of the seed's script, such as 3,7,12-20
     #[arg(long, value_name = "STEPS", conflicts_with_all = ["count", "time"])]
@@ -74,6 +76,12 @@ struct Arguments {
     /// Plays one such history
     #[arg(long, value_name = "HISTORY", conflicts_with_all = ["seed", "count", "time", "keep", "without", "shrink", "exhaustive"])]
     history: Option<Case>,
+    /// Plays all stories, with their surprises at every moment, instead of seeds
+    #[arg(long, conflicts_with_all = ["seed", "count", "keep", "without", "shrink", "exhaustive", "history"])]
+    stories: bool,
+    /// Tells one story once: its name, the pair's number, and after how many events its surprises come
+    #[arg(long, value_name = "STORY", conflicts_with_all = ["seed", "count", "time", "keep", "without", "shrink", "exhaustive", "history", "stories"])]
+    story: Option<Telling>,
     /// Writes what came of it to this file, as JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -121,7 +129,13 @@ fn play(arguments: &Arguments) -> anyhow::Result<Report> {
     if let Some(case) = &arguments.history {
         return Ok(short::run_one(case, arguments.trace, failed));
     }
+    if let Some(telling) = &arguments.story {
+        return Ok(short::run_story(telling, arguments.trace, failed));
+    }
     let until = Until::new(arguments.time)?;
+    if arguments.stories {
+        return Ok(short::run_stories(jobs, &until, failed));
+    }
     if let Some(events_max) = arguments.exhaustive {
         return Ok(short::run(events_max, jobs, &until, failed));
     }

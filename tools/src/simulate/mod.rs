@@ -1,9 +1,9 @@
-//! `simulate`: seeds, short histories and what became of them.
+//! `simulate`: seeds, short histories, stories and what became of them.
 //!
 //! | module | what it is |
 //! | --- | --- |
 //! | [`seeds`] | many seeds, on all cores, until they are played or the time is over |
-//! | [`short`] | all short histories, or one of them |
+//! | [`short`] | all short histories, all tellings of the stories, or one of them |
 //! | [`report`] | what came of it, for people and for programs |
 //! | [`indexes`] | steps of a script, as the command line writes them |
 

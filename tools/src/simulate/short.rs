@@ -1,10 +1,12 @@
-//! All short histories, or one of them.
+//! Histories that no seed makes: all short ones, all tellings of the stories, or one of them.
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
 use simulator::{
-    exhaustive::{self, Case, Setting},
+    Outcome,
+    exhaustive::{self, Case, Played, Setting},
     shrink,
+    story::{self, Telling},
     trace::Trace,
 };
 
@@ -20,56 +22,101 @@ const SHOWN_MAX: usize = 20;
 /// Plays all histories of up to so many events. `failed` hears of those that fail, at the end.
 pub fn run(events_max: usize, jobs: usize, until: &Until, mut failed: impl FnMut(&Failure)) -> Report {
     let mut report = Report::default();
-    let mut next = Instant::now() + super::PROGRESS_EVERY;
+    let mut say = progress("histories");
     let survey = exhaustive::survey(
         &Setting::ALL,
         events_max,
         jobs,
         || until.goes_on(),
-        |survey| {
-            if Instant::now() >= next {
-                next = Instant::now() + super::PROGRESS_EVERY;
-                eprintln!("{} histories played, {} failed", survey.history_count, survey.failures.len());
-            }
-        },
+        |survey| say(survey.history_count, survey.failures.len()),
     );
-    report.played = survey.history_count;
-    report.failed = survey.failures.len() as u64;
+    (report.played, report.marks) = (survey.history_count, survey.marks);
     report.simulated_seconds = survey.micros as f64 / 1e6;
-    report.marks = survey.marks;
+    let again = |text: &str| text.parse().ok().and_then(|case: Case| play(&case, Trace::kept(false)).1);
+    show(&mut report, &survey.failures, again, &mut failed);
     report.interrupted = until.was_interrupted();
-    for text in survey.failures.keys().take(SHOWN_MAX) {
-        let failure = text.parse().ok().and_then(|case: Case| play(&case, Trace::kept(false)).1);
-        report.failures.extend(failure.inspect(|failure| failed(failure)));
-    }
-    report.close();
     report
 }
 
-/// Plays one.
-pub fn run_one(case: &Case, trace: bool, mut failed: impl FnMut(&Failure)) -> Report {
+/// Plays all stories, with their surprises at every moment. `failed` hears of those that fail, at the end.
+pub fn run_stories(jobs: usize, until: &Until, mut failed: impl FnMut(&Failure)) -> Report {
     let mut report = Report::default();
-    let (outcome, failure) = play(case, Trace::kept(trace));
+    let mut say = progress("tellings");
+    let survey = story::survey(jobs, || until.goes_on(), |survey| say(survey.played, survey.failures.len()));
+    (report.played, report.marks) = (survey.played, survey.marks);
+    report.simulated_seconds = survey.micros as f64 / 1e6;
+    let again = |text: &str| text.parse().ok().and_then(|telling: Telling| tell(&telling, Trace::kept(false)).1);
+    show(&mut report, &survey.failures, again, &mut failed);
+    report.interrupted = until.was_interrupted();
+    report
+}
+
+/// Plays one short history.
+pub fn run_one(case: &Case, trace: bool, failed: impl FnMut(&Failure)) -> Report {
+    of_one(play(case, Trace::kept(trace)), failed)
+}
+
+/// Tells a story once.
+pub fn run_story(telling: &Telling, trace: bool, failed: impl FnMut(&Failure)) -> Report {
+    of_one(tell(telling, Trace::kept(trace)), failed)
+}
+
+/// Says now and then on the standard error stream how many there were.
+fn progress(what: &str) -> impl FnMut(u64, usize) {
+    let mut next = Instant::now() + super::PROGRESS_EVERY;
+    move |played, failed| {
+        if Instant::now() >= next {
+            next = Instant::now() + super::PROGRESS_EVERY;
+            eprintln!("{played} {what} played, {failed} failed");
+        }
+    }
+}
+
+/// Plays again what failed, to show what happened.
+fn show(
+    report: &mut Report,
+    failures: &BTreeMap<String, String>,
+    again: impl Fn(&str) -> Option<Failure>,
+    failed: &mut impl FnMut(&Failure),
+) {
+    report.failed = failures.len() as u64;
+    let shown = failures.keys().take(SHOWN_MAX).filter_map(|text| again(text));
+    report.failures.extend(shown.inspect(|failure| failed(failure)));
+    report.close();
+}
+
+fn of_one((outcome, failure): (Outcome, Option<Failure>), mut failed: impl FnMut(&Failure)) -> Report {
+    let mut report = Report::default();
     report.count(&outcome);
     report.failures.extend(failure.inspect(|failure| failed(failure)));
     report.close();
     report
 }
 
-fn play(case: &Case, trace: Trace) -> (simulator::Outcome, Option<Failure>) {
-    let exhaustive::Played { outcome, is_vain } = case.play(trace);
+fn play(case: &Case, trace: Trace) -> (Outcome, Option<Failure>) {
+    let Played { outcome, is_vain } = case.play(trace);
     if is_vain {
         eprintln!("The last event of {case} finds nothing to do, so it was not played to its end; leave it out");
     }
-    let failure = outcome.failure.clone().map(|message| Failure {
-        name: format!("history {case}"),
+    let failure = failure(&outcome, format!("history {case}"), format!("--history {case}"));
+    (outcome, failure)
+}
+
+fn tell(telling: &Telling, trace: Trace) -> (Outcome, Option<Failure>) {
+    let outcome = telling.play(trace);
+    let failure = failure(&outcome, format!("story {telling}"), format!("--story {telling}"));
+    (outcome, failure)
+}
+
+fn failure(outcome: &Outcome, name: String, options: String) -> Option<Failure> {
+    outcome.failure.clone().map(|message| Failure {
+        name,
         seed: None,
         kind: shrink::kind(&message),
         message,
         after_seconds: outcome.micros as f64 / 1e6,
-        replay: format!("{COMMAND} --history {case} --trace"),
+        replay: format!("{COMMAND} {options} --trace"),
         shrunk: None,
         last: outcome.last[outcome.last.len().saturating_sub(LAST_COUNT)..].to_vec(),
-    });
-    (outcome, failure)
+    })
 }
