@@ -48,9 +48,6 @@ impl World {
             (ills.slow, ills.errors) = (false, 0);
             (ills.read_micros, ills.write_micros) = (0, 0);
             (ills.full, ills.lost_writes) = (false, 0);
-            if self.nodes[node].daemon.as_ref().is_some_and(|daemon| daemon.is_stopped()) {
-                self.kill(node);
-            }
             self.start(node);
         }
     }
@@ -58,6 +55,10 @@ impl World {
     /// What an administrator does about what `status` says.
     fn tend(&mut self) {
         for node in 0..2 {
+            if self.is_stopped(node) {
+                self.kill(node);
+                self.start(node);
+            }
             self.reopen(node);
         }
         self.replace();
@@ -97,7 +98,14 @@ impl World {
         }
     }
 
+    fn is_stopped(&self, node: usize) -> bool {
+        self.nodes[node].daemon.as_ref().is_some_and(|daemon| daemon.is_stopped())
+    }
+
     fn is_at_rest(&mut self, group: usize) -> bool {
+        if (0..2).any(|node| self.is_stopped(node)) {
+            return false;
+        }
         let nows = self.nodes.each_ref().map(|node| node.clock.now(self.now));
         let statuses = [0, 1].map(|node| self.group(node, group).map(|core| core.status(nows[node])));
         let [Some(a), Some(b)] = &statuses else { return false };

@@ -13,7 +13,7 @@
 //! | [`checks`], `converge` | what must hold, meanwhile and at the end |
 //! | [`trace`], [`marks`] | what happened |
 //! | [`exhaustive`] | all short histories, without chance |
-//! | [`story`] | stories with a surprise at every moment |
+//! | [`story`], `teller` | stories with a surprise at every moment |
 //! | [`shrink`] | a failing seed's history, shortened |
 //! | [`crowd`] | many histories on all cores |
 #![forbid(unsafe_code)]
@@ -38,6 +38,7 @@ pub mod script;
 pub mod shrink;
 mod steps;
 pub mod story;
+mod teller;
 pub mod trace;
 pub mod world;
 

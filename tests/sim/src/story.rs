@@ -6,30 +6,15 @@
 //! to come to rest, as always ([`World::converge`]).
 
 use crate::{
-    Outcome,
-    client::{Inquiry, filled},
-    config::Config,
     crowd,
-    node::Ills,
-    operator::{INSISTENCE, Wanted},
-    outside::Asked,
-    play_out,
+    script::{Action, Errand},
     trace::Trace,
-    world::World,
 };
-use holdfast::{
-    command::{Command, PromoteTarget},
-    pair::{Level, Role, WithoutPeer},
-    request::{Access, Durability, Operation},
-};
-use link_model::{LineSettings, Random};
-use replicator::Mode;
-use std::{cell::Cell, collections::BTreeMap, fmt, str::FromStr, time::Duration};
+use holdfast::pair::Role;
+use std::{collections::BTreeMap, fmt, str::FromStr};
 
 /// Bytes of a block of the table.
-const BLOCK: u64 = 256 << 10;
-/// A story has no more events than this; one that does never ends.
-const EVENTS_MAX: u64 = 100_000;
+pub(crate) const BLOCK: u64 = 256 << 10;
 
 /// What is done in a story.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +55,8 @@ pub enum Deed {
     LongReads(u64),
     /// The same for writes.
     LongWrites(u64),
+    /// A step of a script is taken; the pair's number decides what it leaves open.
+    Take(Action),
     /// Reads of the primary fail from now on, or not any more.
     FailReads(bool),
 }
@@ -82,27 +69,27 @@ pub struct Story {
     /// How many pairs it is played in; each has its own chances.
     pair_count: u64,
     /// So many blocks of the table are used.
-    block_count: u64,
+    pub(crate) block_count: u64,
     /// What is done before.
-    before: &'static [Deed],
+    pub(crate) before: &'static [Deed],
     /// Its course.
-    course: &'static [Deed],
-    /// What comes at each moment of it, if anything does.
-    surprise: &'static [Deed],
+    pub(crate) course: &'static [Deed],
+    /// What may come, each at every moment of it.
+    pub(crate) surprises: &'static [&'static [Deed]],
     /// After how many events there is such a moment.
     every: u64,
     /// What comes later than that.
-    then: Option<Then>,
+    pub(crate) then: Option<Then>,
     /// What is done in the end.
-    after: &'static [Deed],
+    pub(crate) after: &'static [Deed],
     /// What must not be reached by then.
-    never: Option<&'static str>,
+    pub(crate) never: Option<&'static str>,
 }
 
 /// A second surprise.
 #[derive(Clone, Copy, Debug)]
-struct Then {
-    deeds: &'static [Deed],
+pub(crate) struct Then {
+    pub(crate) deeds: &'static [Deed],
     /// At so many moments.
     count: u64,
     /// So many events are between two of them.
@@ -116,28 +103,68 @@ const PLAIN: Story = Story {
     block_count: 4,
     before: &[],
     course: &[],
-    surprise: &[],
+    surprises: &[],
     every: 1,
     then: None,
     after: &[],
     never: None,
 };
 
-/// One playing of a story. Its text is that of the command line: `acknowledged:2:17`, or with the second surprise
-/// `copied:1:30:4`.
+/// One playing of a story. Its text is that of the command line: `acknowledged:3:0:32:0`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Telling {
     /// The story's place in [`Story::ALL`].
     pub story: usize,
     /// The pair's chances.
     pub pair: u64,
-    /// After so many events the surprise comes.
+    /// Which of its surprises comes.
+    pub surprise: usize,
+    /// After so many events it does.
     pub moment: u64,
     /// After so many more the second one.
     pub later: u64,
 }
 
 use Deed::*;
+
+/// What may come at any time.
+const ANYTHING: &[&[Deed]] = &[
+    &[Crash(Role::Primary)],
+    &[Crash(Role::Secondary)],
+    &[Crash(Role::Primary), Crash(Role::Secondary)],
+    &[Cut],
+    &[Take(Action::HalfCut(2, 0))],
+    &[Take(Action::HalfCut(2, 1))],
+    &[Take(Action::Stall(0))],
+    &[Take(Action::Stall(1))],
+    &[Reconnect],
+    &[Cut, Promote],
+    &[Promote],
+    &[Cut, Crash(Role::Secondary), Promote],
+];
+
+/// The story of an order, while clients write and the application declares that it can restart.
+macro_rules! ordered {
+    ($name:literal, $action:expr) => {
+        Self {
+            name: $name,
+            pair_count: 1,
+            before: &[Write(0, 4096), RestartPoint, Wait(1_500_000)],
+            course: &[
+                Write(0, 4096),
+                Take($action),
+                Write(512, 512),
+                Wait(1_200),
+                Write(0, 1024),
+                RestartPoint,
+                Write(1024, 512),
+                Wait(6_000),
+            ],
+            surprises: ANYTHING,
+            ..PLAIN
+        }
+    };
+}
 
 impl Story {
     /// All of them.
@@ -148,7 +175,7 @@ impl Story {
             pair_count: 3,
             before: &[Remote, Write(0, 4096), Wait(1_000_000), Slow(Role::Secondary)],
             course: &[Write(0, 4096), Wait(1_000), Write(512, 512), Wait(1_000), Write(1024, 512), Wait(30_000)],
-            surprise: &[Cut, Crash(Role::Secondary), Promote],
+            surprises: &[&[Cut, Crash(Role::Secondary), Promote]],
             ..PLAIN
         },
         // The same, where a greeting says it, while a slow medium has it only half.
@@ -157,7 +184,7 @@ impl Story {
             pair_count: 4,
             before: &[Remote, Freeze, Write(0, 4096), Wait(1_000_000), Slow(Role::Secondary)],
             course: &[Write(0, 4096), Wait(1_500), Reconnect, Wait(60_000)],
-            surprise: &[Cut, Crash(Role::Secondary), Promote],
+            surprises: &[&[Cut, Crash(Role::Secondary), Promote]],
             ..PLAIN
         },
         // A block is fetched from the standby because it cannot be read here, and a client writes to it.
@@ -165,7 +192,7 @@ impl Story {
             name: "mended",
             before: &[Write(0, 16 << 10), Wait(3_000_000), FailReads(true)],
             course: &[Read(0, 16 << 10), Wait(20_000)],
-            surprise: &[Write(4096, 512)],
+            surprises: &[&[Write(4096, 512)]],
             after: &[FailReads(false)],
             ..PLAIN
         },
@@ -185,14 +212,14 @@ impl Story {
             ],
             course: &[Wait(1_000)],
             // Of these the last three are together in one batch, which waits for the two before it.
-            surprise: &[
+            surprises: &[&[
                 LongWrites(20_000),
                 Write(25 * BLOCK, 512),
                 Write(24 * BLOCK, 512),
                 Write(23 * BLOCK, 512),
                 Write(22 * BLOCK, 512),
                 Write(20 * BLOCK, 512),
-            ],
+            ]],
             then: Some(Then { deeds: &[Cut, Promote], count: 40, every: 20 }),
             after: &[Wait(20_000), LongWrites(0)],
             ..PLAIN
@@ -202,7 +229,7 @@ impl Story {
             name: "full",
             before: &[Cut, Wait(3_000_000)],
             course: &[Fill(700), Wait(300_000)],
-            surprise: &[Crash(Role::Primary)],
+            surprises: &[&[Crash(Role::Primary)]],
             ..PLAIN
         },
         // A large write was overwritten and its block could be used again, but its record is still to be sent from there.
@@ -247,39 +274,102 @@ impl Story {
             ],
             ..PLAIN
         },
+        // A former primary, which wrote what the other one has not, becomes the standby.
+        Self {
+            name: "demoted",
+            pair_count: 2,
+            before: &[
+                Write(0, 4096),
+                RestartPoint,
+                Wait(1_500_000),
+                Cut,
+                Write(512, 512),
+                Wait(10_000),
+                Promote,
+                Wait(1_000_000),
+                Write(0, 512),
+                Heal,
+                Wait(1_500_000),
+            ],
+            course: &[Take(Action::Demote), Wait(130_000)],
+            surprises: ANYTHING,
+            ..PLAIN
+        },
+        // What both lack of each other is copied.
+        Self {
+            name: "resumed",
+            pair_count: 2,
+            before: &[
+                Write(0, 4096),
+                Wait(1_500_000),
+                Suspend,
+                Wait(500_000),
+                Write(0, 512),
+                RestartPoint,
+                Write(BLOCK, 512),
+                Wait(500_000),
+                Resume,
+                Wait(103_000),
+            ],
+            course: &[Wait(2_000), Write(0, 512), Write(BLOCK, 4096), RestartPoint, Wait(8_000)],
+            surprises: ANYTHING,
+            ..PLAIN
+        },
+        // Nothing is answered before the standby has it, nor without it.
+        Self {
+            name: "frozen",
+            pair_count: 2,
+            before: &[Remote, Freeze, Write(0, 4096), Wait(1_500_000)],
+            course: &[Write(0, 512), Wait(700), Write(512, 512), RestartPoint, Wait(700), Write(0, 4096), Wait(5_000)],
+            surprises: ANYTHING,
+            ..PLAIN
+        },
+        // The primary answers with its standby's promise only, and is to be replaced.
+        Self {
+            name: "fenced",
+            pair_count: 4,
+            before: &[Take(Action::Command(Errand::Lease)), Write(0, 4096), Wait(1_500_000)],
+            course: &[Write(0, 512), Wait(700), RestartPoint, Take(Action::Promote), Write(512, 512), Wait(5_000)],
+            surprises: ANYTHING,
+            ..PLAIN
+        },
+        ordered!("switched", Action::Switch),
+        ordered!("stopped", Action::Stop(0)),
+        ordered!("suspended", Action::Command(Errand::Suspend)),
+        ordered!("verified", Action::Command(Errand::Verify)),
+        ordered!("levelled", Action::Command(Errand::Level)),
+        ordered!("policed", Action::Command(Errand::Policy)),
+        ordered!("leased", Action::Command(Errand::Lease)),
+        ordered!("taken-over", Action::Command(Errand::Takeover)),
+        ordered!("kept", Action::Command(Errand::Keep)),
+        ordered!("dropped", Action::Command(Errand::Drop)),
+        ordered!("tried", Action::Command(Errand::BeginTrial)),
+        ordered!("grown", Action::Command(Errand::GrowVolume)),
+        ordered!("grown-journal", Action::Command(Errand::GrowJournal)),
+        ordered!("deleted", Action::Command(Errand::DeletePair)),
     ];
-
-    /// How many events its course has in this pair.
-    pub fn event_count(story: usize, pair: u64) -> u64 {
-        let count = Cell::new(0);
-        play_out(&Trace::default(), |_| {
-            let telling = Telling { story, pair, moment: EVENTS_MAX, later: 0 };
-            let mut teller = Teller::new(&telling, Trace::default());
-            teller.all(Self::ALL[story].course);
-            count.set(teller.world.event_count - teller.begun);
-        });
-        count.get()
-    }
 
     /// All its tellings.
     pub fn tellings(story: usize) -> impl Iterator<Item = Telling> {
-        let Self { pair_count, surprise, every, then, .. } = &Self::ALL[story];
-        let (count, apart) = then.map_or((1, 1), |then| (then.count, then.every));
-        let laters = move || (0..count).map(move |index| index * apart);
+        let Self { pair_count, surprises, every, then, .. } = &Self::ALL[story];
+        let (later_count, apart) = then.map_or((1, 1), |then| (then.count, then.every));
         (1..=*pair_count).flat_map(move |pair| {
             // Without a surprise there is nothing to tell twice.
-            let count = if surprise.is_empty() { 0 } else { Self::event_count(story, pair) };
-            (0..=count)
-                .step_by(*every as usize)
-                .flat_map(move |moment| laters().map(move |later| Telling { story, pair, moment, later }))
+            let event_count = if surprises.is_empty() { 0 } else { Self::event_count(story, pair) };
+            (0..surprises.len().max(1)).flat_map(move |surprise| {
+                (0..=event_count).step_by(*every as usize).flat_map(move |moment| {
+                    let telling = move |index| Telling { story, pair, surprise, moment, later: index * apart };
+                    (0..later_count).map(telling)
+                })
+            })
         })
     }
 }
 
 impl fmt::Display for Telling {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { story, pair, moment, later } = self;
-        write!(f, "{}:{pair}:{moment}:{later}", Story::ALL[*story].name)
+        let Self { story, pair, surprise, moment, later } = self;
+        write!(f, "{}:{pair}:{surprise}:{moment}:{later}", Story::ALL[*story].name)
     }
 }
 
@@ -288,14 +378,20 @@ impl FromStr for Telling {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let parts: Vec<&str> = text.split(':').collect();
-        let [name, pair, moment, later] = parts[..] else {
-            return Err("a story is told as NAME:PAIR:EVENTS:EVENTS, such as acknowledged:1:20:0".into());
+        let [name, pair, surprise, moment, later] = parts[..] else {
+            return Err("a story is told as NAME:PAIR:SURPRISE:EVENTS:EVENTS, such as acknowledged:3:0:32:0".into());
         };
         let names = || Story::ALL.iter().map(|story| story.name).collect::<Vec<_>>().join(", ");
         let story = Story::ALL.iter().position(|story| story.name == name);
         let story = story.ok_or_else(|| format!("\"{name}\" is no story; there are {}", names()))?;
         let number = |text: &str| text.parse().map_err(|_| format!("\"{text}\" is no number"));
-        Ok(Self { story, pair: number(pair)?, moment: number(moment)?, later: number(later)? })
+        Ok(Self {
+            story,
+            pair: number(pair)?,
+            surprise: number(surprise)? as usize,
+            moment: number(moment)?,
+            later: number(later)?,
+        })
     }
 }
 
@@ -335,194 +431,17 @@ pub fn survey(jobs: usize, goes_on: impl Fn() -> bool + Sync, mut progress: impl
     survey
 }
 
-impl Telling {
-    /// Plays it to its end.
-    pub fn play(&self, trace: Trace) -> Outcome {
-        play_out(&trace, |now| {
-            let mut teller = Teller::new(self, trace.clone());
-            let Story { course, after, .. } = &Story::ALL[self.story];
-            teller.all(course);
-            now.set(teller.world.now);
-            teller.all(after);
-            teller.surprises.clear();
-            teller.deed(Wait(2_500_000));
-            teller.world.look(0, 0);
-            teller.world.look(1, 0);
-            now.set(teller.world.now);
-            if let Some(mark) = Story::ALL[self.story].never {
-                assert!(!trace.marks().contains_key(mark), "{mark}, though nothing is wrong");
-            }
-            teller.world.converge();
-            now.set(teller.world.now);
-        })
-    }
-}
-
-/// A pair that a story is told of.
-struct Teller {
-    world: World,
-    /// When the course began.
-    begun: u64,
-    /// What comes after how many events, the last one first.
-    surprises: Vec<(u64, &'static [Deed])>,
-}
-
-impl Teller {
-    fn new(telling: &Telling, trace: Trace) -> Self {
-        let story = &Story::ALL[telling.story];
-        let mut world = World::new(telling.pair, config(story), trace);
-        world.begin();
-        // The copy that a pair begins with, with some room.
-        world.run_until(world.now + 3_000_000);
-        let mut teller = Self { world, begun: 0, surprises: Vec::new() };
-        teller.all(story.before);
-        teller.begun = teller.world.event_count;
-        let first = teller.begun + telling.moment;
-        teller.surprises.extend(story.then.map(|then| (first + telling.later, then.deeds)));
-        teller.surprises.push((first, story.surprise));
-        teller
-    }
-
-    fn all(&mut self, deeds: &[Deed]) {
-        deeds.iter().for_each(|deed| self.deed(*deed));
-    }
-
-    fn deed(&mut self, deed: Deed) {
-        let now = self.world.now;
-        self.world.trace.note(now, || format!("== {deed:?}"));
-        self.carry_out(deed);
-    }
-
-    fn carry_out(&mut self, deed: Deed) {
-        let world = &mut self.world;
-        match deed {
-            Wait(micros) => self.wait(micros),
-            Write(offset, size) => self.write(offset, size),
-            Fill(count) => (0..count).for_each(|index| self.write(index * (32 << 10) % (2 * BLOCK), 32 << 10)),
-            Scatter(count) => (1..=count).for_each(|block| self.write(block * BLOCK, 4096)),
-            Read(offset, size) => self.read(offset, size),
-            Remote => {
-                if let Some(node) = world.with_role(0, Role::Primary) {
-                    world.order(node, 0, Command::SetLevel(Level::Remote), Wanted::Level(Level::Remote));
-                }
-            }
-            Freeze => {
-                if let Some(node) = world.with_role(0, Role::Primary) {
-                    let choice = WithoutPeer::Freeze;
-                    world.order(node, 0, Command::SetWithoutPeer(choice), Wanted::WithoutPeer(choice));
-                }
-            }
-            Suspend | Resume => {
-                let Some(node) = world.with_role(0, Role::Primary) else { return };
-                let suspend = Command::SuspendPair { now: true };
-                let resume = Command::ResumePair { compare: false };
-                world.order(node, 0, if matches!(deed, Suspend) { suspend } else { resume }, Wanted::Nothing);
-            }
-            Crash(role) => {
-                if let Some(node) = world.with_role(0, role) {
-                    world.lose_power(node);
-                    world.start(node);
-                }
-            }
-            Cut => world.cut_all(),
-            Heal => world.heal(),
-            RestartPoint => world.restart_point(0),
-            Promote => {
-                if let Some(node) = world.with_role(0, Role::Secondary) {
-                    let command = Command::Promote { target: PromoteTarget::Latest, force: true };
-                    world.order(node, 0, command, Wanted::Promotion(None, INSISTENCE));
-                }
-            }
-            Reconnect => {
-                let Some(node) = world.with_role(0, Role::Primary) else { return };
-                let shown = world.nodes[node].clock.at(world.now);
-                if let Some(daemon) = &mut world.nodes[node].daemon {
-                    daemon.session.restart(shown);
-                }
-                world.pump(node);
-            }
-            Slow(role) => {
-                if let Some(node) = world.with_role(0, role) {
-                    world.nodes[node].ills.slow = true;
-                }
-            }
-            LongReads(micros) => world.ills_of_primary(|ills| ills.read_micros = micros),
-            LongWrites(micros) => world.ills_of_primary(|ills| ills.write_micros = micros),
-            FailReads(fail) => {
-                world.ills_of_primary(|ills| (ills.errors, ills.only_reads) = (u64::from(fail), true));
-            }
-        }
-    }
-
-    /// Lets time go by; surprises come when it is their time.
-    fn wait(&mut self, micros: u64) {
-        let end = self.world.now + micros;
-        while let Some((count, deeds)) = self.surprises.pop() {
-            if !self.world.run_to(end, count) {
-                self.surprises.push((count, deeds));
-                break;
-            }
-            self.all(deeds);
-        }
-        self.world.run_until(end);
-    }
-
-    fn write(&mut self, offset: u64, size: u64) {
-        let Some((node, _)) = self.world.serving(0, &mut Random::new(0)) else { return };
-        let value = self.world.outside[0].history.new_value();
-        let sectors = (offset / 512) as usize..((offset + size) / 512) as usize;
-        let asked = Asked::Change { volume: 0, sectors, value, place: None, durable: false };
-        let operation = Operation::Write { offset, data: filled(value, size), durability: Durability::Completed };
-        self.world.submit(Inquiry { node, group: 0, volume: 0, access: Access::ReadWrite, operation, asked });
-    }
-
-    fn read(&mut self, offset: u64, size: u64) {
-        let Some((node, branch)) = self.world.serving(0, &mut Random::new(0)) else { return };
-        let bound = self.world.outside[0].history.branches[branch].answered;
-        let asked = Asked::Read { branch, bound, volume: 0, sector: (offset / 512) as usize };
-        let operation = Operation::Read { offset, size: size as u32 };
-        self.world.submit(Inquiry { node, group: 0, volume: 0, access: Access::ReadWrite, operation, asked });
-    }
-}
-
-impl World {
-    fn ills_of_primary(&mut self, change: impl FnOnce(&mut Ills)) {
-        if let Some(node) = self.with_role(0, Role::Primary) {
-            change(&mut self.nodes[node].ills);
-        }
-    }
-}
-
-fn config(story: &Story) -> Config {
-    let line = || LineSettings { delay: Duration::from_millis(1), ..LineSettings::default() };
-    Config {
-        features: Vec::new(),
-        micros: 0,
-        group_count: 1,
-        table_blocks: vec![BLOCK as u32],
-        area: story.block_count * BLOCK,
-        small_pools: false,
-        link_count: 1,
-        mode: Mode::Split,
-        lines: [line(), line()],
-        disk_micros: 200,
-        think_micros: 1_000,
-        calm_micros: 1_000,
-        watched: false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_telling_is_what_it_is_written_as() {
-        let telling: Telling = "copied:1:30:4".parse().unwrap();
+        let telling: Telling = "copied:1:0:30:4".parse().unwrap();
         assert_eq!((telling.pair, telling.moment, telling.later), (1, 30, 4));
-        assert_eq!(telling.to_string(), "copied:1:30:4");
-        assert!("flown:1:1:1".parse::<Telling>().unwrap_err().contains("acknowledged, greeted"));
-        assert!("copied:1:x:4".parse::<Telling>().unwrap_err().contains("\"x\""));
+        assert_eq!(telling.to_string(), "copied:1:0:30:4");
+        assert!("flown:1:0:1:1".parse::<Telling>().unwrap_err().contains("acknowledged, greeted"));
+        assert!("copied:1:0:x:4".parse::<Telling>().unwrap_err().contains("\"x\""));
         assert!("copied:1".parse::<Telling>().is_err());
     }
 }

@@ -34,7 +34,7 @@ Examples:
   simulate --exhaustive 4                   all histories of up to 4 events
   simulate --history snapshot:latest:fast:write-a,crash-primary,promote --trace
   simulate --stories                        all stories, with their surprises at every moment
-  simulate --story acknowledged:3:32:0 --trace
+  simulate --story acknowledged:3:0:32:0 --trace
 
 Exit status: 0 nothing failed, 1 something did or could not be done, 2 wrong usage. An interrupted run plays what it has begun
 to its end and reports; interrupted again, it ends at once.";
@@ -79,7 +79,7 @@ struct Arguments {
     /// Plays all stories, with their surprises at every moment, instead of seeds
     #[arg(long, conflicts_with_all = ["seed", "count", "keep", "without", "shrink", "exhaustive", "history"])]
     stories: bool,
-    /// Tells one story once: its name, the pair's number, and after how many events its surprises come
+    /// Tells one story once: its name, the pair's number, which surprise, and after how many events it and the next one come
     #[arg(long, value_name = "STORY", conflicts_with_all = ["seed", "count", "time", "keep", "without", "shrink", "exhaustive", "history", "stories"])]
     story: Option<Telling>,
     /// Writes what came of it to this file, as JSON
