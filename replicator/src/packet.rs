@@ -4,8 +4,8 @@
 //!  header: 0 magic  2 version  3 kind  4 sequence  8 from  16 to  24 time  32
 //!  symbol: 32 block  40 block size  44 symbol size  46 N  47 index  48 code  49 R  50 0  56: the symbol
 //!  acknowledgement: 32 next block  40 limit  48 echo  56 hold  60 received  64 lost  68 0
-//!          72 complete (512 bits)  136 lacking count  137 mark count  138 0  144: (block 8, count 1, 0 7) each,
-//!          then (channel 16, value 8) each
+//!          72 complete (512 bits)  136 lacking count  137 mark count  138 0  144: (block 8, count 1, missing 4,
+//!          0 3) each, then (channel 16, value 8) each
 //!  hello: nothing more
 //! ```
 
@@ -81,7 +81,8 @@ struct RawAcknowledgement {
 struct RawLacking {
     block: U64,
     count: u8,
-    reserved: [u8; 7],
+    missing: U32,
+    reserved: [u8; 3],
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -148,10 +149,21 @@ pub struct Acknowledgement {
     pub lost: u32,
     /// Bit i: the block `next_block + i` is complete.
     pub complete: Vec<u64>,
-    /// Blocks that are not, and how many symbols they lack.
-    pub lacking: Vec<(u64, u8)>,
+    /// Blocks that are not, and what they lack.
+    pub lacking: Vec<Lacking>,
     /// What the application has made durable, by channel.
     pub marks: Vec<(ChannelId, u64)>,
+}
+
+/// A request for repair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lacking {
+    /// The block.
+    pub block: u64,
+    /// How many more symbols make it complete.
+    pub count: u8,
+    /// Bit i: source symbol i is not here. 0: nothing is said of that.
+    pub missing: u32,
 }
 
 /// A datagram's content.
@@ -246,8 +258,8 @@ fn encode_acknowledgement(ack: &Acknowledgement, bytes: &mut BytesMut) {
         reserved1: [0; 6],
     };
     bytes.put_slice(raw.as_bytes());
-    for (block, count) in lacking {
-        let raw = RawLacking { block: (*block).into(), count: *count, reserved: [0; 7] };
+    for Lacking { block, count, missing } in lacking {
+        let raw = RawLacking { block: (*block).into(), count: *count, missing: (*missing).into(), reserved: [0; 3] };
         bytes.put_slice(raw.as_bytes());
     }
     for (channel, value) in marks {
@@ -318,7 +330,8 @@ fn parse_acknowledgement(rest: &[u8]) -> Result<Acknowledgement, PacketError> {
     };
     for _ in 0..raw.lacking_count {
         let (lacking, after) = RawLacking::ref_from_prefix(rest).map_err(|_| PacketError::Foreign)?;
-        ack.lacking.push((lacking.block.get(), lacking.count));
+        let (block, count, missing) = (lacking.block.get(), lacking.count, lacking.missing.get());
+        ack.lacking.push(Lacking { block, count, missing });
         rest = after;
     }
     for _ in 0..raw.mark_count {
@@ -351,7 +364,7 @@ mod tests {
             received: 9,
             lost: 10,
             complete: vec![1, 9, 511],
-            lacking: vec![(5, 2)],
+            lacking: vec![Lacking { block: 5, count: 2, missing: 0x11 }],
             marks: vec![(ChannelId([1; 16]), 3)],
         }
     }

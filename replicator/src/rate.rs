@@ -2,9 +2,11 @@
 //!
 //! After BBR (Cardwell and others, 2016; draft-ietf-ccwg-bbr): the rate is the highest that was delivered lately, the
 //! window twice what the path holds. Loss does not slow it, because on the lines this is for loss is not congestion;
-//! a queue does, because it delays: the rate is lowered while round trips are much longer than the shortest. Delay that this
-//! does not shorten is no queue of ours, but others' traffic, another way, or a busy machine: then it is the path's from now
-//! on. Whoever yielded to it would be left with nothing.
+//! a queue does, because it delays: the rate is lowered while round trips are much longer than the shortest. While nobody knows
+//! what the path has, the rate doubles each round, until a queue begins, or a line that keeps none loses what it cannot carry;
+//! when a probe finds that there is more by now, it does so again. Delay that lowering the rate
+//! does not shorten is no queue of ours, but others' traffic, another way, or a busy machine: then it is the path's from now on.
+//! Whoever yielded to it would be left with nothing.
 
 /// Rounds over which the highest delivery rate counts.
 const RATE_ROUNDS: usize = 10;
@@ -23,6 +25,12 @@ const DRAIN_ROUNDS: u32 = 6;
 /// While the path's capacity is unknown the rate grows so much a round, in hundredths.
 const STARTUP: u64 = 277;
 
+/// A line that loses so much of what is sent in a round, in hundredths, and so many bytes, has no room for it.
+const OVERFLOW: u64 = 20;
+const OVERFLOW_MIN: u64 = 32 << 10;
+/// A round that delivers so much of what the path was thought to have, in hundredths, has found that there is more.
+const FOUND_MORE: u64 = 118;
+
 /// See the module. Times in microseconds, rates in bytes a second.
 #[derive(Clone, Debug)]
 pub struct RateModel {
@@ -33,9 +41,12 @@ pub struct RateModel {
     round_limited: bool,
     rtt_min: Option<(u64, u64)>,
     rtt: u64,
+    round_lost: u64,
     /// The best rate when it last grew by a quarter, and rounds since.
     plateau: (u64, u32),
     is_starting: bool,
+    /// Rounds since there was a queue.
+    calm: usize,
     /// Rounds since a standing queue began to be drained, the round trip then, and the rate that was delivered through it.
     drained: (u32, u64, u64),
 }
@@ -49,10 +60,12 @@ impl RateModel {
             round_start: 0,
             round_delivered: 0,
             round_limited: false,
+            round_lost: 0,
             rtt_min: None,
             rtt: 0,
             plateau: (0, 0),
             is_starting: true,
+            calm: 0,
             drained: (0, 0, 0),
         }
     }
@@ -70,18 +83,26 @@ impl RateModel {
         }
         self.round_delivered += bytes;
         self.round_limited |= limited;
+        self.check_overshoot();
         let elapsed = now - self.round_start;
         if elapsed < self.rtt.max(1_000) {
             return;
         }
         let rate = self.round_delivered * 1_000_000 / elapsed;
         // A sender without work says nothing of the path, unless it was faster all the same.
-        if !self.round_limited || rate > self.best() {
+        let best = self.best();
+        if !self.round_limited || rate > best {
             self.round = (self.round + 1) % RATE_ROUNDS;
             self.rates[self.round] = rate;
             // Rounds without work are no plateau: the search for the path's rate goes on when there is work.
             if !self.round_limited {
                 self.check_plateau();
+            }
+            self.calm = if self.has_queue() { 0 } else { self.calm + 1 };
+            // Of what is delivered after a queue was drained nothing follows.
+            let is_more = self.calm > RATE_ROUNDS && rate * 100 >= best * FOUND_MORE && !self.overflows();
+            if !self.is_starting && is_more {
+                (self.is_starting, self.plateau) = (true, (rate, 0));
             }
             self.check_drain(now, rate);
         }
@@ -89,6 +110,26 @@ impl RateModel {
             self.drained = (0, 0, 0);
         }
         (self.round_start, self.round_delivered, self.round_limited) = (now, 0, false);
+        self.round_lost = 0;
+    }
+
+    /// `bytes` were lost.
+    pub fn lost(&mut self, bytes: u64) {
+        self.round_lost += bytes;
+        self.check_overshoot();
+    }
+
+    /// The search for the path's rate ends where a queue begins, or where more is lost than a bad line loses.
+    fn check_overshoot(&mut self) {
+        // Who sends little makes no queue, whatever the first round trips were like.
+        if self.overflows() || !self.round_limited && self.queue_hundredths() > 125 {
+            self.is_starting = false;
+        }
+    }
+
+    fn overflows(&self) -> bool {
+        let sent = self.round_delivered + self.round_lost;
+        self.round_lost > OVERFLOW_MIN && self.round_lost * 100 > sent * OVERFLOW
     }
 
     fn check_plateau(&mut self) {
@@ -98,7 +139,7 @@ impl RateModel {
         } else {
             self.plateau.1 += 1;
         }
-        if self.plateau.1 >= 3 || self.has_queue() {
+        if self.plateau.1 >= 3 {
             self.is_starting = false;
         }
     }
@@ -114,6 +155,8 @@ impl RateModel {
                 }
                 self.drained = (0, 0, 0);
             }
+            // The round in which the queue began may have been half before it.
+            (1, before, through) => self.drained = (2, before, through.min(rate)),
             (rounds, before, through) => self.drained = (rounds + 1, before, through),
         }
     }
@@ -136,11 +179,10 @@ impl RateModel {
     /// Bytes a second to send at; `None` before anything is known.
     pub fn pacing_rate(&self) -> Option<u64> {
         let best = self.best();
-        if best == 0 {
-            return None;
-        }
+        let (shortest, _) = self.rtt_min.filter(|_| best > 0)?;
         let (rate, gain) = match (self.is_starting, self.has_queue(), self.drained) {
-            (true, ..) => (best, STARTUP),
+            // What a sender with little to do has delivered says nothing of what the path could.
+            (true, ..) => (best.max(INITIAL_WINDOW * 1_000_000 / (shortest + 5_000)), STARTUP),
             // A standing queue is drained before anything else is tried.
             (false, true, (1.., _, through)) => (best.min(through), DRAIN),
             (false, true, _) => (best, DRAIN),
@@ -155,8 +197,7 @@ impl RateModel {
             return INITIAL_WINDOW;
         };
         let path = self.best() * (shortest + 5_000) / 1_000_000;
-        let gain = if self.is_starting { 3 } else { 2 };
-        (path * gain).max(if self.is_starting { INITIAL_WINDOW } else { WINDOW_MIN })
+        (2 * path).max(if self.is_starting { INITIAL_WINDOW } else { WINDOW_MIN })
     }
 }
 
@@ -173,41 +214,72 @@ mod tests {
 
     const SECOND: u64 = 1_000_000;
 
-    /// A line with a drop-tail queue of 200 ms. What it is may change at `change_at`.
+    /// A line with a drop-tail queue. What it is may change at a time.
     #[derive(Clone, Copy)]
     struct Line {
         rate: u64,
         delay: u64,
         loss_percent: u64,
+        /// The longest, in microseconds.
+        queue: u64,
+        /// What there is to send, in bytes a second; `None`: always more.
+        offer: Option<u64>,
     }
 
-    /// How much of the line the model uses after `from`, and the longest queue then, in microseconds.
-    fn run(before: Line, change_at: u64, after: Line, from: u64) -> (f64, u64) {
+    const PLAIN: Line = Line { rate: 12_500_000, delay: 10_000, loss_percent: 0, queue: 200_000, offer: None };
+
+    /// What came of it.
+    struct Ran {
+        /// How much of the line was used after `from`.
+        used: f64,
+        /// The longest queue then, in microseconds.
+        queue: u64,
+        /// The most bytes that waited to be sent then.
+        waiting: u64,
+        /// Bytes that the line had no room for, from the beginning.
+        overflow: u64,
+    }
+
+    fn run(before: Line, change_at: u64, after: Line, from: u64) -> Ran {
         const PACKET: u64 = 1_200;
         let (mut model, mut now) = (RateModel::new(), 1u64);
         let (mut busy_until, mut next_send, mut flying) = (0u64, 0u64, 0u64);
         let mut arrivals: VecDeque<(u64, u64, bool)> = VecDeque::new();
-        let (mut delivered, mut longest, mut random) = (0u64, 0u64, 7u64);
+        let (mut delivered, mut random) = (0u64, 7u64);
+        let (mut sent, mut limited) = (0u64, false);
+        let mut ran = Ran { used: 0.0, queue: 0, waiting: 0, overflow: 0 };
         let end = 20 * SECOND;
         while now < end {
             let line = if now < change_at { before } else { after };
             while let Some((_, sent, lost)) = arrivals.pop_front_if(|(at, ..)| *at <= now) {
                 flying -= PACKET;
-                if !lost {
-                    model.acknowledged(now, PACKET, now - sent, false);
+                if lost {
+                    model.lost(PACKET);
+                } else {
+                    model.acknowledged(now, PACKET, now - sent, limited);
                     delivered += PACKET * u64::from(now > from);
                 }
             }
+            let waiting = line.offer.map(|offer| (offer * now / SECOND).saturating_sub(sent));
+            if now > from {
+                ran.waiting = ran.waiting.max(waiting.unwrap_or_default());
+            }
+            limited = waiting.is_some_and(|waiting| waiting < PACKET);
             while now >= next_send && flying + PACKET <= model.window() {
+                if line.offer.is_some_and(|offer| offer * now / SECOND < sent + PACKET) {
+                    break;
+                }
+                sent += PACKET;
                 random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                 let queue = busy_until.saturating_sub(now);
-                let full = queue > 200_000;
+                let full = queue > line.queue;
                 let lost = (random >> 33) % 100 < line.loss_percent || full;
                 if !full {
                     busy_until = busy_until.max(now) + PACKET * SECOND / line.rate;
                 }
+                ran.overflow += PACKET * u64::from(full);
                 if now > from {
-                    longest = longest.max(queue);
+                    ran.queue = ran.queue.max(queue);
                 }
                 arrivals.push_back((busy_until.max(now) + 2 * line.delay, now, lost));
                 flying += PACKET;
@@ -216,15 +288,16 @@ mod tests {
             }
             now += 50;
         }
-        (delivered as f64 / (after.rate as f64 * (end - from) as f64 / SECOND as f64), longest)
+        ran.used = delivered as f64 / (after.rate as f64 * (end - from) as f64 / SECOND as f64);
+        ran
     }
 
     #[test]
     fn random_loss_does_not_slow_it_and_the_queue_stays_bounded() {
         for (rate, delay) in [(12_500_000, 10_000), (12_500_000, 50_000), (2_500_000, 25_000)] {
             for loss in [0, 1, 5, 10] {
-                let line = Line { rate, delay, loss_percent: loss };
-                let (used, queue) = run(line, 0, line, 10 * SECOND);
+                let line = Line { rate, delay, loss_percent: loss, ..PLAIN };
+                let Ran { used, queue, .. } = run(line, 0, line, 10 * SECOND);
                 let left = 1.0 - loss as f64 / 100.0;
                 assert!(used > 0.8 * left, "{rate} B/s, {delay} us, {loss} %: {used}");
                 assert!(queue <= 3 * delay + 30_000, "{rate} B/s, {delay} us, {loss} %: a queue of {queue} us");
@@ -234,18 +307,17 @@ mod tests {
 
     #[test]
     fn delay_that_is_no_queue_of_ours_does_not_slow_it() {
-        let line = Line { rate: 12_500_000, delay: 10_000, loss_percent: 1 };
+        let line = Line { loss_percent: 1, ..PLAIN };
         for delay in [15_000, 20_000, 50_000, 150_000] {
-            let (used, _) = run(line, 5 * SECOND, Line { delay, ..line }, 7 * SECOND);
+            let Ran { used, .. } = run(line, 5 * SECOND, Line { delay, ..line }, 7 * SECOND);
             assert!(used > 0.8, "{delay} us: {used}");
         }
     }
 
     #[test]
     fn a_line_that_becomes_slower_has_no_standing_queue() {
-        let fast = Line { rate: 12_500_000, delay: 10_000, loss_percent: 0 };
         for rate in [10_000_000, 8_000_000, 6_250_000, 5_000_000, 4_000_000, 2_500_000, 1_800_000, 1_250_000] {
-            let (used, queue) = run(fast, 5 * SECOND, Line { rate, ..fast }, 8 * SECOND);
+            let Ran { used, queue, .. } = run(PLAIN, 5 * SECOND, Line { rate, ..PLAIN }, 8 * SECOND);
             assert!(used > 0.8, "{rate} B/s: {used}");
             assert!(queue <= 60_000, "{rate} B/s: a queue of {queue} us");
         }
@@ -253,8 +325,50 @@ mod tests {
 
     #[test]
     fn a_line_that_becomes_faster_is_soon_used() {
-        let slow = Line { rate: 1_250_000, delay: 25_000, loss_percent: 1 };
-        let (used, _) = run(slow, 5 * SECOND, Line { rate: 12_500_000, ..slow }, 6 * SECOND);
-        assert!(used > 0.8, "{used}");
+        for (delay, after) in [(25_000, 1), (75_000, 3)] {
+            let slow = Line { rate: 1_250_000, delay, loss_percent: 1, ..PLAIN };
+            let Ran { used, .. } = run(slow, 5 * SECOND, Line { rate: 12_500_000, ..slow }, (5 + after) * SECOND);
+            assert!(used > 0.8, "{delay} us: {used}");
+        }
+    }
+
+    #[test]
+    fn a_lone_write_is_not_spread_over_the_time_that_small_ones_took() {
+        let mut model = RateModel::new();
+        for round in 0..100 {
+            model.acknowledged(1 + round * 20_000, 100, 20_000, true);
+        }
+        let pace = model.pacing_rate();
+        assert!(pace.is_some_and(|pace| 6_000 * SECOND / pace < 2_000), "{pace:?} bytes a second");
+    }
+
+    #[test]
+    fn what_is_less_than_the_line_carries_does_not_wait() {
+        for delay in [500, 10_000, 50_000, 150_000] {
+            for loss_percent in [0, 5] {
+                let line = Line { delay, loss_percent, queue: 50_000, offer: Some(5_000_000), ..PLAIN };
+                // When there was time to get to know the line, and to catch up.
+                let Ran { waiting, .. } = run(line, 0, line, SECOND + 40 * delay);
+                let most = 5_000_000 / 20 + 2 * 5_000_000 * delay / SECOND;
+                assert!(waiting < most, "{delay} us, {loss_percent} %: {waiting} bytes wait");
+            }
+        }
+    }
+
+    #[test]
+    fn the_search_for_the_rate_does_not_flood_a_short_queue() {
+        for delay in [10_000, 50_000, 150_000] {
+            for loss_percent in [0, 1, 10] {
+                for offer in [None, Some(5_000_000)] {
+                    let line = Line { delay, loss_percent, queue: 50_000, offer, ..PLAIN };
+                    let Ran { overflow, used, .. } = run(line, 0, line, 5 * SECOND);
+                    // A round at twice what the line carries, and a little for each probe.
+                    let round = line.rate * 2 * (delay + 25_000) / SECOND;
+                    assert!(overflow < 2 * round, "{delay} us, {loss_percent} %, {offer:?}: {overflow} of {round}");
+                    let left = 1.0 - loss_percent as f64 / 100.0;
+                    assert!(offer.is_some() || used > 0.8 * left, "{delay} us, {loss_percent} %: {used}");
+                }
+            }
+        }
     }
 }

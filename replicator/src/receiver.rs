@@ -3,7 +3,7 @@
 use crate::{
     ChannelId, Received,
     coder::{self, Code},
-    packet::{Acknowledgement, BlockShape, COMPLETE_BIT_COUNT, LACKING_COUNT_MAX, Symbol},
+    packet::{Acknowledgement, BlockShape, COMPLETE_BIT_COUNT, LACKING_COUNT_MAX, Lacking, Symbol},
     sender::FRAME_HEADER_SIZE,
     testing::{Plant, planted},
 };
@@ -226,10 +226,14 @@ impl Receiver {
             if now < block.ask_at || ack.lacking.len() == LACKING_COUNT_MAX {
                 continue;
             }
-            let lacking = block.shape.map_or(u8::MAX, |shape| shape.source_count.saturating_sub(block.count as u8));
+            let count =
+                block.shape.map_or(u8::MAX, |shape| shape.source_count.saturating_sub(block.count as u8)).max(1);
+            let source = block.symbols.iter().take(block.shape.map_or(0, |shape| shape.source_count.into()));
+            let missing = source.zip(0..u32::BITS).filter(|(symbol, _)| symbol.is_none());
+            let missing = missing.fold(0, |bits, (_, index)| bits | 1 << index);
             block.ask_at = now + rtt + *REORDER_MICROS.end() / 2;
             self.counters.requests += 1;
-            ack.lacking.push((*number, lacking.max(1)));
+            ack.lacking.push(Lacking { block: *number, count, missing });
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::{
     Frame, Mode,
     coder::{self, Code, SYMBOL_COUNT_MAX},
-    packet::{Acknowledgement, BlockShape, COMPLETE_BIT_COUNT, SYMBOL_SIZE, Symbol},
+    packet::{Acknowledgement, BlockShape, COMPLETE_BIT_COUNT, Lacking, SYMBOL_SIZE, Symbol},
     receiver::INITIAL_LIMIT,
     testing::{Plant, planted},
 };
@@ -19,12 +19,26 @@ const PROBE_MICROS: u64 = 30_000;
 /// The longest wait between two probes.
 const PROBE_MICROS_MAX: u64 = 1_000_000;
 
+/// Bytes of the stream in a block at most.
+const BLOCK_SIZE_MAX: u64 = (SYMBOL_COUNT_MAX / 2 * SYMBOL_SIZE) as u64;
+
+/// What a link is like.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Path {
+    /// The share of the datagrams that it loses.
+    pub loss: f64,
+    /// Its round trip is much longer than that of the other link.
+    pub is_farther: bool,
+}
+
 struct Block {
     shape: BlockShape,
     source: Vec<Bytes>,
     repair: Vec<Bytes>,
-    /// The next symbol to be made for the receiver when it lacks some.
+    /// The first symbol that was never sent; the source is sent at once.
     next: usize,
+    /// How many were sent again without knowing which are lacking.
+    again: usize,
     repair_sent: bool,
     sent_on: [u16; 2],
     last_sent: u64,
@@ -107,9 +121,9 @@ impl Sender {
         self.counters.bytes += size as u64;
     }
 
-    /// The next symbol for a link that can send. `live`: which links can be used at all; `loss`: what that link loses. A
+    /// The next symbol for a link that can send. `live`: which links can be used at all; `path`: what that link is like. A
     /// block has repair symbols for the link that it is made for: a good link does not pay for a bad one beside it.
-    pub fn poll(&mut self, now: u64, link: usize, live: [bool; 2], mode: Mode, loss: f64) -> Option<Symbol> {
+    pub fn poll(&mut self, now: u64, link: usize, live: [bool; 2], mode: Mode, path: Path) -> Option<Symbol> {
         loop {
             if let Some(symbol) = self.take(now, link) {
                 return Some(symbol);
@@ -121,12 +135,20 @@ impl Sender {
                 continue;
             }
             let stripe = matches!(mode, Mode::Stripe | Mode::Auto);
-            if stripe && let Some(next) = self.lines[1 - link].pop_back() {
+            let is_detour = stripe && path.is_farther && live[1 - link];
+            // What is little is there sooner over the nearer link alone, even if it has to wait for it.
+            if is_detour && self.queued < BLOCK_SIZE_MAX {
+                return None;
+            }
+            if stripe
+                && !is_detour
+                && let Some(next) = self.lines[1 - link].pop_back()
+            {
                 // Whoever is free first takes from the other's end: the links carry what their rates allow.
                 self.lines[link].push_back(next);
                 continue;
             }
-            if !self.make_block(link, live, mode, loss) {
+            if !self.make_block(link, live, mode, path.loss) {
                 return None;
             }
         }
@@ -153,9 +175,8 @@ impl Sender {
     /// Cuts a block from the queue and lines its symbols up.
     fn make_block(&mut self, link: usize, live: [bool; 2], mode: Mode, loss: f64) -> bool {
         let in_flight = self.next_block - self.acknowledged_block;
-        let most = (SYMBOL_COUNT_MAX / 2 * SYMBOL_SIZE) as u64;
         let allowed = self.limit.saturating_sub(self.offset);
-        let size = self.queued.min(most).min(allowed);
+        let size = self.queued.min(BLOCK_SIZE_MAX).min(allowed);
         if size == 0 || in_flight >= COMPLETE_BIT_COUNT {
             return false;
         }
@@ -196,6 +217,7 @@ impl Sender {
             source,
             repair,
             next: count + sent_now,
+            again: 0,
             repair_sent: sent_now > 0,
             sent_on: [0; 2],
             last_sent: 0,
@@ -227,8 +249,8 @@ impl Sender {
         true
     }
 
-    /// What the receiver says. `rtt` in microseconds.
-    pub fn acknowledged(&mut self, now: u64, ack: &Acknowledgement, rtt: u64, link: usize) {
+    /// What the receiver says. What is lacking goes over `link`. `rtts`: round trips of both links in microseconds.
+    pub fn acknowledged(&mut self, now: u64, ack: &Acknowledgement, rtts: [u64; 2], link: usize) {
         if ack.next_block > self.next_block {
             return;
         }
@@ -242,22 +264,26 @@ impl Sender {
                 self.unacknowledged -= block.bytes;
             }
         }
-        for (number, count) in &ack.lacking {
-            let Some(block) = self.blocks.get_mut(number) else {
+        for Lacking { block: number, count, missing } in ack.lacking.iter().copied() {
+            let Some(block) = self.blocks.get_mut(&number) else {
                 continue;
             };
-            // The same request comes over both links, and again before the answer can have arrived.
-            if now < block.last_asked + rtt || now < block.last_sent + rtt / 2 {
+            let used = (0..2).filter(|link| block.sent_on[*link] > 0).map(|link| rtts[link]);
+            let rtt = used.max().unwrap_or_default();
+            // The same request comes over both links, and again before the answer can have arrived; and it comes before what
+            // went over the link that is farther away.
+            if now < block.last_asked + rtt || now < block.last_sent + rtt * 9 / 8 {
                 continue;
             }
             block.last_asked = now;
-            let count = usize::from(*count).min(block.source.len());
-            self.send_more(*number, count, link);
+            let count = usize::from(count).min(block.source.len());
+            self.send_more(number, count, missing, link);
         }
     }
 
-    /// Lines up `count` symbols of a block that the receiver does not have, preferably new ones.
-    fn send_more(&mut self, number: u64, count: usize, link: usize) {
+    /// Lines up `count` symbols of a block that the receiver does not have: new ones as long as there are any, then those of
+    /// the source that it says are `missing`, or if it does not say so, any.
+    fn send_more(&mut self, number: u64, count: usize, missing: u32, link: usize) {
         let Some(block) = self.blocks.get_mut(&number) else {
             return;
         };
@@ -265,10 +291,17 @@ impl Sender {
             block.repair = coder::encode(block.shape.code, &block.source);
         }
         let all = block.source.len() + block.repair.len();
+        let mut missing = (0..block.source.len().min(32)).filter(|index| missing >> index & 1 == 1);
         for _ in 0..count {
-            // When all repair symbols are used up, everything is sent again from the start.
-            let index = block.next % all;
-            block.next = index + 1;
+            let index = if block.next < all {
+                block.next += 1;
+                block.next - 1
+            } else if let Some(index) = missing.next() {
+                index
+            } else {
+                block.again += 1;
+                (block.again - 1) % all
+            };
             self.lines[link].push_front((number, index as u8));
             self.counters.resent_symbols += 1;
         }
@@ -284,7 +317,7 @@ impl Sender {
             if let Some(block) = self.blocks.get_mut(&number) {
                 block.sent_on[lost] = 0;
                 let count = count.min(block.source.len());
-                self.send_more(number, count, 1 - lost);
+                self.send_more(number, count, 0, 1 - lost);
             }
         }
     }
@@ -300,7 +333,7 @@ impl Sender {
                 due.push(*number);
             }
         }
-        due.into_iter().rev().for_each(|number| self.send_more(number, 1, link));
+        due.into_iter().rev().for_each(|number| self.send_more(number, 1, 0, link));
     }
 
     /// When [`Sender::probe`] is due.

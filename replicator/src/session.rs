@@ -12,7 +12,7 @@ use crate::{
     ChannelId, Frame, LinkState, LinkStatus, Mode, Received, SessionStatus,
     packet::{self, Acknowledgement, Body, Header, MARK_COUNT_MAX, PacketError},
     receiver::{ProtocolError, Receiver},
-    sender::Sender,
+    sender::{Path, Sender},
     testing::{Plant, planted},
 };
 use bytes::Bytes;
@@ -29,6 +29,8 @@ const INITIAL_RTT_MICROS: u64 = 100_000;
 /// A link that is silent for three round trips and this is dead.
 const SILENCE_MICROS: u64 = 100_000;
 
+/// A round trip that is longer by less than this, or by less than a quarter, is no longer one, in microseconds.
+const FARTHER_MICROS: u64 = 2_000;
 /// The shortest round trip counts for so long.
 const SHORTEST_MICROS: u64 = 30_000_000;
 
@@ -281,9 +283,9 @@ impl Session {
         } else if received >= u32::MAX / 2 {
             line.told = (ack.received, ack.lost);
         }
-        let rtt = self.rtt();
+        let rtts = [0, 1].map(|link| self.links[link].rtt.unwrap_or(INITIAL_RTT_MICROS));
         let over = self.best_link().unwrap_or(link);
-        self.sender.acknowledged(now, ack, rtt, over);
+        self.sender.acknowledged(now, ack, rtts, over);
         for (channel, value) in &ack.marks {
             // Bounded: a peer has no more channels than this node has groups; it cannot make us remember more.
             if self.peer_marks.len() >= 4096 && !self.peer_marks.contains_key(channel) {
@@ -395,7 +397,7 @@ impl Session {
             }
             let live = self.live();
             if live[link]
-                && let Some(symbol) = self.sender.poll(now, link, live, self.options.mode, self.links[link].loss)
+                && let Some(symbol) = self.sender.poll(now, link, live, self.options.mode, self.path(link))
             {
                 return Some(Body::Symbol(symbol));
             }
@@ -410,6 +412,14 @@ impl Session {
 
     fn live(&self) -> [bool; 2] {
         [0, 1].map(|link| link < self.link_count && self.links[link].open && self.links[link].alive)
+    }
+
+    fn path(&self, link: usize) -> Path {
+        // The shortest round trips: what waits for a busy link is no distance.
+        let shortest = [link, 1 - link].map(|link| self.links[link].shortest.map(|(shortest, _)| shortest));
+        let is_farther =
+            matches!(shortest, [Some(this), Some(other)] if this > other + (other / 4).max(FARTHER_MICROS));
+        Path { loss: self.links[link].loss, is_farther }
     }
 
     /// The live link with the shortest round trip.

@@ -298,3 +298,67 @@ fn ends_that_were_misled_by_old_datagrams_find_each_other() {
     }
     world.run_until(1_000_000, |world| world.ups == [1, 1]);
 }
+
+/// A sender whose queue holds so many bytes, and what its peer makes of what it sends.
+fn sending(size: usize) -> (Sender, Receiver) {
+    let mut sender = Sender::new();
+    sender.push(World::frame(0, size));
+    (sender, Receiver::new())
+}
+
+#[test]
+fn what_the_only_repair_symbol_does_not_repair_is_sent_again_and_nothing_else() {
+    let (mut sender, mut receiver) = sending(30_000);
+    let (rtt, both, path) = (20_000, [true; 2], Path::default());
+    let poll = |sender: &mut Sender, now| sender.poll(now, 0, both, Mode::Stripe, path);
+    let mut index = 0;
+    while let Some(symbol) = poll(&mut sender, 1) {
+        assert_eq!(symbol.shape.code, crate::coder::Code::Xor, "the test is about another code");
+        if ![3, 17, 20].contains(&index) {
+            receiver.handle(10_000, symbol, rtt).unwrap();
+        }
+        index += 1;
+    }
+    let mut ack = Acknowledgement::default();
+    receiver.tell(20_000, rtt, &mut ack);
+    sender.acknowledged(30_000, &ack, [rtt; 2], 0);
+    let again: Vec<_> = std::iter::from_fn(|| poll(&mut sender, 30_000)).collect();
+    assert_eq!(again.len(), 2, "two and the repair symbol are enough");
+    for symbol in again {
+        assert!([3, 17, 20].contains(&symbol.index), "it has {}", symbol.index);
+        receiver.handle(40_000, symbol, rtt).unwrap();
+    }
+    assert!(receiver.pop().is_some());
+}
+
+#[test]
+fn what_is_on_its_way_over_the_farther_link_is_not_sent_again() {
+    let (mut sender, mut receiver) = sending(2_000);
+    let (rtts, both, path) = ([20_000, 80_000], [true; 2], Path::default());
+    let near = sender.poll(1_000_000, 0, both, Mode::Stripe, path).unwrap();
+    assert!(sender.poll(1_000_000, 1, both, Mode::Stripe, path).is_some());
+    while sender.poll(1_000_000, 0, both, Mode::Stripe, path).is_some() {}
+    receiver.handle(1_010_000, near, 80_000).unwrap();
+    for (now, is_late) in [(1_040_000, false), (1_100_000, true)] {
+        let mut ack = Acknowledgement::default();
+        receiver.tell(now, 0, &mut ack);
+        assert_eq!(ack.lacking.len(), 1);
+        sender.acknowledged(now, &ack, rtts, 0);
+        assert_eq!(sender.poll(now, 0, both, Mode::Stripe, path).is_some(), is_late, "{now}");
+    }
+}
+
+#[test]
+fn little_goes_over_the_nearer_link_alone_and_much_over_both() {
+    let (near, far) = (Path::default(), Path { is_farther: true, loss: 0.0 });
+    let (mut sender, _) = sending(4_000);
+    assert!(sender.poll(1, 1, [true; 2], Mode::Auto, far).is_none());
+    assert!(sender.poll(1, 0, [true; 2], Mode::Auto, near).is_some());
+    // Not even what the nearer one has still to send.
+    assert!(sender.poll(1, 1, [true; 2], Mode::Auto, far).is_none());
+    let (mut sender, _) = sending(500_000);
+    assert!(sender.poll(1, 1, [true; 2], Mode::Auto, far).is_some());
+    // Alone it carries everything.
+    let (mut sender, _) = sending(4_000);
+    assert!(sender.poll(1, 1, [false, true], Mode::Auto, far).is_some());
+}

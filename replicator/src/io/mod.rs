@@ -31,7 +31,7 @@ use tokio::{
 };
 
 /// Datagrams handed to a connection ahead of what it can send.
-const WRITE_QUEUE: usize = 64;
+const WRITE_QUEUE: usize = 32;
 /// Bytes that a socket holds for us while the task that reads it does something else: 50 ms at 1 Gbit/s.
 const SOCKET_BUFFER: usize = 8 << 20;
 /// How long to wait before dialling again.
@@ -255,7 +255,8 @@ fn transport() -> TransportConfig {
         // Symbols fit the smallest MTU; without discovery a burst of loss cannot be taken for a black hole.
         .mtu_discovery_config(None)
         .datagram_receive_buffer_size(Some(16 << 20))
-        .datagram_send_buffer_size(256 << 10)
+        // What waits here has chosen its link already.
+        .datagram_send_buffer_size(64 << 10)
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .max_idle_timeout(Some(VarInt::from_u32(4_000).into()));

@@ -30,7 +30,9 @@ impl Controller for RateController {
     }
 
     // Loss is what the code is for.
-    fn on_congestion_event(&mut self, _: Instant, _: Instant, _: bool, _: bool, _: u64, _: u64) {}
+    fn on_congestion_event(&mut self, _: Instant, _: Instant, _: bool, _: bool, lost: u64, _: u64) {
+        self.model.lost(lost);
+    }
 
     fn on_mtu_update(&mut self, _: u16) {}
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use replicator::{
     ChannelId, Frame, Mode,
     coder::Code,
-    packet::{self, Acknowledgement, BlockShape, Body, Header, Symbol},
+    packet::{self, Acknowledgement, BlockShape, Body, Header, Lacking, Symbol},
     session::{Session, SessionEvent, SessionOptions},
 };
 
@@ -225,7 +225,14 @@ fn alter_acknowledgement(ack: &mut Acknowledgement, input: &mut Input<'_>) {
         4 => ack.received = input.number(ack.received.into()) as u32,
         5 => ack.lost = input.number(ack.lost.into()) as u32,
         6 => ack.complete = (0..input.pick(64)).map(|_| input.u16().into()).filter(|bit| *bit < 512).collect(),
-        7 => ack.lacking = (0..input.pick(24)).map(|_| (input.number(ack.next_block), input.byte())).collect(),
+        7 => {
+            let lacking = |input: &mut Input<'_>| Lacking {
+                block: input.number(ack.next_block),
+                count: input.byte(),
+                missing: input.number(0) as u32,
+            };
+            ack.lacking = (0..input.pick(24)).map(|_| lacking(input)).collect();
+        }
         _ => ack.marks = (0..input.pick(16)).map(|_| (ChannelId(input.array()), input.number(1))).collect(),
     }
 }
