@@ -379,6 +379,7 @@ mod tests {
         let bytes = encode(&HEADER, &Body::Acknowledgement(acknowledgement()));
         assert_eq!(&bytes[32..48], b"\x05\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0");
         assert_eq!(bytes[72..74], [2, 2]);
+        assert_eq!(&bytes[144..160], b"\x05\0\0\0\0\0\0\0\x02\x11\0\0\0\0\0\0");
         assert_eq!(bytes.len(), 144 + 16 + 24);
     }
 

@@ -3,7 +3,7 @@
 //!
 //! A story is played once for every event of its course, such as a packet that arrives or an operation of a medium that ends:
 //! right after that event the surprise comes. Some have a second surprise, which comes so many events later. Then the pair has
-//! to come to rest, as always ([`World::converge`]).
+//! to come to rest, as always (`converge.rs`).
 
 use crate::{
     crowd,
