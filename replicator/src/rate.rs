@@ -4,9 +4,9 @@
 //! window twice what the path holds. Loss does not slow it, because on the lines this is for loss is not congestion;
 //! a queue does, because it delays: the rate is lowered while round trips are much longer than the shortest. While nobody knows
 //! what the path has, the rate doubles each round, until a queue begins, or a line that keeps none loses what it cannot carry;
-//! when a probe finds that there is more by now, it does so again. Delay that lowering the rate
-//! does not shorten is no queue of ours, but others' traffic, another way, or a busy machine: then it is the path's from now on.
-//! Whoever yielded to it would be left with nothing.
+//! when a probe finds that there is more by now, it does so again. Delay that lowering the rate does not shorten is no queue of
+//! ours, but others' traffic, another way, or a busy machine: then it is the path's from now on. Whoever yielded to it would be
+//! left with nothing.
 
 /// Rounds over which the highest delivery rate counts.
 const RATE_ROUNDS: usize = 10;

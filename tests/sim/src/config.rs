@@ -168,6 +168,26 @@ impl Config {
         }
     }
 
+    /// One volume on good media and one good link, and nothing that happens by itself.
+    pub(crate) fn quiet(table_block: u32, area: u64) -> Self {
+        let line = || LineSettings { delay: Duration::from_millis(1), ..LineSettings::default() };
+        Self {
+            features: Vec::new(),
+            micros: 0,
+            group_count: 1,
+            table_blocks: vec![table_block],
+            area,
+            small_pools: false,
+            link_count: 1,
+            mode: Mode::Split,
+            lines: [line(), line()],
+            disk_micros: 200,
+            think_micros: 1_000,
+            calm_micros: 1_000,
+            watched: false,
+        }
+    }
+
     /// The same without these features, as far as they are not steps of the script.
     pub fn without(&self, features: &[Feature]) -> Self {
         let mut config = self.clone();

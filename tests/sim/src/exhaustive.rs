@@ -21,9 +21,8 @@ use holdfast::{
     pair::{ApplyPolicy, Role},
     request::{Access, Durability, Operation},
 };
-use link_model::{LineSettings, Random};
-use replicator::Mode;
-use std::{cell::Cell, collections::BTreeMap, fmt, str::FromStr, time::Duration};
+use link_model::Random;
+use std::{cell::Cell, collections::BTreeMap, fmt, str::FromStr};
 
 /// After so many times the time between two events a node that lost power is started again.
 const STARTED_AFTER: u64 = 3;
@@ -289,7 +288,7 @@ struct Tiny {
 
 impl Tiny {
     fn new(setting: Setting, trace: Trace) -> Self {
-        let mut world = World::new(1, config(), trace);
+        let mut world = World::new(1, Config { watched: true, ..Config::quiet(16 << 10, 16 << 10) }, trace);
         world.begin();
         // The copy that a pair begins with, with some room.
         world.run_until(world.now + 1_500_000);
@@ -400,25 +399,6 @@ impl Tiny {
         self.world.look(0, 0);
         self.world.look(1, 0);
         self.world.converge();
-    }
-}
-
-fn config() -> Config {
-    let line = || LineSettings { delay: Duration::from_millis(1), ..LineSettings::default() };
-    Config {
-        features: Vec::new(),
-        micros: 0,
-        group_count: 1,
-        table_blocks: vec![16 << 10],
-        area: 16 << 10,
-        small_pools: false,
-        link_count: 1,
-        mode: Mode::Split,
-        lines: [line(), line()],
-        disk_micros: 200,
-        think_micros: 1_000,
-        calm_micros: 1_000,
-        watched: true,
     }
 }
 

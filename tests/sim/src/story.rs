@@ -27,6 +27,8 @@ pub enum Deed {
     Fill(u64),
     /// A client writes 4 KiB in each of so many blocks of the table, but for the first.
     Scatter(u64),
+    /// Every block of the pool that is free is used, one after the other, and what was freed before is used again.
+    Churn,
     /// A client reads so many bytes from this offset on.
     Read(u64, u64),
     /// Writes are answered when the standby has them.
@@ -237,18 +239,7 @@ impl Story {
             name: "overwritten",
             block_count: 61,
             before: &[Cut, Write(0, BLOCK), Write(0, BLOCK), Wait(3_000_000)],
-            course: &[
-                Scatter(60),
-                RestartPoint,
-                Wait(3_000_000),
-                Scatter(60),
-                RestartPoint,
-                Wait(3_000_000),
-                Scatter(60),
-                Wait(3_000_000),
-                Crash(Role::Primary),
-                Heal,
-            ],
+            course: &[Churn, Wait(3_000_000), Crash(Role::Primary), Heal],
             never: Some("pair: duplex to suspended"),
             ..PLAIN
         },
@@ -263,13 +254,7 @@ impl Story {
                 LongReads(0),
                 Write(0, BLOCK),
                 Wait(3_000_000),
-                Scatter(60),
-                RestartPoint,
-                Wait(3_000_000),
-                Scatter(60),
-                RestartPoint,
-                Wait(3_000_000),
-                Scatter(60),
+                Churn,
                 Wait(12_000_000),
             ],
             ..PLAIN

@@ -22,9 +22,8 @@ use holdfast::{
     pair::{Level, Role, WithoutPeer},
     request::{Access, Durability, Operation},
 };
-use link_model::{LineSettings, Random};
-use replicator::Mode;
-use std::{cell::Cell, time::Duration};
+use link_model::Random;
+use std::cell::Cell;
 
 /// A story has no more events than this; one that does never ends.
 const EVENTS_MAX: u64 = 100_000;
@@ -80,7 +79,7 @@ struct Teller {
 impl Teller {
     fn new(telling: &Telling, trace: Trace) -> Self {
         let story = &Story::ALL[telling.story];
-        let mut world = World::new(telling.pair, config(story), trace);
+        let mut world = World::new(telling.pair, Config::quiet(BLOCK as u32, story.block_count * BLOCK), trace);
         world.begin();
         // The copy that a pair begins with, with some room.
         world.run_until(world.now + 3_000_000);
@@ -110,6 +109,16 @@ impl Teller {
             Write(offset, size) => self.write(offset, size),
             Fill(count) => (0..count).for_each(|index| self.write(index * (32 << 10) % (2 * BLOCK), 32 << 10)),
             Scatter(count) => (1..=count).for_each(|block| self.write(block * BLOCK, 4096)),
+            // What is written after a restart point gets a block of its own.
+            Churn => self.all(&[
+                Scatter(60),
+                RestartPoint,
+                Wait(3_000_000),
+                Scatter(60),
+                RestartPoint,
+                Wait(3_000_000),
+                Scatter(60),
+            ]),
             Read(offset, size) => self.read(offset, size),
             Remote => {
                 if let Some(node) = world.with_role(0, Role::Primary) {
@@ -201,24 +210,5 @@ impl World {
         if let Some(node) = self.with_role(0, Role::Primary) {
             change(&mut self.nodes[node].ills);
         }
-    }
-}
-
-fn config(story: &Story) -> Config {
-    let line = || LineSettings { delay: Duration::from_millis(1), ..LineSettings::default() };
-    Config {
-        features: Vec::new(),
-        micros: 0,
-        group_count: 1,
-        table_blocks: vec![BLOCK as u32],
-        area: story.block_count * BLOCK,
-        small_pools: false,
-        link_count: 1,
-        mode: Mode::Split,
-        lines: [line(), line()],
-        disk_micros: 200,
-        think_micros: 1_000,
-        calm_micros: 1_000,
-        watched: false,
     }
 }
