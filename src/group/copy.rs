@@ -130,7 +130,8 @@ impl Group {
         self.copy.stop();
         for (id, volume) in self.volumes.iter_mut().filter(|_| anew) {
             if compares {
-                let holes = volume.table.mark_all_dirty_but_holes(HOLE_COUNT_MIN);
+                // An interrupted resize may have left a table that is larger than the volume.
+                let holes = volume.table.mark_all_dirty_but_holes(volume.spec.size, HOLE_COUNT_MIN);
                 self.copy.voids.extend(holes.into_iter().map(|(offset, size)| (*id, offset, size)));
             } else {
                 volume.table.mark_stored_dirty();

@@ -11,7 +11,7 @@ use crate::{
     disk::Storage,
     format::table_page,
     request::{Durability, Operation},
-    units::VOLUME_SIZE_MIN,
+    units::{NodeKey, VOLUME_SIZE_MIN},
 };
 use proptest::{prelude::*, test_runner::TestRng};
 extern crate std;
@@ -179,5 +179,31 @@ fn a_resize_that_was_interrupted_half_way_can_be_repeated() {
     pair.command(0, grow()).unwrap();
     pair.settle();
     assert!(!pair.up, "they do not greet each other again");
+    pair.finish();
+}
+
+#[test]
+fn what_an_interrupted_resize_left_in_the_table_is_not_copied() {
+    let mut pair = Pair::in_step();
+    pair.write();
+    pair.settle();
+    pair.command(0, Command::DeletePair).unwrap();
+    pair.cut();
+    let (size, pool_size) = (2 * VOLUME_SIZE_MIN, grown_pool_size(2 * VOLUME_SIZE_MIN, 64 << 10));
+    pair.nodes[0].disks.set_size(POOL, pool_size);
+    let (id, now) = (CommandId(u64::MAX), pair.clock(0));
+    pair.nodes[0].group.handle_command(now, id, Command::GrowVolume { volume: VolumeId(1), size, pool_size });
+    let sizes = |group: &Group| {
+        let volume = &group.volumes[&VolumeId(1)];
+        (volume.table.geometry().volume_size, volume.spec.size)
+    };
+    // Its table has grown, and nothing says yet that the volume has.
+    while Group::open(&mut pair.nodes[0].disks.clone(), now).is_ok_and(|(group, _)| sizes(&group).0 < size) {
+        pair.nodes[0].drain();
+        assert!(pair.nodes[0].step(now, &mut pair.rng), "it never grows");
+    }
+    pair.reopen(0);
+    assert_eq!(sizes(&pair.nodes[0].group), (size, VOLUME_SIZE_MIN));
+    pair.command(0, Command::CreatePair { peer: NodeKey([2; 32]) }).unwrap();
     pair.finish();
 }

@@ -332,10 +332,10 @@ impl Table {
         }
     }
 
-    /// Marks everything as lacking at the peer but for rows of at least `least` blocks that hold nothing; their offsets and
-    /// sizes in bytes.
-    pub fn mark_all_dirty_but_holes(&mut self, least: u32) -> Vec<(u64, u64)> {
-        let (block_size, size) = (u64::from(self.geometry.block_size), self.geometry.volume_size);
+    /// Marks everything in the first `size` bytes as lacking at the peer but for rows of at least `least` blocks that hold
+    /// nothing; their offsets and sizes in bytes.
+    pub fn mark_all_dirty_but_holes(&mut self, size: u64, least: u32) -> Vec<(u64, u64)> {
+        let (block_size, size) = (u64::from(self.geometry.block_size), size.min(self.geometry.volume_size));
         let (count, full) = (size.div_ceil(block_size) as u32, self.geometry.dirty_full());
         let (mut block, mut holes) = (0, Vec::new());
         while block < count {
