@@ -54,7 +54,7 @@ pub enum Mode {
     Stripe,
     /// Everything over both.
     Mirror,
-    /// For now the same as [`Mode::Stripe`].
+    /// The same as [`Mode::Stripe`]: how many repair symbols, and whether a link carries little, follows what is measured.
     #[default]
     Auto,
 }
@@ -78,8 +78,14 @@ pub struct LinkStatus {
     pub state: LinkState,
     /// The round trip in microseconds, smoothed.
     pub rtt_micros: Option<u64>,
-    /// The part of datagrams sent that does not arrive, smoothed.
-    pub loss: f64,
+    /// The part of datagrams sent that does not arrive, smoothed; `None` before it was measured.
+    pub loss: Option<f64>,
+    /// What it is sent over now at most, in bytes a second, by the model of the path; `None` before anything is known.
+    pub rate: Option<u64>,
+    /// Repair symbols that a full block gets for this loss.
+    pub repair_symbols: usize,
+    /// Its round trip is so much longer than the other link's that it carries only what the other has no room for.
+    pub is_farther: bool,
     /// Datagrams sent.
     pub sent_datagrams: u64,
     /// Their bytes.

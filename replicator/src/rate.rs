@@ -22,9 +22,15 @@ const PHASES: [u64; 8] = [125, 75, 100, 100, 100, 100, 100, 100];
 const DRAIN: u64 = 70;
 /// A queue of ours is shorter after so many rounds of sending less than it delivers.
 const DRAIN_ROUNDS: u32 = 6;
-/// While the path's capacity is unknown the rate grows so much a round, in hundredths.
-const STARTUP: u64 = 277;
+/// While the path's capacity is unknown the window grows by what is delivered, and is sent in a part of a round: the first one
+/// at once, later ones so much faster than a round takes, in hundredths.
+const FIRST: u64 = 277;
+const STARTUP: u64 = 150;
+/// A queue is ours if so much was delivered in the round, in bytes: who sends little makes none.
+const OURS_MIN: u64 = 16 << 10;
 
+/// So long a queue ends the search, in microseconds; or a quarter of the round trip, if that is less.
+const SEARCH_QUEUE: u64 = 20_000;
 /// A line that loses so much of what is sent in a round, in hundredths, and so many bytes, has no room for it.
 const OVERFLOW: u64 = 20;
 const OVERFLOW_MIN: u64 = 32 << 10;
@@ -37,6 +43,8 @@ pub struct RateModel {
     rates: [u64; RATE_ROUNDS],
     round: usize,
     round_start: u64,
+    /// When the last packet of the round before was sent.
+    round_sent: u64,
     round_delivered: u64,
     round_limited: bool,
     rtt_min: Option<(u64, u64)>,
@@ -45,6 +53,8 @@ pub struct RateModel {
     /// The best rate when it last grew by a quarter, and rounds since.
     plateau: (u64, u32),
     is_starting: bool,
+    /// The window while the path's capacity is unknown.
+    opening: u64,
     /// Rounds since there was a queue.
     calm: usize,
     /// Rounds since a standing queue began to be drained, the round trip then, and the rate that was delivered through it.
@@ -58,6 +68,7 @@ impl RateModel {
             rates: [0; RATE_ROUNDS],
             round: 0,
             round_start: 0,
+            round_sent: 0,
             round_delivered: 0,
             round_limited: false,
             round_lost: 0,
@@ -65,30 +76,35 @@ impl RateModel {
             rtt: 0,
             plateau: (0, 0),
             is_starting: true,
+            opening: INITIAL_WINDOW,
             calm: 0,
             drained: (0, 0, 0),
         }
     }
 
-    /// `bytes` were delivered; their round trip took `rtt`. `limited`: the sender had no more to send.
-    pub fn acknowledged(&mut self, now: u64, bytes: u64, rtt: u64, limited: bool) {
+    /// `bytes` that were sent at `sent` were delivered; round trips take `rtt` now. `limited`: the sender had no more to send.
+    pub fn acknowledged(&mut self, now: u64, sent: u64, bytes: u64, rtt: u64, limited: bool) {
         self.rtt = if self.rtt == 0 { rtt } else { (7 * self.rtt + rtt) / 8 };
         match self.rtt_min {
             Some((shortest, at)) if rtt > shortest && now < at + RTT_WINDOW_MICROS => {}
             _ => self.rtt_min = Some((rtt.max(1), now)),
         }
         if self.round_start == 0 {
-            self.round_start = now;
+            (self.round_start, self.round_sent) = (now, sent);
             return;
         }
         self.round_delivered += bytes;
         self.round_limited |= limited;
+        if !limited {
+            self.opening += bytes;
+        }
         self.check_overshoot();
         let elapsed = now - self.round_start;
         if elapsed < self.rtt.max(1_000) {
             return;
         }
-        let rate = self.round_delivered * 1_000_000 / elapsed;
+        // Acknowledgements that were held up come at once; nothing is delivered faster than it was sent.
+        let rate = self.round_delivered * 1_000_000 / elapsed.max(sent.saturating_sub(self.round_sent));
         // A sender without work says nothing of the path, unless it was faster all the same.
         let best = self.best();
         if !self.round_limited || rate > best {
@@ -102,15 +118,17 @@ impl RateModel {
             // Of what is delivered after a queue was drained nothing follows.
             let is_more = self.calm > RATE_ROUNDS && rate * 100 >= best * FOUND_MORE && !self.overflows();
             if !self.is_starting && is_more {
-                (self.is_starting, self.plateau) = (true, (rate, 0));
+                (self.is_starting, self.plateau, self.opening) = (true, (rate, 0), self.window());
             }
             self.check_drain(now, rate);
         }
         if self.is_starting || !self.has_queue() {
             self.drained = (0, 0, 0);
         }
-        (self.round_start, self.round_delivered, self.round_limited) = (now, 0, false);
-        self.round_lost = 0;
+        // What a round has delivered opens the window for twice as much.
+        self.opening = self.opening.min(2 * self.path()).max(INITIAL_WINDOW);
+        (self.round_start, self.round_sent, self.round_delivered) = (now, sent, 0);
+        (self.round_limited, self.round_lost) = (false, 0);
     }
 
     /// `bytes` were lost.
@@ -121,8 +139,9 @@ impl RateModel {
 
     /// The search for the path's rate ends where a queue begins, or where more is lost than a bad line loses.
     fn check_overshoot(&mut self) {
-        // Who sends little makes no queue, whatever the first round trips were like.
-        if self.overflows() || !self.round_limited && self.queue_hundredths() > 125 {
+        // Who has not always something to send makes queues too, but those of others are more of what it sees.
+        let longest = if self.round_limited { self.shortest() / 2 } else { (self.shortest() / 4).min(SEARCH_QUEUE) };
+        if self.overflows() || self.round_delivered >= OURS_MIN && self.queue() > longest {
             self.is_starting = false;
         }
     }
@@ -165,15 +184,18 @@ impl RateModel {
         self.rates.iter().copied().max().unwrap_or(0)
     }
 
-    /// How long round trips are, in hundredths of the shortest.
-    fn queue_hundredths(&self) -> u64 {
-        let shortest = self.rtt_min.map_or(1, |(shortest, _)| shortest);
+    fn shortest(&self) -> u64 {
+        self.rtt_min.map_or(1, |(shortest, _)| shortest)
+    }
+
+    /// How much longer than the shortest round trips are, in microseconds.
+    fn queue(&self) -> u64 {
         // A few milliseconds are scheduling, not a queue.
-        self.rtt.saturating_sub(5_000).max(1) * 100 / shortest
+        self.rtt.saturating_sub(self.shortest() + 5_000)
     }
 
     fn has_queue(&self) -> bool {
-        self.queue_hundredths() > 150
+        self.queue() > self.shortest() / 2
     }
 
     /// Bytes a second to send at; `None` before anything is known.
@@ -182,7 +204,7 @@ impl RateModel {
         let (shortest, _) = self.rtt_min.filter(|_| best > 0)?;
         let (rate, gain) = match (self.is_starting, self.has_queue(), self.drained) {
             // What a sender with little to do has delivered says nothing of what the path could.
-            (true, ..) => (best.max(INITIAL_WINDOW * 1_000_000 / (shortest + 5_000)), STARTUP),
+            (true, ..) => ((FIRST * INITIAL_WINDOW).max(STARTUP * self.opening) * 10_000 / (shortest + 5_000), 100),
             // A standing queue is drained before anything else is tried.
             (false, true, (1.., _, through)) => (best.min(through), DRAIN),
             (false, true, _) => (best, DRAIN),
@@ -191,13 +213,14 @@ impl RateModel {
         Some((rate * gain / 100).max(64 << 10))
     }
 
+    /// Bytes that the path holds, as far as it is known.
+    fn path(&self) -> u64 {
+        self.rtt_min.map_or(0, |(shortest, _)| self.best() * (shortest + 5_000) / 1_000_000)
+    }
+
     /// Bytes that may be on their way.
     pub fn window(&self) -> u64 {
-        let Some((shortest, _)) = self.rtt_min.filter(|_| self.best() > 0) else {
-            return INITIAL_WINDOW;
-        };
-        let path = self.best() * (shortest + 5_000) / 1_000_000;
-        (2 * path).max(if self.is_starting { INITIAL_WINDOW } else { WINDOW_MIN })
+        (2 * self.path()).max(if self.is_starting { self.opening } else { WINDOW_MIN })
     }
 }
 
@@ -224,9 +247,12 @@ mod tests {
         queue: u64,
         /// What there is to send, in bytes a second; `None`: always more.
         offer: Option<u64>,
+        /// Acknowledgements come together, once in so many microseconds.
+        clump: u64,
     }
 
-    const PLAIN: Line = Line { rate: 12_500_000, delay: 10_000, loss_percent: 0, queue: 200_000, offer: None };
+    const PLAIN: Line =
+        Line { rate: 12_500_000, delay: 10_000, loss_percent: 0, queue: 200_000, offer: None, clump: 1 };
 
     /// What came of it.
     struct Ran {
@@ -238,6 +264,8 @@ mod tests {
         waiting: u64,
         /// Bytes that the line had no room for, from the beginning.
         overflow: u64,
+        /// What the model thought the line has, at most, then.
+        best: u64,
     }
 
     fn run(before: Line, change_at: u64, after: Line, from: u64) -> Ran {
@@ -247,22 +275,24 @@ mod tests {
         let mut arrivals: VecDeque<(u64, u64, bool)> = VecDeque::new();
         let (mut delivered, mut random) = (0u64, 7u64);
         let (mut sent, mut limited) = (0u64, false);
-        let mut ran = Ran { used: 0.0, queue: 0, waiting: 0, overflow: 0 };
+        let mut ran = Ran { used: 0.0, queue: 0, waiting: 0, overflow: 0, best: 0 };
         let end = 20 * SECOND;
         while now < end {
             let line = if now < change_at { before } else { after };
-            while let Some((_, sent, lost)) = arrivals.pop_front_if(|(at, ..)| *at <= now) {
+            let heard = now - now % line.clump;
+            while let Some((_, sent, lost)) = arrivals.pop_front_if(|(at, ..)| *at <= heard) {
                 flying -= PACKET;
                 if lost {
                     model.lost(PACKET);
                 } else {
-                    model.acknowledged(now, PACKET, now - sent, limited);
+                    model.acknowledged(now, sent, PACKET, now - sent, limited);
                     delivered += PACKET * u64::from(now > from);
                 }
             }
             let waiting = line.offer.map(|offer| (offer * now / SECOND).saturating_sub(sent));
             if now > from {
                 ran.waiting = ran.waiting.max(waiting.unwrap_or_default());
+                ran.best = ran.best.max(model.best());
             }
             limited = waiting.is_some_and(|waiting| waiting < PACKET);
             while now >= next_send && flying + PACKET <= model.window() {
@@ -336,10 +366,31 @@ mod tests {
     fn a_lone_write_is_not_spread_over_the_time_that_small_ones_took() {
         let mut model = RateModel::new();
         for round in 0..100 {
-            model.acknowledged(1 + round * 20_000, 100, 20_000, true);
+            model.acknowledged(20_001 + round * 20_000, 1 + round * 20_000, 100, 20_000, true);
         }
         let pace = model.pacing_rate();
         assert!(pace.is_some_and(|pace| 6_000 * SECOND / pace < 2_000), "{pace:?} bytes a second");
+    }
+
+    #[test]
+    fn acknowledgements_that_come_together_do_not_make_the_line_faster() {
+        for clump in [7_000, 13_000, 29_000] {
+            for loss_percent in [0, 5] {
+                let line = Line { loss_percent, clump, ..PLAIN };
+                let Ran { used, best, .. } = run(line, 0, line, 10 * SECOND);
+                assert!(best < line.rate * 13 / 10, "{clump} us, {loss_percent} %: {best}");
+                assert!(used > 0.75, "{clump} us, {loss_percent} %: {used}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_handshake_that_took_long_is_no_queue() {
+        let mut model = RateModel::new();
+        for (now, rtt) in [(1, 101_000), (180_000, 400_000), (360_000, 400_000), (480_000, 400_000)] {
+            model.acknowledged(now, 0, 1_200, rtt, false);
+        }
+        assert!(model.window() >= INITIAL_WINDOW && model.pacing_rate() > Some(1_000_000), "the search has ended");
     }
 
     #[test]
@@ -348,7 +399,7 @@ mod tests {
             for loss_percent in [0, 5] {
                 let line = Line { delay, loss_percent, queue: 50_000, offer: Some(5_000_000), ..PLAIN };
                 // When there was time to get to know the line, and to catch up.
-                let Ran { waiting, .. } = run(line, 0, line, SECOND + 40 * delay);
+                let Ran { waiting, .. } = run(line, 0, line, 100_000 + 18 * delay);
                 let most = 5_000_000 / 20 + 2 * 5_000_000 * delay / SECOND;
                 assert!(waiting < most, "{delay} us, {loss_percent} %: {waiting} bytes wait");
             }

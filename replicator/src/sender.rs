@@ -14,10 +14,20 @@ use std::collections::{BTreeMap, VecDeque};
 pub const WINDOW_SIZE: u64 = 32 << 20;
 /// Bytes before each frame in the stream: channel and size.
 pub const FRAME_HEADER_SIZE: usize = 20;
-/// A block that is not acknowledged for so long beyond two round trips is asked about.
-const PROBE_MICROS: u64 = 30_000;
+/// A block that is not acknowledged for so long beyond one and a half round trips is asked about.
+const PROBE_MICROS: u64 = 10_000;
+/// So many symbols ask: a little block of which nothing has arrived is whole then.
+const PROBE_SYMBOLS: usize = 4;
 /// The longest wait between two probes.
 const PROBE_MICROS_MAX: u64 = 1_000_000;
+
+/// How likely it may be that a block cannot be repaired by what is sent with it; and while so many blocks wait that what matters is
+/// how soon the last of them is there.
+const RESIDUAL: f64 = 1e-6;
+const RESIDUAL_BACKLOG: f64 = 5e-4;
+const BACKLOG_BLOCKS: u64 = 8;
+/// The symbols of so many blocks take turns while there is a backlog, so that each loses a part of a burst only.
+const INTERLEAVED_BLOCKS: usize = 4;
 
 /// Bytes of the stream in a block at most.
 const BLOCK_SIZE_MAX: u64 = (SYMBOL_COUNT_MAX / 2 * SYMBOL_SIZE) as u64;
@@ -148,13 +158,13 @@ impl Sender {
                 self.lines[link].push_back(next);
                 continue;
             }
-            if !self.make_block(link, live, mode, path.loss) {
+            if !self.make_blocks(link, live, mode, path.loss) {
                 return None;
             }
         }
     }
 
-    fn take(&mut self, now: u64, link: usize) -> Option<Symbol> {
+    pub(crate) fn take(&mut self, now: u64, link: usize) -> Option<Symbol> {
         while let Some((number, index)) = self.lines[link].pop_front() {
             let Some(block) = self.blocks.get_mut(&number) else {
                 continue;
@@ -172,13 +182,49 @@ impl Sender {
         None
     }
 
-    /// Cuts a block from the queue and lines its symbols up.
-    fn make_block(&mut self, link: usize, live: [bool; 2], mode: Mode, loss: f64) -> bool {
+    /// Cuts blocks from the queue and lines their symbols up.
+    fn make_blocks(&mut self, link: usize, live: [bool; 2], mode: Mode, loss: f64) -> bool {
+        let is_backlog = self.queued >= BACKLOG_BLOCKS * BLOCK_SIZE_MAX;
+        let residual = if is_backlog { RESIDUAL_BACKLOG } else { RESIDUAL };
+        let repair = |count| match mode {
+            Mode::Split => count,
+            Mode::Mirror => 0,
+            Mode::Stripe | Mode::Auto => repair_count(count, loss, residual),
+        };
+        let most = if is_backlog { INTERLEAVED_BLOCKS } else { 1 };
+        let blocks: Vec<(u64, usize, usize)> = (0..most).map_while(|_| self.make_block(repair)).collect();
+        let longest = blocks.iter().map(|(_, source, repair)| source + repair).max().unwrap_or_default();
+        let other = if live[1 - link] { 1 - link } else { link };
+        for index in 0..longest {
+            for (number, source, repair) in blocks.iter().copied() {
+                let symbol = (number, index as u8);
+                match mode {
+                    _ if index >= source + repair => {}
+                    Mode::Split => {
+                        let first = if live[0] { 0 } else { link };
+                        let second = if live[1] { 1 } else { first };
+                        self.lines[if index < source { first } else { second }].push_back(symbol);
+                    }
+                    Mode::Mirror => {
+                        self.lines[link].push_back(symbol);
+                        if other != link {
+                            self.lines[other].push_back(symbol);
+                        }
+                    }
+                    Mode::Stripe | Mode::Auto => self.lines[link].push_back(symbol),
+                }
+            }
+        }
+        !blocks.is_empty()
+    }
+
+    /// Cuts a block from the queue: its number and how many source and repair symbols it has, of which `repair_count` decides.
+    fn make_block(&mut self, repair_count: impl Fn(usize) -> usize) -> Option<(u64, usize, usize)> {
         let in_flight = self.next_block - self.acknowledged_block;
         let allowed = self.limit.saturating_sub(self.offset);
         let size = self.queued.min(BLOCK_SIZE_MAX).min(allowed);
         if size == 0 || in_flight >= COMPLETE_BIT_COUNT {
-            return false;
+            return None;
         }
         let mut data = BytesMut::with_capacity(size as usize);
         while (data.len() as u64) < size {
@@ -198,11 +244,7 @@ impl Sender {
         let data = data.freeze();
         let source: Vec<Bytes> =
             (0..count).map(|index| data.slice(index * symbol_size..(index + 1) * symbol_size)).collect();
-        let repair_count = match mode {
-            Mode::Split => count,
-            Mode::Mirror => 0,
-            Mode::Stripe | Mode::Auto => repair_count(count, loss),
-        };
+        let repair_count = repair_count(count);
         let code = Code::choose(count, repair_count);
         let shape = BlockShape { size: size as u32, source_count: count as u8, code };
         let repair = if repair_count > 0 { coder::encode(code, &source) } else { Vec::new() };
@@ -229,24 +271,7 @@ impl Sender {
         self.counters.blocks += 1;
         self.counters.source_symbols += count as u64;
         self.counters.repair_symbols += sent_now as u64;
-        let other = if live[1 - link] { 1 - link } else { link };
-        let symbols = |range: std::ops::Range<usize>| range.map(move |index| (number, index as u8));
-        match mode {
-            Mode::Split => {
-                let first = if live[0] { 0 } else { link };
-                let second = if live[1] { 1 } else { first };
-                self.lines[first].extend(symbols(0..count));
-                self.lines[second].extend(symbols(count..count + sent_now));
-            }
-            Mode::Mirror => {
-                self.lines[link].extend(symbols(0..count));
-                if other != link {
-                    self.lines[other].extend(symbols(0..count));
-                }
-            }
-            Mode::Stripe | Mode::Auto => self.lines[link].extend(symbols(0..count + sent_now)),
-        }
-        true
+        Some((number, count, sent_now))
     }
 
     /// What the receiver says. What is lacking goes over `link`. `rtts`: round trips of both links in microseconds.
@@ -322,18 +347,20 @@ impl Sender {
         }
     }
 
-    /// Asks about blocks of which nothing was heard for long.
-    pub fn probe(&mut self, now: u64, rtt: u64, link: usize) {
+    /// Asks about blocks of which nothing was heard for long: over the first of the links, then the second, and so on.
+    pub fn probe(&mut self, now: u64, rtt: u64, links: [usize; 2]) {
         let mut due = Vec::new();
         for (number, block) in &mut self.blocks {
             let is_due = block.last_sent > 0 && now >= block.last_sent + wait(rtt, block.probes);
             if is_due && !planted(Plant::TailNotProbed) {
+                due.push((*number, block.source.len(), links[block.probes as usize % 2]));
                 block.probes += 1;
                 block.last_sent = now;
-                due.push(*number);
             }
         }
-        due.into_iter().rev().for_each(|number| self.send_more(number, 1, 0, link));
+        due.into_iter()
+            .rev()
+            .for_each(|(number, count, link)| self.send_more(number, count.min(PROBE_SYMBOLS), 0, link));
     }
 
     /// When [`Sender::probe`] is due.
@@ -355,13 +382,60 @@ impl Default for Sender {
 }
 
 fn wait(rtt: u64, probes: u32) -> u64 {
-    ((2 * rtt + PROBE_MICROS) << probes.min(6)).min(PROBE_MICROS_MAX.max(2 * rtt))
+    ((rtt * 3 / 2 + PROBE_MICROS) << probes.min(6)).min(PROBE_MICROS_MAX.max(2 * rtt))
 }
 
-/// Repair symbols for N source symbols under independent loss: the mean number lost and four standard deviations, at
+/// Repair symbols of a full block when nothing waits behind it.
+pub fn full_block_repair_count(loss: f64) -> usize {
+    repair_count(SYMBOL_COUNT_MAX / 2, loss, RESIDUAL)
+}
+
+/// The fewest repair symbols with which `source_count` source symbols survive independent loss but for a chance of `residual`; at
 /// least one.
-fn repair_count(source_count: usize, loss: f64) -> usize {
-    let mean = source_count as f64 * loss.clamp(0.0, 0.5);
-    let count = (mean + 4.0 * mean.sqrt()).ceil() as usize;
-    count.clamp(1, source_count)
+fn repair_count(source_count: usize, loss: f64, residual: f64) -> usize {
+    let loss = loss.clamp(0.0, 0.5);
+    (1..SYMBOL_COUNT_MAX)
+        .find(|repair| too_many_lost(source_count + repair, *repair, loss) <= residual)
+        .unwrap_or(SYMBOL_COUNT_MAX)
+}
+
+/// How likely it is that more than `most` of `count` symbols are lost: the tail of the binomial distribution.
+fn too_many_lost(count: usize, most: usize, loss: f64) -> f64 {
+    let mut term = (1.0 - loss).powi(count as i32);
+    let mut tail = 0.0;
+    for lost in 0..=count {
+        if lost > most {
+            tail += term;
+        }
+        term *= (count - lost) as f64 / (lost + 1) as f64 * loss / (1.0 - loss);
+    }
+    tail
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The numbers for 32 symbols and a chance of one in a million are those of tables of the binomial distribution.
+    #[test]
+    fn there_are_as_many_repair_symbols_as_the_loss_asks_for() {
+        for (loss, repair) in [(0.0, 1), (0.01, 6), (0.05, 11), (0.10, 17)] {
+            assert_eq!(repair_count(32, loss, RESIDUAL), repair, "{loss}");
+        }
+        // Little blocks need more than they have themselves.
+        assert_eq!(repair_count(1, 0.05, RESIDUAL), 4);
+        assert_eq!(repair_count(4, 0.10, RESIDUAL), 8);
+        assert!(repair_count(32, 0.01, RESIDUAL_BACKLOG) < 6);
+        // What a peer may say at most.
+        assert!(repair_count(SYMBOL_COUNT_MAX / 2, 0.5, RESIDUAL) <= SYMBOL_COUNT_MAX);
+        assert_eq!(repair_count(32, f64::MAX, RESIDUAL), SYMBOL_COUNT_MAX);
+    }
+
+    #[test]
+    fn the_tail_of_the_distribution_is_what_it_should_be() {
+        // Of three, each lost with one half: more than one in half of the cases, more than two in an eighth.
+        assert!((too_many_lost(3, 1, 0.5) - 0.5).abs() < 1e-12);
+        assert!((too_many_lost(3, 2, 0.5) - 0.125).abs() < 1e-12);
+        assert_eq!(too_many_lost(3, 3, 0.5), 0.0);
+    }
 }

@@ -12,7 +12,7 @@ use crate::{
     ChannelId, Frame, LinkState, LinkStatus, Mode, Received, SessionStatus,
     packet::{self, Acknowledgement, Body, Header, MARK_COUNT_MAX, PacketError},
     receiver::{ProtocolError, Receiver},
-    sender::{Path, Sender},
+    sender::{self, Path, Sender},
     testing::{Plant, planted},
 };
 use bytes::Bytes;
@@ -22,8 +22,13 @@ use std::collections::{BTreeMap, VecDeque};
 const ACKNOWLEDGE_MICROS: u64 = 1_000;
 /// So many symbols are acknowledged at once.
 const ACKNOWLEDGE_COUNT: u32 = 48;
+/// What was news is said once more after a quarter of the round trip within these bounds, if there is none since, in microseconds:
+/// else whoever waits for what was lost would wait for the next keepalive.
+const REPEAT_MICROS: std::ops::RangeInclusive<u64> = 2_000..=10_000;
 /// A link is never silent for longer.
 const KEEPALIVE_MICROS: u64 = 40_000;
+/// What counts as a link's loss before it was measured: rather a symbol too many than a round trip more.
+const INITIAL_LOSS: f64 = 0.02;
 /// What counts as a round trip before one was measured.
 const INITIAL_RTT_MICROS: u64 = 100_000;
 /// A link that is silent for three round trips and this is dead.
@@ -105,6 +110,7 @@ struct Link {
     /// What the peer said last of what it received and what was lost, and the rate of loss from that.
     told: (u32, u32),
     loss: f64,
+    is_measured: bool,
     bytes: u64,
 }
 
@@ -121,6 +127,7 @@ pub struct Session {
     marks: BTreeMap<ChannelId, u64>,
     peer_marks: BTreeMap<ChannelId, u64>,
     ack_at: Option<u64>,
+    repeat_at: Option<u64>,
     unacknowledged: u32,
     acks: [Option<Acknowledgement>; 2],
     /// Which end of the marks the next acknowledgement begins with.
@@ -139,13 +146,14 @@ impl Session {
             own: name.max(1),
             peer: None,
             up: false,
-            links: [Link::default(); 2],
+            links: [Link { loss: INITIAL_LOSS, ..Link::default() }; 2],
             link_count: link_count.clamp(1, 2),
             sender: Sender::new(),
             receiver: Receiver::new(),
             marks: BTreeMap::new(),
             peer_marks: BTreeMap::new(),
             ack_at: None,
+            repeat_at: None,
             unacknowledged: 0,
             acks: [None, None],
             mark_turn: 0,
@@ -279,6 +287,7 @@ impl Session {
             // The peer may say anything.
             let sample = f64::from(lost) / (f64::from(lost) + f64::from(received));
             line.loss = 0.75 * line.loss + 0.25 * sample;
+            line.is_measured = true;
             line.told = (ack.received, ack.lost);
         } else if received >= u32::MAX / 2 {
             line.told = (ack.received, ack.lost);
@@ -325,10 +334,17 @@ impl Session {
             self.ack_at = Some(now);
         }
         if let Some(link) = self.best_link() {
-            self.sender.probe(now, rtt, link);
+            let other = if self.live()[1 - link] { 1 - link } else { link };
+            self.sender.probe(now, rtt, [link, other]);
         }
+        let is_due = |at: Option<u64>| at.is_some_and(|at| now >= at);
         let keepalive = (0..self.link_count).any(|link| self.hello[link]);
-        if keepalive || self.ack_at.is_some_and(|at| now >= at) {
+        if is_due(self.ack_at) {
+            let wait = (rtt / 4).clamp(*REPEAT_MICROS.start(), *REPEAT_MICROS.end());
+            self.repeat_at = Some(now + wait);
+            self.make_acknowledgement(now);
+        } else if keepalive || is_due(self.repeat_at) {
+            self.repeat_at = None;
             self.make_acknowledgement(now);
         }
     }
@@ -364,6 +380,7 @@ impl Session {
         if self.up {
             at.push(self.heard + self.options.timeout_micros);
             at.extend(self.ack_at);
+            at.extend(self.repeat_at);
             at.extend(self.receiver.timeout());
             at.extend(self.best_link().and_then(|_| self.sender.timeout(self.rtt())));
         }
@@ -468,7 +485,7 @@ impl Session {
             self.peer_marks.clear();
         }
         self.acks = [None, None];
-        self.ack_at = None;
+        (self.ack_at, self.repeat_at) = (None, None);
         self.was_full = false;
         self.hello = [true; 2];
         self.heard = now;
@@ -483,7 +500,10 @@ impl Session {
             name: names.get(index).cloned().unwrap_or_default(),
             state: state(line),
             rtt_micros: line.rtt,
-            loss: line.loss,
+            loss: line.is_measured.then_some(line.loss),
+            rate: None,
+            repair_symbols: sender::full_block_repair_count(line.loss),
+            is_farther: self.path(index).is_farther,
             sent_datagrams: line.sequence.into(),
             sent_bytes: line.bytes,
             received_datagrams: line.received.into(),

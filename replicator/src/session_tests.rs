@@ -228,7 +228,7 @@ fn a_peer_may_say_that_everything_was_lost() {
     let datagram = packet::encode(&header, &Body::Acknowledgement(ack));
     world.ends[0].handle_datagram(world.now, 0, &datagram).unwrap();
     let loss = world.ends[0].status(&[]).links[0].loss;
-    assert!((0.2..0.3).contains(&loss), "{loss}");
+    assert!(loss.is_some_and(|loss| (0.2..0.3).contains(&loss)), "{loss:?}");
 }
 
 #[test]
@@ -361,4 +361,51 @@ fn little_goes_over_the_nearer_link_alone_and_much_over_both() {
     // Alone it carries everything.
     let (mut sender, _) = sending(4_000);
     assert!(sender.poll(1, 1, [false, true], Mode::Auto, far).is_some());
+}
+
+#[test]
+fn news_that_is_lost_is_said_again_soon() {
+    let weather = Weather { loss_percent: 0, double_percent: 0, delay_micros: 10_000, jitter_micros: 0 };
+    let mut world = World::new(Mode::Auto, weather, 7);
+    world.run_until(1_000_000, |world| world.ups == [1, 1]);
+    let start = world.now + 500_000;
+    world.run_until(1_000_000, |world| world.now >= start);
+    let told = world.now;
+    world.ends[1].mark_durable(told, CHANNEL, 1);
+    world.ends[1].handle_timeout(told);
+    // Both copies of the first acknowledgement are lost.
+    assert!((0..2).all(|link| world.ends[1].poll_transmit(told, link).is_some()));
+    world.run_until(1_000_000, |world| world.durable[0] == 1);
+    assert!(world.now <= told + 10_000 + 5_000, "only after {} us", world.now - told);
+}
+
+#[test]
+fn a_burst_of_loss_hits_each_block_of_a_backlog_a_little() {
+    let (mut sender, _) = sending(1 << 20);
+    let symbols = std::iter::from_fn(|| sender.poll(1, 0, [true; 2], Mode::Auto, Path::default()));
+    let blocks: Vec<u64> = symbols.map(|symbol| symbol.block).collect();
+    // At the end there is no backlog any more.
+    for burst in blocks[..400].chunks_exact(8) {
+        let most = burst.iter().map(|block| burst.iter().filter(|other| *other == block).count()).max();
+        assert!(most <= Some(2), "{burst:?}");
+    }
+    let (mut sender, _) = sending(100_000);
+    assert_eq!(sender.poll(1, 0, [true; 2], Mode::Auto, Path::default()).map(|symbol| symbol.block), Some(0));
+    assert_eq!(sender.poll(1, 0, [true; 2], Mode::Auto, Path::default()).map(|symbol| symbol.block), Some(0));
+}
+
+#[test]
+fn a_block_of_which_nothing_is_heard_is_asked_about_over_one_link_and_then_the_other() {
+    let (mut sender, _) = sending(2_000);
+    let (both, path, rtt) = ([true; 2], Path::default(), 20_000);
+    while sender.poll(1, 0, both, Mode::Auto, path).is_some() {}
+    let mut now = 1;
+    for link in [0, 1, 0] {
+        now = sender.timeout(rtt).unwrap();
+        sender.probe(now, rtt, [0, 1]);
+        let asked = |sender: &mut Sender, link| sender.take(now, link).is_some();
+        assert!(asked(&mut sender, link) && asked(&mut sender, link), "the block has two symbols");
+        assert!(!asked(&mut sender, 1 - link));
+    }
+    assert!(now < 300_000, "only after {now} us");
 }

@@ -1,8 +1,8 @@
 //! The driver: QUIC connections, one a link, around a [`Session`].
 //!
-//! The node with the lower key dials; the other listens. One task drives the session; each link has a task that keeps a
-//! connection up, one that reads and one that writes. Everything runs on the tokio runtime that [`connect`] is called
-//! in; a [`Handle`] can be used from any thread.
+//! The node with the lower key dials; the other listens. One task drives the session and sends; each link has a task that keeps
+//! a connection up and reads. Everything runs on the tokio runtime that [`connect`] is called in; a [`Handle`] can be used from
+//! any thread.
 
 mod heartbeat;
 mod identity;
@@ -17,11 +17,14 @@ use crate::{
 };
 use bytes::Bytes;
 use nix::sys::socket::{setsockopt, sockopt};
-use noq::{ClientConfig, Connection, Endpoint, EndpointConfig, ServerConfig, TransportConfig, VarInt};
+use noq::{ClientConfig, Connection, Endpoint, EndpointConfig, PathId, ServerConfig, TransportConfig, VarInt};
 use std::{
     io,
     net::{SocketAddr, UdpSocket},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 use tokio::{
@@ -30,8 +33,15 @@ use tokio::{
     time::{sleep, sleep_until, timeout},
 };
 
-/// Datagrams handed to a connection ahead of what it can send.
-const WRITE_QUEUE: usize = 32;
+/// How much may wait in a connection to be paced, as a time: it has chosen its link already, and what is urgent waits behind it.
+const QUEUE: Duration = Duration::from_millis(5);
+/// How soon a connection with a full queue is looked at again.
+const REFILL: Duration = Duration::from_millis(1);
+/// The queue in bytes while the rate is unknown, and at least.
+const QUEUE_SIZE_FIRST: usize = 64 << 10;
+const QUEUE_SIZE_MIN: usize = 4 << 10;
+/// And at most: 5 ms at 1.6 Gbit/s.
+const QUEUE_SIZE_MAX: usize = 1 << 20;
 /// Bytes that a socket holds for us while the task that reads it does something else: 50 ms at 1 Gbit/s.
 const SOCKET_BUFFER: usize = 8 << 20;
 /// How long to wait before dialling again.
@@ -134,6 +144,8 @@ struct Shared {
     wake: Notify,
     start: Instant,
     names: Vec<String>,
+    /// Bytes a second over each link; 0: not known.
+    rates: [AtomicU64; 2],
 }
 
 impl Shared {
@@ -189,7 +201,11 @@ impl Handle {
 
     /// The session as it is now.
     pub fn status(&self) -> SessionStatus {
-        self.shared.lock().status(&self.shared.names)
+        let mut status = self.shared.lock().status(&self.shared.names);
+        for (link, rate) in status.links.iter_mut().zip(&self.shared.rates) {
+            link.rate = Some(rate.load(Relaxed)).filter(|rate| *rate > 0);
+        }
+        status
     }
 
     /// Stops talking to the peer.
@@ -199,7 +215,7 @@ impl Handle {
 }
 
 enum LinkEvent {
-    Open(usize, mpsc::Sender<Bytes>),
+    Open(usize, Connection),
     Closed(usize),
     Datagrams(usize, Vec<Bytes>),
     Refused(usize, String),
@@ -228,6 +244,7 @@ pub fn connect(options: NodeOptions, seed: u64) -> Result<(Handle, mpsc::Unbound
         wake: Notify::new(),
         start: Instant::now(),
         names: options.links.iter().map(|link| link.name.clone()).collect(),
+        rates: Default::default(),
     });
     let (link_events, from_links) = mpsc::channel(256);
     let mut tasks = JoinSet::new();
@@ -238,7 +255,6 @@ pub fn connect(options: NodeOptions, seed: u64) -> Result<(Handle, mpsc::Unbound
             remote: link.remote,
             client: dials.then(|| client.clone()),
             events: link_events.clone(),
-            drained: shared.clone(),
         };
         tasks.spawn(keeper.run());
     }
@@ -255,8 +271,7 @@ fn transport() -> TransportConfig {
         // Symbols fit the smallest MTU; without discovery a burst of loss cannot be taken for a black hole.
         .mtu_discovery_config(None)
         .datagram_receive_buffer_size(Some(16 << 20))
-        // What waits here has chosen its link already.
-        .datagram_send_buffer_size(64 << 10)
+        .datagram_send_buffer_size(QUEUE_SIZE_MAX)
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .max_idle_timeout(Some(VarInt::from_u32(4_000).into()));
@@ -297,7 +312,6 @@ struct Keeper {
     /// To dial with; else it listens.
     client: Option<ClientConfig>,
     events: mpsc::Sender<LinkEvent>,
-    drained: Arc<Shared>,
 }
 
 impl Keeper {
@@ -353,20 +367,9 @@ impl Keeper {
     async fn serve(&self, connection: Connection) {
         let mut connection = connection;
         loop {
-            let (sender, mut outgoing) = mpsc::channel::<Bytes>(WRITE_QUEUE);
-            if self.events.send(LinkEvent::Open(self.index, sender)).await.is_err() {
+            if self.events.send(LinkEvent::Open(self.index, connection.clone())).await.is_err() {
                 return;
             }
-            let write = async {
-                while let Some(bytes) = outgoing.recv().await {
-                    if connection.send_datagram_wait(bytes).await.is_err() {
-                        break;
-                    }
-                    if outgoing.len() <= WRITE_QUEUE / 2 {
-                        self.drained.wake.notify_one();
-                    }
-                }
-            };
             let read = async {
                 while let Ok(first) = connection.read_datagram().await {
                     let mut datagrams = vec![first];
@@ -392,7 +395,6 @@ impl Keeper {
                 }
             };
             let next = tokio::select! {
-                () = write => None,
                 () = read => None,
                 newer = newer => Some(newer),
             };
@@ -424,9 +426,9 @@ async fn drive(
     events: mpsc::UnboundedSender<Event>,
     tasks: JoinSet<()>,
 ) {
-    let mut writers: [Option<mpsc::Sender<Bytes>>; 2] = [None, None];
+    let mut connections: [Option<Connection>; 2] = [None, None];
     loop {
-        let next_timeout = turn(&shared, &writers, &events);
+        let next_timeout = turn(&shared, &connections, &events);
         let deadline = next_timeout.map(|at| shared.start + Duration::from_micros(at));
         let timer = async {
             match deadline {
@@ -440,10 +442,10 @@ async fn drive(
             () = timer => {}
             event = from_links.recv() => {
                 let Some(event) = event else { break };
-                take(&shared, &mut writers, &events, event);
+                take(&shared, &mut connections, &events, event);
                 // More may have come; it is cheaper to look than to be woken.
                 while let Ok(event) = from_links.try_recv() {
-                    take(&shared, &mut writers, &events, event);
+                    take(&shared, &mut connections, &events, event);
                 }
             }
         }
@@ -456,19 +458,19 @@ async fn drive(
 
 fn take(
     shared: &Shared,
-    writers: &mut [Option<mpsc::Sender<Bytes>>; 2],
+    connections: &mut [Option<Connection>; 2],
     events: &mpsc::UnboundedSender<Event>,
     event: LinkEvent,
 ) {
     let now = shared.now();
     let mut session = shared.lock();
     match event {
-        LinkEvent::Open(link, writer) => {
-            writers[link] = Some(writer);
+        LinkEvent::Open(link, connection) => {
+            connections[link] = Some(connection);
             session.handle_link(now, link, true);
         }
         LinkEvent::Closed(link) => {
-            writers[link] = None;
+            connections[link] = None;
             session.handle_link(now, link, false);
         }
         LinkEvent::Datagrams(link, datagrams) => {
@@ -489,11 +491,7 @@ fn refuse(shared: &Shared, events: &mpsc::UnboundedSender<Event>, link: usize, r
 }
 
 /// Lets the session do what it can now; when it wants to be called again.
-fn turn(
-    shared: &Shared,
-    writers: &[Option<mpsc::Sender<Bytes>>; 2],
-    events: &mpsc::UnboundedSender<Event>,
-) -> Option<u64> {
+fn turn(shared: &Shared, connections: &[Option<Connection>; 2], events: &mpsc::UnboundedSender<Event>) -> Option<u64> {
     let now = shared.now();
     let mut session = shared.lock();
     session.handle_timeout(now);
@@ -508,19 +506,54 @@ fn turn(
             SessionEvent::Writable => Event::Writable,
         });
     }
+    let refill = transmit(now, shared, &mut session, connections).then(|| now + REFILL.as_micros() as u64);
+    [session.poll_timeout(), refill].into_iter().flatten().min()
+}
+
+/// Sends what the session has, as far as there is room; whether there may be more.
+fn transmit(now: u64, shared: &Shared, session: &mut Session, connections: &[Option<Connection>; 2]) -> bool {
+    let mut batches = [const { Vec::new() }; 2];
+    let mut rooms = [0; 2];
+    for (link, connection) in connections.iter().enumerate() {
+        let rate = connection.as_ref().and_then(rate);
+        shared.rates[link].store(rate.unwrap_or_default(), Relaxed);
+        rooms[link] = connection.as_ref().map_or(0, |connection| room(connection, rate));
+    }
+    let mut is_full = [0, 1].map(|link| connections[link].is_some() && rooms[link] == 0);
     // In turns, so that neither link waits for the other's whole queue to be filled.
-    let mut room = [true; 2];
-    while room.contains(&true) {
-        for (link, writer) in writers.iter().enumerate() {
-            let permit = writer.as_ref().filter(|_| room[link]).and_then(|writer| writer.try_reserve().ok());
-            let datagram = permit.is_some().then(|| session.poll_transmit(now, link)).flatten();
-            match (permit, datagram) {
-                (Some(permit), Some(bytes)) => permit.send(bytes),
-                _ => room[link] = false,
+    while rooms != [0; 2] {
+        for link in 0..2 {
+            if rooms[link] == 0 {
+                continue;
             }
+            let Some(datagram) = session.poll_transmit(now, link) else {
+                rooms[link] = 0;
+                continue;
+            };
+            rooms[link] = rooms[link].saturating_sub(datagram.len());
+            is_full[link] = rooms[link] == 0;
+            batches[link].push(datagram);
         }
     }
-    session.poll_timeout()
+    for (connection, batch) in connections.iter().zip(&batches).filter(|(_, batch)| !batch.is_empty()) {
+        // An error means that the connection is gone, which the task that reads says.
+        let _ = connection.as_ref().map(|connection| connection.send_many_datagrams(batch));
+    }
+    is_full != [false; 2]
+}
+
+/// What a connection is paced at, in bytes a second.
+fn rate(connection: &Connection) -> Option<u64> {
+    connection.path_stats(PathId::ZERO).and_then(|path| path.bandwidth_estimate).map(|bits| bits / 8)
+}
+
+/// Bytes that may be handed to a connection now.
+fn room(connection: &Connection, rate: Option<u64>) -> usize {
+    let most = rate.map_or(QUEUE_SIZE_FIRST, |rate| (rate * QUEUE.as_micros() as u64 / 1_000_000) as usize);
+    // A datagram more than is allowed must not push out the oldest.
+    let most = most.clamp(QUEUE_SIZE_MIN, QUEUE_SIZE_MAX - (4 << 10));
+    let waiting = QUEUE_SIZE_MAX.saturating_sub(connection.datagram_send_buffer_space());
+    most.saturating_sub(waiting)
 }
 
 #[cfg(test)]

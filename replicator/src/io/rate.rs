@@ -22,11 +22,11 @@ struct RateController {
 }
 
 impl Controller for RateController {
-    fn on_ack(&mut self, now: Instant, _: Instant, bytes: u64, _: u64, limited: bool, rtt: &RttEstimator) {
-        let at = now.duration_since(self.start).as_micros() as u64 + 1;
+    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, _: u64, limited: bool, rtt: &RttEstimator) {
+        let [at, sent] = [now, sent].map(|at| at.duration_since(self.start).as_micros() as u64 + 1);
         // Not the age of this packet: a receiver may keep an acknowledgement back for 25 ms, which is no queue.
         let rtt = rtt.get().as_micros() as u64;
-        self.model.acknowledged(at, bytes, rtt, limited);
+        self.model.acknowledged(at, sent, bytes, rtt, limited);
     }
 
     // Loss is what the code is for.
@@ -44,6 +44,7 @@ impl Controller for RateController {
         let mut metrics = ControllerMetrics::default();
         metrics.congestion_window = self.model.window();
         metrics.pacing_rate = self.model.pacing_rate();
+        metrics.bandwidth_estimate = metrics.pacing_rate.map(|rate| 8 * rate);
         metrics.send_quantum = Some(64 << 10);
         metrics
     }

@@ -219,16 +219,18 @@ fn session(value: &Value) -> String {
     let mut out = String::new();
     for link in value["links"].as_array().into_iter().flatten() {
         let rtt = link["rtt_micros"].as_u64().map_or("-".into(), |rtt| format!("{:.1} ms", rtt as f64 / 1e3));
+        let loss = link["loss"].as_f64().map_or("-".into(), |loss| format!("{:.2} %", loss * 100.0));
+        let rate = link["rate"].as_u64().map_or("-".into(), |rate| format!("{:.1} Mbit/s", rate as f64 * 8e-6));
         let _ = writeln!(
             out,
-            "  link {}: {}, RTT {rtt}, loss {:.2} %, {} sent in {} packets",
+            "  link {}: {}, RTT {rtt}, loss {loss}, at most {rate}; {} sent in {} packets",
             text(link, "name"),
             text(link, "state"),
-            link["loss"].as_f64().unwrap_or(0.0) * 100.0,
             size(number(link, "sent_bytes")),
             number(link, "sent_datagrams")
         );
     }
+    out += &mode(value);
     if value.is_object() {
         let (sent, received) = (&value["sent"], &value["received"]);
         let _ = writeln!(
@@ -243,6 +245,28 @@ fn session(value: &Value) -> String {
         );
     }
     out
+}
+
+/// What goes over which link, and why.
+fn mode(value: &Value) -> String {
+    let links = || value["links"].as_array().into_iter().flatten();
+    let how = match text(value, "mode") {
+        "-" => return String::new(),
+        "split" => "what is sent over the first link, as much repair over the second".into(),
+        "mirror" => "everything over both links".into(),
+        _ => {
+            let repair: Vec<String> = links()
+                .map(|link| {
+                    format!("{} repair symbols for 32 on {}", number(link, "repair_symbols"), text(link, "name"))
+                })
+                .collect();
+            let far = links().find(|link| link["is_farther"] == true);
+            let far =
+                far.map(|link| format!("; {} is farther and takes what the other has no room for", text(link, "name")));
+            format!("each link carries what it can, {}{}", repair.join(", "), far.unwrap_or_default())
+        }
+    };
+    format!("  mode {}: {how}\n", text(value, "mode"))
 }
 
 /// The node.
