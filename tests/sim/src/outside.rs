@@ -389,19 +389,23 @@ impl Outside {
         let of_number: Vec<usize> = (0..self.history.points.len())
             .filter(|index| self.history.points[*index].generation == generation)
             .collect();
-        let mut why = Vec::new();
+        let (mut why, mut found) = (Vec::new(), Vec::new());
         for index in of_number.iter().rev() {
-            let point = self.history.points[*index].clone();
-            for counts in self.history.counts(point.branch, content).iter().rev() {
-                let both = counts.start.max(point.counts.start)..counts.end.min(point.counts.end);
-                if !both.is_empty() {
-                    let place = Place { branch: point.branch, count: both.end - 1 };
-                    // It is this state for ever.
-                    self.history.points[*index].counts = both;
-                    return Ok(Some(place));
-                }
+            let point = &self.history.points[*index];
+            let within = |counts: &Range<usize>| counts.start.max(point.counts.start)..counts.end.min(point.counts.end);
+            let counts = self.history.counts(point.branch, content);
+            match counts.iter().rev().map(within).find(|both| !both.is_empty()) {
+                Some(both) => found.push((*index, Place { branch: point.branch, count: both.end - 1 }, both)),
+                None => why.push(format!("{point:?}: {}", self.history.explain(point.branch, content))),
             }
-            why.push(format!("{:?}: {}", point, self.history.explain(point.branch, content)));
+        }
+        if let Some((index, place, both)) = found.first() {
+            // It is this state for ever. Two branches may have points of this number: then it may be either's, or that of one
+            // that was not answered.
+            if found.len() == 1 && self.history.at_unknown(content).is_none() {
+                self.history.points[*index].counts = both.clone();
+            }
+            return Ok(Some(*place));
         }
         if let Some(place) = self.history.at_unknown(content) {
             return Ok(Some(place));
