@@ -10,7 +10,7 @@ use crate::testing::{Plant, planted};
 use bytes::{Bytes, BytesMut};
 use reed_solomon_simd::{
     engine::{DefaultEngine, Engine, GF_MODULUS, GF_ORDER, GfElement, ShardsRefMut, tables},
-    rate::{HighRateDecoder, HighRateEncoder, RateDecoder, RateEncoder},
+    rate::{DecoderWork, EncoderWork, HighRateDecoder, HighRateEncoder, RateDecoder, RateEncoder},
 };
 
 /// Most source symbols in a block, and most repair symbols.
@@ -33,8 +33,8 @@ impl Code {
         match (source_count, repair_count) {
             (1, _) => Self::Copy,
             (_, 1) => Self::Xor,
-            // Room for as many again, if the receiver asks for them later.
-            _ => Self::ReedSolomon(source_count.max(repair_count).next_power_of_two() as u8),
+            // What is made costs as much as the next power of two; what more is asked for is of the source.
+            _ => Self::ReedSolomon(repair_count.next_power_of_two() as u8),
         }
     }
 
@@ -48,22 +48,98 @@ impl Code {
     }
 }
 
-/// Makes all repair symbols of a block. `source`: at least one symbol, all of one even size.
-pub fn encode(code: Code, source: &[Bytes]) -> Vec<Bytes> {
-    let size = source.first().map_or(0, Bytes::len);
-    match code {
-        Code::Copy => source.iter().take(1).cycle().take(code.repair_count()).cloned().collect(),
-        Code::Xor => vec![sum(size, source.iter())],
-        Code::ReedSolomon(count) => reed_solomon(source, count.into(), size).unwrap_or_default(),
-    }
+/// Makes repair symbols and restores what is lost; keeps the memory for it from block to block.
+#[derive(Default)]
+pub struct Coder {
+    encoder: Option<EncoderWork>,
+    decoder: Option<DecoderWork>,
 }
 
-fn reed_solomon(source: &[Bytes], count: usize, size: usize) -> Result<Vec<Bytes>, reed_solomon_simd::Error> {
-    let mut encoder = HighRateEncoder::new(source.len(), count, size, DirectEngine::new(), None)?;
-    for symbol in source {
-        encoder.add_original_shard(symbol)?;
+impl Coder {
+    /// Nothing is kept yet.
+    pub fn new() -> Self {
+        Self::default()
     }
-    Ok(encoder.encode()?.recovery_iter().map(Bytes::copy_from_slice).collect())
+
+    /// Makes all repair symbols of a block. `source`: at least one symbol, all of one even size.
+    pub fn encode(&mut self, code: Code, source: &[Bytes]) -> Vec<Bytes> {
+        let size = source.first().map_or(0, Bytes::len);
+        match code {
+            Code::Copy => source.iter().take(1).cycle().take(code.repair_count()).cloned().collect(),
+            Code::Xor => vec![sum(size, source.iter())],
+            Code::ReedSolomon(count) => self.repair(source, count.into(), size).unwrap_or_default(),
+        }
+    }
+
+    fn repair(&mut self, source: &[Bytes], count: usize, size: usize) -> Result<Vec<Bytes>, reed_solomon_simd::Error> {
+        let work = self.encoder.take();
+        let mut encoder = HighRateEncoder::new(source.len(), count, size, DirectEngine::new(), work)?;
+        for symbol in source {
+            encoder.add_original_shard(symbol)?;
+        }
+        let mut made = BytesMut::with_capacity(count * size);
+        encoder.encode()?.recovery_iter().for_each(|symbol| made.extend_from_slice(symbol));
+        self.encoder = Some(encoder.into_parts().1);
+        let made = made.freeze();
+        Ok((0..count).map(|index| made.slice(index * size..(index + 1) * size)).collect())
+    }
+
+    /// Fills in the missing source symbols. `symbols`: the N source symbols, then the repair symbols, as far as they are
+    /// here, all of one even size. `false` if there are fewer than N.
+    pub fn decode(&mut self, code: Code, source_count: usize, symbols: &mut [Option<Bytes>]) -> bool {
+        let (source, repair) = symbols.split_at_mut(source_count.min(symbols.len()));
+        let missing: Vec<usize> = (0..source.len()).filter(|index| source[*index].is_none()).collect();
+        if missing.is_empty() {
+            return true;
+        }
+        if missing.len() > repair.iter().flatten().count() {
+            return false;
+        }
+        match code {
+            Code::Copy => source[0] = repair.iter().flatten().next().cloned(),
+            Code::Xor => {
+                let Some(parity) = repair.first().cloned().flatten() else {
+                    return false;
+                };
+                let size = parity.len();
+                let restored = sum(size, source.iter().flatten().chain([&parity]));
+                source[missing[0]] = Some(restored);
+            }
+            Code::ReedSolomon(count) => return self.restore(source, repair, count.into()).is_ok(),
+        }
+        true
+    }
+
+    fn restore(
+        &mut self,
+        source: &mut [Option<Bytes>],
+        repair: &[Option<Bytes>],
+        count: usize,
+    ) -> Result<(), reed_solomon_simd::Error> {
+        let size = repair.iter().flatten().next().map_or(0, Bytes::len);
+        let work = self.decoder.take();
+        let mut decoder = HighRateDecoder::new(source.len(), count, size, DirectEngine::new(), work)?;
+        for (index, symbol) in source.iter().enumerate() {
+            if let Some(symbol) = symbol {
+                decoder.add_original_shard(index, symbol)?;
+            }
+        }
+        for (index, symbol) in repair.iter().enumerate().take(count) {
+            if let Some(symbol) = symbol {
+                let index = (index + usize::from(planted(Plant::WrongRepair))) % count;
+                decoder.add_recovery_shard(index, symbol)?;
+            }
+        }
+        let restored = decoder.decode()?;
+        for (index, symbol) in restored.restored_original_iter() {
+            if let Some(place) = source.get_mut(index) {
+                *place = Some(Bytes::copy_from_slice(symbol));
+            }
+        }
+        drop(restored);
+        self.decoder = Some(decoder.into_parts().1);
+        Ok(())
+    }
 }
 
 fn sum<'a>(size: usize, symbols: impl Iterator<Item = &'a Bytes>) -> Bytes {
@@ -74,66 +150,14 @@ fn sum<'a>(size: usize, symbols: impl Iterator<Item = &'a Bytes>) -> Bytes {
     sum.freeze()
 }
 
-/// Fills in the missing source symbols. `symbols`: the N source symbols, then the repair symbols, as far as they are
-/// here, all of one even size. `false` if there are fewer than N.
-pub fn decode(code: Code, source_count: usize, symbols: &mut [Option<Bytes>]) -> bool {
-    let (source, repair) = symbols.split_at_mut(source_count.min(symbols.len()));
-    let missing: Vec<usize> = (0..source.len()).filter(|index| source[*index].is_none()).collect();
-    if missing.is_empty() {
-        return true;
-    }
-    if missing.len() > repair.iter().flatten().count() {
-        return false;
-    }
-    match code {
-        Code::Copy => source[0] = repair.iter().flatten().next().cloned(),
-        Code::Xor => {
-            let Some(parity) = repair.first().cloned().flatten() else {
-                return false;
-            };
-            let size = parity.len();
-            let restored = sum(size, source.iter().flatten().chain([&parity]));
-            source[missing[0]] = Some(restored);
-        }
-        Code::ReedSolomon(count) => return restore(source, repair, count.into()).is_ok(),
-    }
-    true
-}
-
-fn restore(
-    source: &mut [Option<Bytes>],
-    repair: &[Option<Bytes>],
-    count: usize,
-) -> Result<(), reed_solomon_simd::Error> {
-    let size = repair.iter().flatten().next().map_or(0, Bytes::len);
-    let mut decoder = HighRateDecoder::new(source.len(), count, size, DirectEngine::new(), None)?;
-    for (index, symbol) in source.iter().enumerate() {
-        if let Some(symbol) = symbol {
-            decoder.add_original_shard(index, symbol)?;
-        }
-    }
-    for (index, symbol) in repair.iter().enumerate().take(count) {
-        if let Some(symbol) = symbol {
-            let index = (index + usize::from(planted(Plant::WrongRepair))) % count;
-            decoder.add_recovery_shard(index, symbol)?;
-        }
-    }
-    let restored = decoder.decode()?;
-    for (index, symbol) in restored.restored_original_iter() {
-        if let Some(place) = source.get_mut(index) {
-            *place = Some(Bytes::copy_from_slice(symbol));
-        }
-    }
-    Ok(())
-}
-
 /// Builds the tables of the code, which takes about 10 ms once.
 pub fn warm_up() {
     let source = vec![Bytes::from_static(&[1; 64]); 3];
-    let repair = encode(Code::ReedSolomon(4), &source);
+    let mut coder = Coder::new();
+    let repair = coder.encode(Code::ReedSolomon(4), &source);
     let mut symbols: Vec<Option<Bytes>> = vec![None; 3];
     symbols.extend(repair.into_iter().map(Some));
-    assert!(decode(Code::ReedSolomon(4), 3, &mut symbols), "the code does not decode");
+    assert!(coder.decode(Code::ReedSolomon(4), 3, &mut symbols), "the code does not decode");
 }
 
 /// The crate's fastest engine, with another way to evaluate the error locator.
@@ -189,7 +213,7 @@ mod tests {
             let code = Code::choose(count, repair);
             let source = symbols(count, half * 2, seed);
             let mut all: Vec<Option<Bytes>> = source.iter().cloned().map(Some).collect();
-            all.extend(encode(code, &source).into_iter().map(Some));
+            all.extend(Coder::new().encode(code, &source).into_iter().map(Some));
             let mut left = all.len() - count;
             let mut state = order | 1;
             while left > 0 {
@@ -197,7 +221,7 @@ mod tests {
                 let index = (state >> 33) as usize % all.len();
                 left -= usize::from(all[index].take().is_some());
             }
-            prop_assert!(decode(code, count, &mut all));
+            prop_assert!(Coder::new().decode(code, count, &mut all));
             for (found, expected) in all.iter().zip(&source) {
                 prop_assert_eq!(found.as_ref(), Some(expected));
             }
@@ -208,7 +232,7 @@ mod tests {
         fn repair_symbols_decode_with_the_stock_engine_too(count in 2usize..=40, lost in 1usize..=4, seed: u8) {
             let source = symbols(count, 64, seed);
             let room = count.max(4).next_power_of_two();
-            let repair = encode(Code::ReedSolomon(room as u8), &source);
+            let repair = Coder::new().encode(Code::ReedSolomon(room as u8), &source);
             let lost = lost.min(count);
             let mut stock = HighRateDecoder::new(count, room, 64, DefaultEngine::new(), None).unwrap();
             for (index, symbol) in source.iter().enumerate().skip(lost) {
@@ -218,7 +242,7 @@ mod tests {
             let theirs = stock.decode().unwrap();
             let mut ours: Vec<Option<Bytes>> = (0..count).map(|i| (i >= lost).then(|| source[i].clone())).collect();
             ours.extend(repair.iter().enumerate().map(|(i, s)| (i < lost).then(|| s.clone())));
-            prop_assert!(decode(Code::ReedSolomon(room as u8), count, &mut ours));
+            prop_assert!(Coder::new().decode(Code::ReedSolomon(room as u8), count, &mut ours));
             for (index, symbol) in theirs.restored_original_iter() {
                 prop_assert_eq!(ours[index].as_deref(), Some(symbol));
                 prop_assert_eq!(&source[index][..], symbol);
@@ -230,7 +254,7 @@ mod tests {
     fn fewer_than_n_symbols_are_refused() {
         let source = symbols(5, 10, 1);
         let mut all: Vec<Option<Bytes>> = vec![None; 5];
-        all.extend(encode(Code::choose(5, 3), &source).into_iter().take(4).map(Some));
-        assert!(!decode(Code::choose(5, 3), 5, &mut all));
+        all.extend(Coder::new().encode(Code::choose(5, 3), &source).into_iter().take(4).map(Some));
+        assert!(!Coder::new().decode(Code::choose(5, 3), 5, &mut all));
     }
 }

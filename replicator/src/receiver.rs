@@ -2,7 +2,7 @@
 
 use crate::{
     ChannelId, Received,
-    coder::{self, Code},
+    coder::{Code, Coder},
     packet::{Acknowledgement, BlockShape, COMPLETE_BIT_COUNT, LACKING_COUNT_MAX, Lacking, Symbol},
     sender::FRAME_HEADER_SIZE,
     testing::{Plant, planted},
@@ -58,6 +58,7 @@ pub enum ProtocolError {
 
 /// See the module.
 pub struct Receiver {
+    coder: Coder,
     blocks: BTreeMap<u64, Incoming>,
     /// Complete blocks that wait for one before them.
     complete: BTreeMap<u64, Bytes>,
@@ -74,6 +75,7 @@ impl Receiver {
     /// Nothing received yet.
     pub fn new() -> Self {
         Self {
+            coder: Coder::new(),
             blocks: BTreeMap::new(),
             complete: BTreeMap::new(),
             next_block: 0,
@@ -146,7 +148,7 @@ impl Receiver {
         };
         let source_count = usize::from(shape.source_count);
         let missing = block.symbols.iter().take(source_count).filter(|symbol| symbol.is_none()).count();
-        if !coder::decode(shape.code, source_count, &mut block.symbols) {
+        if !self.coder.decode(shape.code, source_count, &mut block.symbols) {
             self.blocks.insert(number, block);
             return Ok(());
         }

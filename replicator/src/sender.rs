@@ -2,7 +2,7 @@
 
 use crate::{
     Frame, Mode,
-    coder::{self, Code, SYMBOL_COUNT_MAX},
+    coder::{Code, Coder, SYMBOL_COUNT_MAX},
     packet::{Acknowledgement, BlockShape, COMPLETE_BIT_COUNT, Lacking, SYMBOL_SIZE, Symbol},
     receiver::INITIAL_LIMIT,
     testing::{Plant, planted},
@@ -50,7 +50,8 @@ struct Block {
     /// How many were sent again without knowing which are lacking.
     again: usize,
     repair_sent: bool,
-    sent_on: [u16; 2],
+    /// Which symbols were sent over each link, a bit each.
+    sent_on: [u128; 2],
     last_sent: u64,
     last_asked: u64,
     probes: u32,
@@ -76,6 +77,7 @@ pub struct SendCounters {
 
 /// See the module.
 pub struct Sender {
+    coder: Coder,
     /// Stream bytes that are in no block yet.
     queue: VecDeque<Bytes>,
     queued: u64,
@@ -97,6 +99,7 @@ impl Sender {
     /// Nothing sent yet.
     pub fn new() -> Self {
         Self {
+            coder: Coder::new(),
             queue: VecDeque::new(),
             queued: 0,
             unacknowledged: 0,
@@ -175,7 +178,7 @@ impl Sender {
                 Some(repair) => block.repair.get(repair),
             };
             let Some(data) = data.cloned() else { continue };
-            block.sent_on[link] += 1;
+            block.sent_on[link] |= 1 << index;
             block.last_sent = now;
             return Some(Symbol { block: number, shape: block.shape, index, data });
         }
@@ -247,7 +250,7 @@ impl Sender {
         let repair_count = repair_count(count);
         let code = Code::choose(count, repair_count);
         let shape = BlockShape { size: size as u32, source_count: count as u8, code };
-        let repair = if repair_count > 0 { coder::encode(code, &source) } else { Vec::new() };
+        let repair = if repair_count > 0 { self.coder.encode(code, &source) } else { Vec::new() };
         let number = self.next_block;
         self.next_block += 1;
         self.queued -= size;
@@ -293,7 +296,7 @@ impl Sender {
             let Some(block) = self.blocks.get_mut(&number) else {
                 continue;
             };
-            let used = (0..2).filter(|link| block.sent_on[*link] > 0).map(|link| rtts[link]);
+            let used = (0..2).filter(|link| block.sent_on[*link] != 0).map(|link| rtts[link]);
             let rtt = used.max().unwrap_or_default();
             // The same request comes over both links, and again before the answer can have arrived; and it comes before what
             // went over the link that is farther away.
@@ -313,7 +316,7 @@ impl Sender {
             return;
         };
         if block.repair.is_empty() && !block.repair_sent {
-            block.repair = coder::encode(block.shape.code, &block.source);
+            block.repair = self.coder.encode(block.shape.code, &block.source);
         }
         let all = block.source.len() + block.repair.len();
         let mut missing = (0..block.source.len().min(32)).filter(|index| missing >> index & 1 == 1);
@@ -336,13 +339,13 @@ impl Sender {
     pub fn link_lost(&mut self, lost: usize) {
         let moved = std::mem::take(&mut self.lines[lost]);
         self.lines[1 - lost].extend(moved);
-        let lacking: Vec<(u64, usize)> =
-            self.blocks.iter().map(|(number, block)| (*number, usize::from(block.sent_on[lost]))).collect();
-        for (number, count) in lacking.into_iter().rev().filter(|(_, count)| *count > 0) {
-            if let Some(block) = self.blocks.get_mut(&number) {
-                block.sent_on[lost] = 0;
-                let count = count.min(block.source.len());
-                self.send_more(number, count, 0, 1 - lost);
+        for (number, block) in self.blocks.iter_mut().rev() {
+            let gone = std::mem::take(&mut block.sent_on[lost]) & !block.sent_on[1 - lost];
+            // As many as there are source symbols are always enough.
+            let again = (0..u128::BITS as u8).filter(|index| gone >> index & 1 == 1).take(block.source.len());
+            for index in again.collect::<Vec<_>>().into_iter().rev() {
+                self.lines[1 - lost].push_front((*number, index));
+                self.counters.resent_symbols += 1;
             }
         }
     }

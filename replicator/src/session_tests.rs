@@ -409,3 +409,24 @@ fn a_block_of_which_nothing_is_heard_is_asked_about_over_one_link_and_then_the_o
     }
     assert!(now < 300_000, "only after {now} us");
 }
+
+#[test]
+fn what_went_over_a_link_that_is_lost_goes_over_the_other_and_nothing_else() {
+    let (mut sender, mut receiver) = sending(30_000);
+    let (both, path) = ([true; 2], Path::default());
+    let mut lost = Vec::new();
+    loop {
+        let near = sender.poll(1, 0, both, Mode::Auto, path);
+        let far = sender.poll(1, 1, both, Mode::Auto, path);
+        lost.extend(far.as_ref().map(|symbol| symbol.index));
+        let Some(symbol) = near else { break };
+        receiver.handle(10_000, symbol, 20_000).unwrap();
+    }
+    assert!(lost.len() > 10, "both links carry the block");
+    sender.link_lost(1);
+    let again: Vec<_> = std::iter::from_fn(|| sender.poll(2, 0, [true, false], Mode::Auto, path)).collect();
+    lost.sort_unstable();
+    assert!(again.iter().map(|symbol| symbol.index).eq(lost), "something else is sent again");
+    again.into_iter().for_each(|symbol| receiver.handle(20_000, symbol, 20_000).unwrap());
+    assert!(receiver.pop().is_some());
+}

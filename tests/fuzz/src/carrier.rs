@@ -4,7 +4,7 @@ use crate::input::Input;
 use bytes::Bytes;
 use replicator::{
     ChannelId, FRAME_SIZE_MAX,
-    coder::{self, Code},
+    coder::{Code, Coder},
     heartbeat::{BEAT_SIZE, Heartbeat},
     packet::{self, BlockShape, Body, Header, SYMBOL_SIZE, Symbol},
     session::{Session, SessionEvent, SessionOptions},
@@ -75,7 +75,8 @@ pub fn stream(data: &[u8]) {
         let shape = BlockShape { size: (size - cut) as u32, source_count: source.len() as u8, code };
         stream.truncate(stream.len() - cut);
         let mut symbols: Vec<(usize, Bytes)> = source.iter().cloned().enumerate().collect();
-        symbols.extend(coder::encode(code, &source).into_iter().enumerate().map(|(at, s)| (source.len() + at, s)));
+        symbols
+            .extend(Coder::new().encode(code, &source).into_iter().enumerate().map(|(at, s)| (source.len() + at, s)));
         // As many as are needed come, in any order and some twice.
         for left in (0..symbols.len()).rev() {
             let (index, data) = symbols.swap_remove(input.pick(left + 1));
