@@ -155,6 +155,22 @@ pub struct Acknowledgement {
     pub marks: Vec<(ChannelId, u64)>,
 }
 
+impl Acknowledgement {
+    /// The same, asking also for what an earlier one that was never sent asked for and what is still lacking.
+    #[must_use]
+    pub fn asking_too(mut self, earlier: Vec<Lacking>) -> Self {
+        for request in earlier {
+            let offset = request.block.checked_sub(self.next_block);
+            let is_here = offset.is_none_or(|offset| self.complete.contains(&offset));
+            let is_asked = self.lacking.iter().any(|other| other.block == request.block);
+            if !is_here && !is_asked && self.lacking.len() < LACKING_COUNT_MAX {
+                self.lacking.push(request);
+            }
+        }
+        self
+    }
+}
+
 /// A request for repair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lacking {

@@ -17,15 +17,17 @@ const INITIAL_WINDOW: u64 = 64 << 10;
 /// Never less than this.
 const WINDOW_MIN: u64 = 32 << 10;
 /// How much more is sent than was delivered, by phase, in hundredths: a probe, its drain, then steady.
-const PHASES: [u64; 8] = [125, 75, 100, 100, 100, 100, 100, 100];
+const PHASES: [u64; RATE_ROUNDS] = [125, 75, 100, 100, 100, 100, 100, 100, 100, 100];
 /// While there is a standing queue.
 const DRAIN: u64 = 70;
 /// A queue of ours is shorter after so many rounds of sending less than it delivers.
 const DRAIN_ROUNDS: u32 = 6;
-/// While the path's capacity is unknown the window grows by what is delivered, and is sent in a part of a round: the first one
-/// at once, later ones so much faster than a round takes, in hundredths.
+/// While the path's capacity is unknown the window grows by what is delivered, and is sent so much faster than a round takes, in
+/// hundredths: the first one, and those after it.
 const FIRST: u64 = 277;
 const STARTUP: u64 = 150;
+/// A round in which a sender without work sent no more than this part of what was delivered says something of the path.
+const LIMITED_PART: u64 = 4;
 /// A queue is ours if so much was delivered in the round, in bytes: who sends little makes none.
 const OURS_MIN: u64 = 16 << 10;
 
@@ -46,7 +48,8 @@ pub struct RateModel {
     /// When the last packet of the round before was sent.
     round_sent: u64,
     round_delivered: u64,
-    round_limited: bool,
+    /// What was delivered of a sender that had no more to send.
+    round_limited: u64,
     rtt_min: Option<(u64, u64)>,
     rtt: u64,
     round_lost: u64,
@@ -70,7 +73,7 @@ impl RateModel {
             round_start: 0,
             round_sent: 0,
             round_delivered: 0,
-            round_limited: false,
+            round_limited: 0,
             round_lost: 0,
             rtt_min: None,
             rtt: 0,
@@ -94,8 +97,9 @@ impl RateModel {
             return;
         }
         self.round_delivered += bytes;
-        self.round_limited |= limited;
-        if !limited {
+        if limited {
+            self.round_limited += bytes;
+        } else {
             self.opening += bytes;
         }
         self.check_overshoot();
@@ -107,16 +111,17 @@ impl RateModel {
         let rate = self.round_delivered * 1_000_000 / elapsed.max(sent.saturating_sub(self.round_sent));
         // A sender without work says nothing of the path, unless it was faster all the same.
         let best = self.best();
-        if !self.round_limited || rate > best {
+        if !self.is_limited() || rate > best {
             self.round = (self.round + 1) % RATE_ROUNDS;
             self.rates[self.round] = rate;
             // Rounds without work are no plateau: the search for the path's rate goes on when there is work.
-            if !self.round_limited {
+            if !self.is_limited() {
                 self.check_plateau();
             }
             self.calm = if self.has_queue() { 0 } else { self.calm + 1 };
             // Of what is delivered after a queue was drained nothing follows.
-            let is_more = self.calm > RATE_ROUNDS && rate * 100 >= best * FOUND_MORE && !self.overflows();
+            let is_calm = self.calm > RATE_ROUNDS && !self.overflows();
+            let is_more = is_calm && rate * 100 >= best * FOUND_MORE * self.arrived_hundredths() / 100;
             if !self.is_starting && is_more {
                 (self.is_starting, self.plateau, self.opening) = (true, (rate, 0), self.window());
             }
@@ -128,7 +133,7 @@ impl RateModel {
         // What a round has delivered opens the window for twice as much.
         self.opening = self.opening.min(2 * self.path()).max(INITIAL_WINDOW);
         (self.round_start, self.round_sent, self.round_delivered) = (now, sent, 0);
-        (self.round_limited, self.round_lost) = (false, 0);
+        (self.round_limited, self.round_lost) = (0, 0);
     }
 
     /// `bytes` were lost.
@@ -140,10 +145,20 @@ impl RateModel {
     /// The search for the path's rate ends where a queue begins, or where more is lost than a bad line loses.
     fn check_overshoot(&mut self) {
         // Who has not always something to send makes queues too, but those of others are more of what it sees.
-        let longest = if self.round_limited { self.shortest() / 2 } else { (self.shortest() / 4).min(SEARCH_QUEUE) };
+        let longest = if self.is_limited() { self.shortest() / 2 } else { (self.shortest() / 4).min(SEARCH_QUEUE) };
         if self.overflows() || self.round_delivered >= OURS_MIN && self.queue() > longest {
             self.is_starting = false;
         }
+    }
+
+    fn is_limited(&self) -> bool {
+        self.round_limited * LIMITED_PART > self.round_delivered
+    }
+
+    /// Which part of what was sent has arrived; at least what a bad line leaves.
+    fn arrived_hundredths(&self) -> u64 {
+        let sent = self.round_delivered + self.round_lost;
+        (self.round_delivered * 100 / sent.max(1)).max(100 - OVERFLOW)
     }
 
     fn overflows(&self) -> bool {
@@ -208,7 +223,7 @@ impl RateModel {
             // A standing queue is drained before anything else is tried.
             (false, true, (1.., _, through)) => (best.min(through), DRAIN),
             (false, true, _) => (best, DRAIN),
-            (false, false, _) => (best, PHASES[self.round % PHASES.len()]),
+            (false, false, _) => (best, PHASES[self.round]),
         };
         Some((rate * gain / 100).max(64 << 10))
     }
@@ -355,10 +370,11 @@ mod tests {
 
     #[test]
     fn a_line_that_becomes_faster_is_soon_used() {
-        for (delay, after) in [(25_000, 1), (75_000, 3)] {
-            let slow = Line { rate: 1_250_000, delay, loss_percent: 1, ..PLAIN };
+        for (delay, loss_percent, after) in [(25_000, 1, 2), (75_000, 1, 4), (75_000, 10, 5)] {
+            let slow = Line { rate: 1_250_000, delay, loss_percent, ..PLAIN };
             let Ran { used, .. } = run(slow, 5 * SECOND, Line { rate: 12_500_000, ..slow }, (5 + after) * SECOND);
-            assert!(used > 0.8, "{delay} us: {used}");
+            let left = 1.0 - loss_percent as f64 / 100.0;
+            assert!(used > 0.8 * left, "{delay} us, {loss_percent} %: {used}");
         }
     }
 

@@ -54,6 +54,9 @@ pub enum ProtocolError {
     /// Two symbols of a block disagree on what it is.
     #[error("Symbols of block {0} contradict each other")]
     Shape(u64),
+    /// It sent more than it was allowed to.
+    #[error("{0} bytes came; {1} were allowed")]
+    Limit(u64, u64),
 }
 
 /// See the module.
@@ -66,6 +69,8 @@ pub struct Receiver {
     highest: u64,
     stream: BytesMut,
     frames: VecDeque<Received>,
+    /// Bytes of the stream that came in order, and how many may.
+    taken: u64,
     limit: u64,
     /// What came in.
     pub counters: ReceiveCounters,
@@ -82,6 +87,7 @@ impl Receiver {
             highest: 0,
             stream: BytesMut::new(),
             frames: VecDeque::new(),
+            taken: 0,
             limit: INITIAL_LIMIT,
             counters: ReceiveCounters::default(),
         }
@@ -164,6 +170,10 @@ impl Receiver {
         self.complete.insert(number, data.freeze());
         while let Some(data) = self.next_complete() {
             self.next_block += 1;
+            self.taken += data.len() as u64;
+            if self.taken > self.limit {
+                return Err(ProtocolError::Limit(self.taken, self.limit));
+            }
             self.stream.extend_from_slice(&data);
             if missing > 0 && planted(Plant::BlockTwice) {
                 self.stream.extend_from_slice(&data);

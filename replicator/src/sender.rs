@@ -21,11 +21,14 @@ const PROBE_SYMBOLS: usize = 4;
 /// The longest wait between two probes.
 const PROBE_MICROS_MAX: u64 = 1_000_000;
 
-/// How likely it may be that a block cannot be repaired by what is sent with it; and while so many blocks wait that what matters is
-/// how soon the last of them is there.
+/// How likely it may be that a block cannot be repaired by what is sent with it.
 const RESIDUAL: f64 = 1e-6;
+/// The same in a backlog.
 const RESIDUAL_BACKLOG: f64 = 5e-4;
+/// Where so many blocks wait is a backlog: what matters then is how soon the last of them is there.
 const BACKLOG_BLOCKS: u64 = 8;
+/// Symbols that stand in line for a link, at most, before more of them are sent again: all of the blocks that can be under way.
+const LINE_LENGTH_MAX: usize = COMPLETE_BIT_COUNT as usize * SYMBOL_COUNT_MAX;
 /// The symbols of so many blocks take turns while there is a backlog, so that each loses a part of a burst only.
 const INTERLEAVED_BLOCKS: usize = 4;
 
@@ -320,7 +323,9 @@ impl Sender {
         }
         let all = block.source.len() + block.repair.len();
         let mut missing = (0..block.source.len().min(32)).filter(|index| missing >> index & 1 == 1);
-        for _ in 0..count {
+        // A peer may ask for more and take nothing.
+        let room = LINE_LENGTH_MAX.saturating_sub(self.lines[link].len());
+        for _ in 0..count.min(room) {
             let index = if block.next < all {
                 block.next += 1;
                 block.next - 1

@@ -100,18 +100,43 @@ struct Link {
     heard: u64,
     sent: u64,
     sequence: u32,
-    highest: u32,
-    received: u32,
+    came: Came,
     echo: u64,
     echo_at: u64,
     rtt: Option<u64>,
     /// The shortest round trip lately, and when it was measured: datagrams that waited somewhere do not count.
     shortest: Option<(u64, u64)>,
-    /// What the peer said last of what it received and what was lost, and the rate of loss from that.
+    /// What the peer said last of what it received and what was lost, the rate of loss from that, and the same where the first
+    /// measurement is only a part of it, for what is better too careful.
     told: (u32, u32),
+    seen_loss: Option<f64>,
     loss: f64,
-    is_measured: bool,
     bytes: u64,
+}
+
+/// What came of the datagrams that a peer has counted over a link. The counts may begin anywhere and wrap.
+#[derive(Clone, Copy, Default)]
+struct Came {
+    /// The first and the highest number.
+    numbers: Option<(u32, u32)>,
+    received: u32,
+}
+
+impl Came {
+    fn take(&mut self, sequence: u32) {
+        self.received = self.received.wrapping_add(1);
+        let (first, highest) = self.numbers.unwrap_or((sequence, sequence));
+        let is_later = sequence.wrapping_sub(highest) < u32::MAX / 2;
+        self.numbers = Some((first, if is_later { sequence } else { highest }));
+    }
+
+    /// Those that did not come, or have not yet.
+    fn lost(&self) -> u32 {
+        let Some((first, highest)) = self.numbers else { return 0 };
+        let lost = highest.wrapping_sub(first).wrapping_add(1).wrapping_sub(self.received);
+        // More came than were counted: the first was overtaken, or some came twice.
+        if lost > u32::MAX / 2 { 0 } else { lost }
+    }
 }
 
 /// See the module.
@@ -204,6 +229,8 @@ impl Session {
             self.links[link].sent = 0;
             self.hello[link] = true;
         } else {
+            // Nothing waits for a link that cannot send.
+            (self.hello[link], self.acks[link]) = (false, None);
             self.link_dead(link);
         }
         let _ = now;
@@ -226,6 +253,8 @@ impl Session {
             }
             self.peer = Some(header.from);
             self.hello = [true; 2];
+            // Another peer counts from another number.
+            self.links.iter_mut().for_each(|line| (line.came, line.told) = (Came::default(), (0, 0)));
         }
         self.heard(now, link, &header);
         if header.to != self.own {
@@ -264,8 +293,7 @@ impl Session {
         self.heard = now;
         let line = &mut self.links[link];
         line.heard = now;
-        line.received = line.received.wrapping_add(1);
-        line.highest = line.highest.max(header.sequence);
+        line.came.take(header.sequence);
         (line.echo, line.echo_at) = (header.time, now);
         if !line.alive {
             line.alive = true;
@@ -286,8 +314,8 @@ impl Session {
         if received > 200 && received < u32::MAX / 2 {
             // The peer may say anything.
             let sample = f64::from(lost) / (f64::from(lost) + f64::from(received));
-            line.loss = 0.75 * line.loss + 0.25 * sample;
-            line.is_measured = true;
+            let smoothed = |loss: f64| 0.75 * loss + 0.25 * sample;
+            (line.loss, line.seen_loss) = (smoothed(line.loss), Some(line.seen_loss.map_or(sample, smoothed)));
             line.told = (ack.received, ack.lost);
         } else if received >= u32::MAX / 2 {
             line.told = (ack.received, ack.lost);
@@ -338,13 +366,10 @@ impl Session {
             self.sender.probe(now, rtt, [link, other]);
         }
         let is_due = |at: Option<u64>| at.is_some_and(|at| now >= at);
-        let keepalive = (0..self.link_count).any(|link| self.hello[link]);
-        if is_due(self.ack_at) {
+        let is_silent = |link: usize| self.links[link].open && self.hello[link] && self.acks[link].is_none();
+        if is_due(self.ack_at) || is_due(self.repeat_at) || (0..self.link_count).any(is_silent) {
             let wait = (rtt / 4).clamp(*REPEAT_MICROS.start(), *REPEAT_MICROS.end());
-            self.repeat_at = Some(now + wait);
-            self.make_acknowledgement(now);
-        } else if keepalive || is_due(self.repeat_at) {
-            self.repeat_at = None;
+            self.repeat_at = self.ack_at.map(|_| now + wait);
             self.make_acknowledgement(now);
         }
     }
@@ -361,7 +386,8 @@ impl Session {
         self.mark_turn = turn + MARK_COUNT_MAX;
         for link in 0..self.link_count {
             if self.links[link].open {
-                self.acks[link] = Some(ack.clone());
+                let unsent = self.acks[link].take().unwrap_or_default();
+                self.acks[link] = Some(ack.clone().asking_too(unsent.lacking));
             }
         }
     }
@@ -370,7 +396,8 @@ impl Session {
     pub fn poll_timeout(&self) -> Option<u64> {
         let mut at: Vec<u64> = Vec::new();
         for (link, line) in self.links.iter().enumerate().take(self.link_count) {
-            if line.open {
+            // What waits already waits for room, not for time.
+            if line.open && !self.hello[link] {
                 at.push(line.sent + KEEPALIVE_MICROS);
             }
             if line.alive {
@@ -409,7 +436,7 @@ impl Session {
             if let Some(mut ack) = self.acks[link].take() {
                 let line = &self.links[link];
                 (ack.echo, ack.hold) = (line.echo, now.saturating_sub(line.echo_at).min(u32::MAX.into()) as u32);
-                (ack.received, ack.lost) = (line.received, line.highest.saturating_sub(line.received));
+                (ack.received, ack.lost) = (line.came.received, line.came.lost());
                 return Some(Body::Acknowledgement(ack));
             }
             let live = self.live();
@@ -500,14 +527,14 @@ impl Session {
             name: names.get(index).cloned().unwrap_or_default(),
             state: state(line),
             rtt_micros: line.rtt,
-            loss: line.is_measured.then_some(line.loss),
+            loss: line.seen_loss,
             rate: None,
             repair_symbols: sender::full_block_repair_count(line.loss),
             is_farther: self.path(index).is_farther,
             sent_datagrams: line.sequence.into(),
             sent_bytes: line.bytes,
-            received_datagrams: line.received.into(),
-            lost_datagrams: line.highest.saturating_sub(line.received).into(),
+            received_datagrams: line.came.received.into(),
+            lost_datagrams: line.came.lost().into(),
         });
         SessionStatus {
             up: self.up,

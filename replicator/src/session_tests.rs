@@ -1,6 +1,7 @@
 //! Two sessions in virtual time over bad links: every frame once, in order, whatever the links do.
 
 use super::*;
+use crate::packet::{BlockShape, Lacking, Symbol};
 use proptest::prelude::*;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -227,8 +228,8 @@ fn a_peer_may_say_that_everything_was_lost() {
     let ack = Acknowledgement { received: 1 << 20, lost: u32::MAX, ..Acknowledgement::default() };
     let datagram = packet::encode(&header, &Body::Acknowledgement(ack));
     world.ends[0].handle_datagram(world.now, 0, &datagram).unwrap();
-    let loss = world.ends[0].status(&[]).links[0].loss;
-    assert!(loss.is_some_and(|loss| (0.2..0.3).contains(&loss)), "{loss:?}");
+    let loss = world.ends[0].path(0).loss;
+    assert!((0.2..0.3).contains(&loss), "{loss}");
 }
 
 #[test]
@@ -429,4 +430,76 @@ fn what_went_over_a_link_that_is_lost_goes_over_the_other_and_nothing_else() {
     assert!(again.iter().map(|symbol| symbol.index).eq(lost), "something else is sent again");
     again.into_iter().for_each(|symbol| receiver.handle(20_000, symbol, 20_000).unwrap());
     assert!(receiver.pop().is_some());
+}
+
+#[test]
+fn a_link_that_takes_nothing_costs_nothing() {
+    let weather = Weather { loss_percent: 0, double_percent: 0, delay_micros: 1_000, jitter_micros: 0 };
+    let mut world = World::new(Mode::Auto, weather, 9);
+    world.run_until(5_000_000, |world| world.ups == [1, 1]);
+    // The connection over link 1 is full; then it is gone. Whatever comes wakes the one to which it comes.
+    for is_open in [true, false] {
+        world.ends[0].handle_link(world.now, 1, is_open);
+        let (start, mut turns, mut sent) = (world.now, 0, 0);
+        while world.now < start + 1_000_000 {
+            let before = sent;
+            for from in 0..2 {
+                world.ends[from].handle_timeout(world.now);
+                while let Some(datagram) = world.ends[from].poll_transmit(world.now, 0) {
+                    world.ends[1 - from].handle_datagram(world.now, 0, &datagram).unwrap();
+                    sent += 1;
+                }
+            }
+            turns += 1;
+            let timeout = world.ends.iter().filter_map(Session::poll_timeout).min().unwrap();
+            let arrival = if sent > before { world.now + 1_000 } else { u64::MAX };
+            world.now = timeout.min(arrival).max(world.now + 100);
+        }
+        assert!(turns < 200 && sent < 200, "{turns} turns and {sent} datagrams in a second");
+    }
+}
+
+#[test]
+fn loss_is_counted_from_where_a_peer_begins_and_past_the_end_of_the_numbers() {
+    for start in [1, 10_000_000, u32::MAX - 500] {
+        let mut came = Came::default();
+        (0..1_000u32).filter(|number| number % 10 != 3).for_each(|number| came.take(start.wrapping_add(number)));
+        assert_eq!((came.received, came.lost()), (900, 100), "from {start}");
+    }
+    let mut came = Came::default();
+    [7, 6, 8, 8].into_iter().for_each(|number| came.take(number));
+    assert_eq!(came.lost(), 0, "more came than were sent");
+    let weather = Weather { loss_percent: 0, double_percent: 0, delay_micros: 1_000, jitter_micros: 0 };
+    let mut world = World::new(Mode::Auto, weather, 9);
+    world.ends[0].links[0].came.take(u32::MAX / 4);
+    world.run_until(5_000_000, |world| world.ups == [1, 1]);
+    assert_eq!(world.ends[0].links[0].came.numbers.map(|(first, _)| first), Some(1), "it is another peer");
+}
+
+#[test]
+fn what_an_unsent_acknowledgement_asked_for_is_asked_for_by_the_next() {
+    let lacking = |block| Lacking { block, count: 1, missing: 1 };
+    let earlier = (0..40).map(lacking).collect();
+    let complete = vec![2];
+    let ack = Acknowledgement { next_block: 5, complete, lacking: vec![lacking(6)], ..Acknowledgement::default() };
+    let asked: Vec<u64> = ack.asking_too(earlier).lacking.iter().map(|lacking| lacking.block).collect();
+    assert_eq!(asked.len(), packet::LACKING_COUNT_MAX);
+    assert_eq!(asked[..4], [6, 5, 8, 9], "5 to 7 but for what is complete or asked for already");
+}
+
+#[test]
+fn a_peer_that_sends_more_than_it_may_is_refused() {
+    let mut receiver = Receiver::new();
+    let shape = BlockShape { size: 1_100, source_count: 1, code: crate::coder::Code::Copy };
+    // Each block is one frame, which nobody uses.
+    let mut data = vec![0; 1_100];
+    data[16..20].copy_from_slice(&1_080u32.to_le_bytes());
+    let data = Bytes::from(data);
+    let mut symbols = (0..).map(|block| Symbol { block, shape, index: 0, data: data.clone() });
+    let refused = symbols.find_map(|symbol| {
+        let outcome = receiver.handle(1, symbol, 20_000).err();
+        while receiver.pop().is_some() {}
+        outcome
+    });
+    assert!(matches!(refused, Some(ProtocolError::Limit(..))), "{refused:?}");
 }

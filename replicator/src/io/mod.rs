@@ -42,6 +42,8 @@ const QUEUE_SIZE_FIRST: usize = 64 << 10;
 const QUEUE_SIZE_MIN: usize = 4 << 10;
 /// And at most: 5 ms at 1.6 Gbit/s.
 const QUEUE_SIZE_MAX: usize = 1 << 20;
+/// What the connection can hold: more, as it counts something for each datagram, and would drop the oldest.
+const BUFFER_SIZE: usize = 2 * QUEUE_SIZE_MAX;
 /// Bytes that a socket holds for us while the task that reads it does something else: 50 ms at 1 Gbit/s.
 const SOCKET_BUFFER: usize = 8 << 20;
 /// How long to wait before dialling again.
@@ -271,7 +273,7 @@ fn transport() -> TransportConfig {
         // Symbols fit the smallest MTU; without discovery a burst of loss cannot be taken for a black hole.
         .mtu_discovery_config(None)
         .datagram_receive_buffer_size(Some(16 << 20))
-        .datagram_send_buffer_size(QUEUE_SIZE_MAX)
+        .datagram_send_buffer_size(BUFFER_SIZE)
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .max_idle_timeout(Some(VarInt::from_u32(4_000).into()));
@@ -536,7 +538,7 @@ fn transmit(now: u64, shared: &Shared, session: &mut Session, connections: &[Opt
         }
     }
     for (connection, batch) in connections.iter().zip(&batches).filter(|(_, batch)| !batch.is_empty()) {
-        // An error means that the connection is gone, which the task that reads says.
+        // All datagrams fit; an error means that the connection is gone, which the task that reads says.
         let _ = connection.as_ref().map(|connection| connection.send_many_datagrams(batch));
     }
     is_full != [false; 2]
@@ -550,10 +552,8 @@ fn rate(connection: &Connection) -> Option<u64> {
 /// Bytes that may be handed to a connection now.
 fn room(connection: &Connection, rate: Option<u64>) -> usize {
     let most = rate.map_or(QUEUE_SIZE_FIRST, |rate| (rate * QUEUE.as_micros() as u64 / 1_000_000) as usize);
-    // A datagram more than is allowed must not push out the oldest.
-    let most = most.clamp(QUEUE_SIZE_MIN, QUEUE_SIZE_MAX - (4 << 10));
-    let waiting = QUEUE_SIZE_MAX.saturating_sub(connection.datagram_send_buffer_space());
-    most.saturating_sub(waiting)
+    let waiting = BUFFER_SIZE.saturating_sub(connection.datagram_send_buffer_space());
+    most.clamp(QUEUE_SIZE_MIN, QUEUE_SIZE_MAX).saturating_sub(waiting)
 }
 
 #[cfg(test)]
