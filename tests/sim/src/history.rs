@@ -47,6 +47,8 @@ pub struct Branch {
 pub struct Point {
     /// Its number.
     pub generation: u32,
+    /// Which it is of all that were answered; a branch that inherits it has the same one.
+    pub origin: usize,
     /// On which branch.
     pub branch: usize,
     /// How many operations may be part of it.

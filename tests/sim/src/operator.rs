@@ -360,7 +360,8 @@ impl World {
                 line.durable = line.durable.max(count);
                 line.declared = line.declared.max(generation.0);
                 let counts = count..line.count + 1;
-                history.points.push(Point { generation: generation.0, branch, counts });
+                let origin = history.points.len();
+                history.points.push(Point { generation: generation.0, origin, branch, counts });
             }
             (Wanted::Point(branch, count), Err(_)) => self.outside[group].history.point_is_unknown(branch, count),
             (Wanted::Promotion(..), Ok(CommandReply::Promoted { generation, .. })) => {

@@ -399,11 +399,13 @@ impl Outside {
                 None => why.push(format!("{point:?}: {}", self.history.explain(point.branch, content))),
             }
         }
-        if let Some((index, place, both)) = found.first() {
-            // It is this state for ever. Two branches may have points of this number: then it may be either's, or that of one
-            // that was not answered.
-            if found.len() == 1 && self.history.at_unknown(content).is_none() {
-                self.history.points[*index].counts = both.clone();
+        if let Some((first, place, both)) = found.first() {
+            // It is this state for ever, on all branches that have inherited it. Other branches may have points of this number: then
+            // it may be either's, or that of one that was not answered.
+            let origin = |index: usize| self.history.points[index].origin;
+            let is_certain = found.iter().all(|(index, ..)| origin(*index) == origin(*first));
+            if is_certain && self.history.at_unknown(content).is_none() {
+                found.iter().for_each(|(index, ..)| self.history.points[*index].counts = both.clone());
             }
             return Ok(Some(*place));
         }
