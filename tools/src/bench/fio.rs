@@ -76,6 +76,8 @@ pub struct Outcome {
     pub requests: f64,
     /// 99 of 100 requests took no longer, in microseconds; of reads and writes the worse. Flushes are not in it.
     pub p99_micros: f64,
+    /// Bytes written.
+    pub written_bytes: u64,
 }
 
 /// Says what is missing, if fio is, before anything else takes time.
@@ -154,7 +156,8 @@ fn outcome(text: &str) -> anyhow::Result<Outcome> {
         return Err(anyhow!("The job completed no request"));
     }
     let p99 = ways.iter().filter_map(|way| way["clat_ns"]["percentile"]["99.000000"].as_f64());
-    Ok(Outcome { requests, p99_micros: p99.fold(0.0, f64::max) / 1e3 })
+    let written_bytes = job["write"]["io_bytes"].as_u64().unwrap_or_default();
+    Ok(Outcome { requests, p99_micros: p99.fold(0.0, f64::max) / 1e3, written_bytes })
 }
 
 #[cfg(test)]
@@ -166,8 +169,9 @@ mod tests {
         let text = r#"fio: a warning
 {"jobs": [{"error": 0,
   "read": {"iops": 700.5, "clat_ns": {"percentile": {"99.000000": 2000}}},
-  "write": {"iops": 300.0, "clat_ns": {"percentile": {"99.000000": 9000}}}}]}"#;
-        assert_eq!(outcome(text).expect("an outcome"), Outcome { requests: 1000.5, p99_micros: 9.0 });
+  "write": {"iops": 300.0, "io_bytes": 8192, "clat_ns": {"percentile": {"99.000000": 9000}}}}]}"#;
+        let expected = Outcome { requests: 1000.5, p99_micros: 9.0, written_bytes: 8192 };
+        assert_eq!(outcome(text).expect("an outcome"), expected);
     }
 
     #[test]

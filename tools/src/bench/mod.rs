@@ -2,7 +2,9 @@
 //! are shared and noisy, so every figure is the median of interleaved rounds, with its spread.
 
 pub mod fio;
+pub mod hot_path;
 pub mod html;
+pub mod instructions;
 pub mod life;
 pub mod machine;
 pub mod mirror;

@@ -26,6 +26,8 @@ pub struct Target {
     pub disk: Disk,
     /// Brings it into the state in which it is measured.
     pub prepare: Box<dyn Fn() -> anyhow::Result<()>>,
+    /// Bytes that it has caused to be written to media so far, if that is known.
+    pub written: Box<dyn Fn() -> Option<u64>>,
 }
 
 /// One of those that are measured beside us.
@@ -120,7 +122,7 @@ impl Peer {
             Self::QemuMirrorBlocking => servers.mirror("write-blocking")?,
             Self::Medium => (Disk::File(servers.image("image")?), ready()),
         };
-        Ok(Target { name: self.name(), about: self.about(), disk, prepare })
+        Ok(Target { name: self.name(), about: self.about(), disk, prepare, written: Box::new(|| None) })
     }
 }
 

@@ -63,6 +63,7 @@ pub fn run(options: &WriteOptions) -> anyhow::Result<Results> {
     let mut figures = Figures {
         requests: Report::new("Requests over NBD", "requests a second", Better::Higher),
         latency: Report::new("Latency: 99 of 100 requests took no longer", "µs", Better::Lower),
+        written: Report::new("Written to media, all nodes together", "× what the client wrote", Better::Lower),
     };
     let (mut rounds, mut failure) = (0, None);
     while failure.is_none() && rounds < options.rounds && has_time(options.limit, start, rounds) {
@@ -89,19 +90,22 @@ pub fn run(options: &WriteOptions) -> anyhow::Result<Results> {
     let order: Vec<&str> = OURS.into_iter().chain(Peer::ALL.map(Peer::name)).collect();
     targets.sort_by_key(|target| order.iter().position(|name| *name == target.name));
     notes.extend(targets.iter().map(|target| format!("{}: {}", target.name, target.about)));
-    let Figures { mut requests, mut latency } = figures;
+    let Figures { mut requests, mut latency, mut written } = figures;
     requests.order_columns(&order);
     latency.order_columns(&order);
+    written.order_columns(&order);
+    notes.push("Written to media: while a job runs; what waits in the journal at its end is not in it".into());
     conditions.push(("rounds", rounds.to_string()));
     conditions.push(("each job in each round", format!("{:?}", options.took)));
     conditions.push(("volume", format!("{} MiB", options.size_mib)));
     let ratios = requests.relative_to(OURS[0]);
-    Ok(Results { name: "write", conditions, notes, failure, reports: vec![requests, ratios, latency] })
+    Ok(Results { name: "write", conditions, notes, failure, reports: vec![requests, ratios, latency, written] })
 }
 
 struct Figures {
     requests: Report,
     latency: Report,
+    written: Report,
 }
 
 impl Figures {
@@ -117,7 +121,10 @@ impl Figures {
         let mut failed = Vec::new();
         for target in targets {
             match measure(place, target, job, size, took) {
-                Ok(outcome) => {
+                Ok((outcome, written)) => {
+                    if let Some(written) = written.filter(|_| outcome.written_bytes > 0) {
+                        self.written.add(job.name, target.name, written as f64 / outcome.written_bytes as f64);
+                    }
                     self.requests.add(job.name, target.name, outcome.requests);
                     // fio counts flushes apart from the writes before them: the half would mislead.
                     if !job.flushes {
@@ -140,17 +147,22 @@ fn ours(options: &WriteOptions) -> anyhow::Result<Vec<Target>> {
         size: format!("{}MiB", options.size_mib),
         journal_size: format!("{}MiB", options.size_mib.max(64)),
     };
-    let alone = with_free_ports(|| {
+    let alone = Rc::new(with_free_ports(|| {
         let alone = Sites::new(&sites("holdfast-bench-alone", 1))?;
         alone.start(0)?;
         alone.create_volume()?;
         Ok(alone)
-    })?;
+    })?);
+    let written = |of: &Rc<Sites>| -> Box<dyn Fn() -> Option<u64>> {
+        let of = Rc::clone(of);
+        Box::new(move || of.workplace.written_bytes())
+    };
     let disk = |of: &Sites| Disk::on_socket(&of.nodes[0].nbd_path(), EXPORT);
     let mut targets = vec![Target {
         name: OURS[0],
         about: "each write goes to the journal, later to the pool; direct I/O",
         disk: disk(&alone),
+        written: written(&alone),
         // It runs for as long as its column is there.
         prepare: Box::new(move || alone.ask(0, &["status", GROUP]).map(drop)),
     }];
@@ -165,7 +177,7 @@ fn ours(options: &WriteOptions) -> anyhow::Result<Vec<Target>> {
             of.wait_in_step(0)?;
             of.ask(0, &["level", GROUP, level]).map(drop)
         };
-        targets.push(Target { name, about, disk: disk(&pair), prepare: Box::new(prepare) });
+        targets.push(Target { name, about, disk: disk(&pair), written: written(&pair), prepare: Box::new(prepare) });
     }
     Ok(targets)
 }
@@ -198,9 +210,19 @@ fn leave_out(notes: &mut Vec<String>, name: &str, cause: &str) {
     notes.push(note);
 }
 
-fn measure(place: &Workplace, target: &Target, job: &Job, size: u64, took: Duration) -> anyhow::Result<fio::Outcome> {
+/// What came of it, and the bytes that were written to media meanwhile, if that is known.
+fn measure(
+    place: &Workplace,
+    target: &Target,
+    job: &Job,
+    size: u64,
+    took: Duration,
+) -> anyhow::Result<(fio::Outcome, Option<u64>)> {
     (target.prepare)()?;
     // What the one before left in the page cache would be written at this one's cost.
     nix::unistd::sync();
-    fio::measure(place, &target.disk, job, size, took)
+    let before = (target.written)();
+    let outcome = fio::measure(place, &target.disk, job, size, took)?;
+    let written = (target.written)().zip(before).map(|(after, before)| after.saturating_sub(before));
+    Ok((outcome, written))
 }

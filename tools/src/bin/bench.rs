@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
-use tools::bench::{fio, html, life, report::Results, scenarios, wan, write};
+use tools::bench::{fio, hot_path, html, instructions, life, report::Results, scenarios, wan, write};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -18,6 +18,8 @@ Examples:
   target/release/bench wan --scenario loss-1,cut --html wan.html
   target/release/bench wan --line 'delay 25ms, rate 100mbit, loss 1%' --line 'delay 40ms, rate 20mbit, burst 5%:8'
   target/release/bench life --rounds 1 --json life.json
+  target/release/bench instructions
+  perf record -g target/release/bench course pair-write-qd32 1000000
 
 Files go below TMPDIR (/tmp): put it on the disk to be measured. What is not installed is left out, and said.
 Only ratios within one run mean something; leave the machine alone meanwhile.";
@@ -59,6 +61,15 @@ enum What {
         /// Rate of each of the two links in the resynchronisation
         #[arg(long, value_name = "MBIT/S", default_value_t = 200)]
         rate: u32,
+    },
+    /// Processor instructions for one request, counted by callgrind: needs no quiet machine
+    Instructions,
+    /// Carries out requests in memory, for a profiler to watch
+    Course {
+        /// Which requests
+        course: hot_path::Course,
+        /// How many
+        count: u32,
     },
 }
 
@@ -117,7 +128,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
     [&arguments.json, &arguments.html].into_iter().flatten().try_for_each(|path| check_writable(path))?;
-    let results = measure(&arguments)?;
+    let Some(results) = measure(&arguments)? else { return Ok(()) };
     for report in &results.reports {
         println!("{}", report.table());
     }
@@ -138,13 +149,19 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
 }
 
-fn measure(arguments: &Arguments) -> anyhow::Result<Results> {
+/// What was measured, if anything.
+fn measure(arguments: &Arguments) -> anyhow::Result<Option<Results>> {
     let this = std::env::current_exe().context("Cannot tell where the programs are")?;
     let programs = this.parent().unwrap_or(Path::new(".")).to_owned();
     let quick = arguments.quick;
     let limit = quick.then_some(QUICK_LIMIT);
     let rounds = |when_quick| arguments.rounds.unwrap_or(if quick { when_quick } else { 3 });
-    match &arguments.what {
+    let results = match &arguments.what {
+        What::Course { course, count } => {
+            hot_path::run(*course, *count)?;
+            return Ok(None);
+        }
+        What::Instructions => instructions::run(&this),
         What::Write(write) => {
             let mut jobs = write.jobs.clone();
             if jobs.is_empty() && quick {
@@ -172,7 +189,8 @@ fn measure(arguments: &Arguments) -> anyhow::Result<Results> {
             let changed = changed.unwrap_or(if quick { 5_000 } else { 100_000 });
             life::run(&life::LifeOptions { programs, changed, rate: *rate, rounds: rounds(1), limit })
         }
-    }
+    };
+    results.map(Some)
 }
 
 /// A path that cannot be written is said before the measuring, not after it. An older file stays as it is till then.

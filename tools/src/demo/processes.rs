@@ -156,6 +156,17 @@ impl Workplace {
         Ok(())
     }
 
+    /// Bytes that all processes have caused to be written to media so far, as the kernel counts them (`write_bytes` in
+    /// `/proc/PID/io`); `None` if it does not tell.
+    pub fn written_bytes(&self) -> Option<u64> {
+        let children = self.shared.lock();
+        let of = |child: &Child| -> Option<u64> {
+            let text = fs::read_to_string(format!("/proc/{}/io", child.id())).ok()?;
+            text.lines().find_map(|line| line.strip_prefix("write_bytes: "))?.parse().ok()
+        };
+        children.values().map(of).sum()
+    }
+
     /// The last lines that a process printed.
     pub fn log_tail(&self, name: &str) -> String {
         tail(&self.folder().join(format!("{name}.log")))
