@@ -370,7 +370,7 @@ mod tests {
 
     #[test]
     fn a_line_that_becomes_faster_is_soon_used() {
-        for (delay, loss_percent, after) in [(25_000, 1, 2), (75_000, 1, 4), (75_000, 10, 5)] {
+        for (delay, loss_percent, after) in [(25_000, 1, 2), (75_000, 1, 4), (75_000, 15, 4)] {
             let slow = Line { rate: 1_250_000, delay, loss_percent, ..PLAIN };
             let Ran { used, .. } = run(slow, 5 * SECOND, Line { rate: 12_500_000, ..slow }, (5 + after) * SECOND);
             let left = 1.0 - loss_percent as f64 / 100.0;

@@ -495,7 +495,8 @@ fn a_peer_that_sends_more_than_it_may_is_refused() {
     let mut data = vec![0; 1_100];
     data[16..20].copy_from_slice(&1_080u32.to_le_bytes());
     let data = Bytes::from(data);
-    let mut symbols = (0..).map(|block| Symbol { block, shape, index: 0, data: data.clone() });
+    // A little more than what may come before any is used.
+    let mut symbols = (0..40_000).map(|block| Symbol { block, shape, index: 0, data: data.clone() });
     let refused = symbols.find_map(|symbol| {
         let outcome = receiver.handle(1, symbol, 20_000).err();
         while receiver.pop().is_some() {}
