@@ -251,6 +251,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_of_one_block_does_not_show_in_the_next() {
+        let mut coder = Coder::new();
+        for (count, repair, size, lost) in [(32, 16, 1_100, 16), (3, 8, 64, 3), (40, 5, 802, 2), (32, 16, 1_100, 1)] {
+            let (code, source) = (Code::choose(count, repair), symbols(count, size, count as u8));
+            let made = coder.encode(code, &source);
+            assert!(made == Coder::new().encode(code, &source), "{count} + {repair}");
+            let mut all: Vec<Option<Bytes>> = source.iter().chain(&made).cloned().map(Some).collect();
+            all.iter_mut().take(lost).for_each(|symbol| *symbol = None);
+            assert!(coder.decode(code, count, &mut all));
+            assert!(all.iter().flatten().take(count).eq(&source), "{count} + {repair}");
+        }
+    }
+
+    #[test]
     fn fewer_than_n_symbols_are_refused() {
         let source = symbols(5, 10, 1);
         let mut all: Vec<Option<Bytes>> = vec![None; 5];

@@ -170,7 +170,7 @@ impl Sender {
         }
     }
 
-    pub(crate) fn take(&mut self, now: u64, link: usize) -> Option<Symbol> {
+    fn take(&mut self, now: u64, link: usize) -> Option<Symbol> {
         while let Some((number, index)) = self.lines[link].pop_front() {
             let Some(block) = self.blocks.get_mut(&number) else {
                 continue;
