@@ -56,9 +56,60 @@ impl AsRef<[u8]> for AlignedBuffer {
     }
 }
 
-/// `data` itself if it can be written with direct I/O as it is, else an aligned copy.
+/// Memory at a 4,096-byte boundary that is filled from its start to its end, and so need not be cleared first.
+pub struct AlignedBuilder {
+    bytes: Vec<u8>,
+    start: usize,
+    size: usize,
+}
+
+impl AlignedBuilder {
+    /// Nothing yet of `size` bytes.
+    pub fn new(size: usize) -> Self {
+        let mut bytes = Vec::with_capacity(size + ALIGNMENT - 1);
+        // What lies before the boundary is passed over.
+        let start = (bytes.as_ptr() as usize).wrapping_neg() % ALIGNMENT;
+        bytes.resize(start, 0);
+        Self { bytes, start, size }
+    }
+
+    /// How many bytes there are.
+    pub fn filled(&self) -> usize {
+        self.bytes.len() - self.start
+    }
+
+    /// Adds bytes, as many as were announced at most.
+    pub fn push(&mut self, bytes: &[u8]) {
+        // With more it would move, to where there is no boundary.
+        assert!(self.filled() + bytes.len() <= self.size);
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Adds zeroes until there are `size` bytes.
+    pub fn pad_to(&mut self, size: usize) {
+        assert!((self.filled()..=self.size).contains(&size));
+        self.bytes.resize(self.start + size, 0);
+    }
+
+    /// Gives up writing: the bytes can now be shared.
+    pub fn freeze(self) -> Bytes {
+        Bytes::from(self.bytes).slice(self.start..)
+    }
+}
+
+/// Whether bytes can be written with direct I/O where they are.
+pub fn is_aligned(data: &[u8]) -> bool {
+    (data.as_ptr() as usize).is_multiple_of(ALIGNMENT) && data.len().is_multiple_of(ALIGNMENT)
+}
+
+/// `data` itself if it starts at a boundary, else a copy that does.
 pub fn aligned(data: Bytes) -> Bytes {
-    if (data.as_ptr() as usize).is_multiple_of(ALIGNMENT) { data } else { AlignedBuffer::copy_of(&data).freeze() }
+    if (data.as_ptr() as usize).is_multiple_of(ALIGNMENT) {
+        return data;
+    }
+    let mut copy = AlignedBuilder::new(data.len());
+    copy.push(&data);
+    copy.freeze()
 }
 
 #[cfg(test)]
@@ -75,5 +126,26 @@ mod tests {
         let unaligned = bytes.slice(1..);
         assert_eq!((aligned(unaligned.clone()).as_ptr() as usize) % ALIGNMENT, 0);
         assert_eq!(aligned(unaligned.clone()), unaligned);
+    }
+
+    #[test]
+    fn what_is_built_lies_at_a_boundary() {
+        for size in [1, 4095, 4096, 4097, 140_000] {
+            let mut builder = AlignedBuilder::new(size);
+            builder.push(&[7]);
+            builder.pad_to(size);
+            assert_eq!(builder.filled(), size);
+            let bytes = builder.freeze();
+            assert_eq!((bytes.as_ptr() as usize) % ALIGNMENT, 0);
+            assert_eq!((bytes.len(), bytes[0]), (size, 7));
+            assert!(bytes[1..].iter().all(|byte| *byte == 0));
+            assert_eq!(is_aligned(&bytes), size == 4096);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "assertion failed")]
+    fn no_more_is_built_than_was_announced() {
+        AlignedBuilder::new(10).push(&[0; 11]);
     }
 }

@@ -16,10 +16,10 @@ use super::{
     record::{Kind, Record},
 };
 use crate::{
-    buffer::{ALIGNMENT, AlignedBuffer},
+    buffer::{ALIGNMENT, AlignedBuilder},
     units::{GroupId, Order, RECORD_PAYLOAD_SIZE_MAX},
 };
-use alloc::vec::Vec;
+use alloc::{vec, vec::Vec};
 use bytes::Bytes;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -157,25 +157,16 @@ fn place(at: usize, size: usize) -> (usize, usize) {
 pub fn encode(header: BatchHeader, group: GroupId, entries: &[BatchEntry]) -> EncodedBatch {
     assert!(!entries.is_empty() && entries.len() <= BATCH_ENTRY_COUNT_MAX);
     let size = batch_size(entries.iter().map(|entry| entry.stored.len()));
-    let head = header_size(entries.len());
-    let mut buffer = AlignedBuffer::new(size);
-    let bytes = buffer.as_mut_slice();
-    let mut stored_at = Vec::with_capacity(entries.len());
-    let mut end = head;
-    for (index, entry) in entries.iter().enumerate() {
-        let (start, next) = place(end, entry.stored.len());
-        bytes[start..next].copy_from_slice(&entry.stored);
-        stored_at.push(start as u32);
-        end = next;
-        let raw = RawEntry {
+    let mut head = vec![0; header_size(entries.len())];
+    for (raw, entry) in head[size_of::<RawHeader>()..].chunks_exact_mut(size_of::<RawEntry>()).zip(entries) {
+        let values = RawEntry {
             record: entry.record.encode(group),
             stored_size: (entry.stored.len() as u32).into(),
             placement: (entry.placement == Placement::Redirected).into(),
             reserved: [0; 3],
             fork_order: entry.fork.0.into(),
         };
-        let at = size_of::<RawHeader>() + index * size_of::<RawEntry>();
-        bytes[at..at + size_of::<RawEntry>()].copy_from_slice(raw.as_bytes());
+        raw.copy_from_slice(values.as_bytes());
     }
     let raw = RawHeader {
         magic: MAGIC.into(),
@@ -192,10 +183,21 @@ pub fn encode(header: BatchHeader, group: GroupId, entries: &[BatchEntry]) -> En
         durable_order: header.durable_order.0.into(),
         reserved2: [0; 56],
     };
-    bytes[..size_of::<RawHeader>()].copy_from_slice(raw.as_bytes());
-    let checksum = checksum_without(&bytes[..head], CHECKSUM_AT);
-    bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.to_le_bytes());
-    EncodedBatch { bytes: buffer.freeze(), checksum, stored_at }
+    head[..size_of::<RawHeader>()].copy_from_slice(raw.as_bytes());
+    let checksum = checksum_without(&head, CHECKSUM_AT);
+    head[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.to_le_bytes());
+
+    let mut builder = AlignedBuilder::new(size);
+    builder.push(&head);
+    let mut stored_at = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let (start, _) = place(builder.filled(), entry.stored.len());
+        builder.pad_to(start);
+        builder.push(&entry.stored);
+        stored_at.push(start as u32);
+    }
+    builder.pad_to(size);
+    EncodedBatch { bytes: builder.freeze(), checksum, stored_at }
 }
 
 /// Size in bytes of the header area of the batch that starts with `first`, the first 4,096 bytes of it.
