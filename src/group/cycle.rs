@@ -6,7 +6,7 @@ use super::{
     plan::{News, Plan},
 };
 use crate::{
-    disk::DiskError,
+    disk::{DiskAction, DiskError, MediumId},
     journal::Place,
     overlay::{Overlay, Piece},
     testing::{Plant, planted},
@@ -47,7 +47,9 @@ pub(super) struct Cycle {
     pub(super) slots: Vec<(Slot, usize)>,
     pub(super) payloads: BTreeMap<Order, Bytes>,
     pub(super) parts: BTreeMap<(VolumeId, u64), Bytes>,
-    pub(super) pending: usize,
+    /// What is still to be asked of the media, the last first.
+    pub(super) queue: Vec<(usize, MediumId, DiskAction)>,
+    pub(super) in_flight: usize,
     pub(super) is_writing: bool,
     pub(super) failed: Option<DiskError>,
 }
@@ -107,7 +109,8 @@ impl Group {
             slots: Vec::new(),
             payloads: BTreeMap::new(),
             parts: BTreeMap::new(),
-            pending: 0,
+            queue: Vec::new(),
+            in_flight: 0,
             is_writing: false,
             failed: None,
         };

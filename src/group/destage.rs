@@ -11,7 +11,7 @@ use super::{
     plan::{News, Plan, runs},
 };
 use crate::{
-    buffer::AlignedBuffer,
+    buffer::{AlignedBuffer, is_aligned},
     disk::{DiskAction, DiskError, DiskOutcome, MediumId},
     format::record::Kind,
     journal::Place,
@@ -34,6 +34,9 @@ const IDLE_MICROS: u64 = 100_000;
 const FULL_MICROS: u64 = 500_000;
 /// Neighbouring runs are written together up to this many bytes.
 const WRITE_SIZE_MAX: usize = 1 << 20;
+/// So many reads or writes of a cycle are in flight at once: the more, the more waits to be applied, and most while nothing comes.
+const IN_FLIGHT_MIN: usize = 8;
+const IN_FLIGHT_MAX: usize = 64;
 /// Table pages settled between cycles.
 const SWEEP_PAGE_COUNT: u32 = 64;
 
@@ -109,8 +112,7 @@ impl Group {
         if self.destage.full_since.is_some_and(|since| !has_new_room && now < since.after(FULL_MICROS)) {
             return self.sweep();
         }
-        // In the ring an entry takes up to twice what it counts for here.
-        let backlog = self.destage.backlog >= BACKLOG_SIZE.min(self.journal.ring_size() / 16);
+        let backlog = self.destage.backlog >= self.backlog_min();
         let idle = now >= self.destage.touched.after(IDLE_MICROS);
         if !(backlog || idle || self.hurries()) {
             return;
@@ -120,6 +122,12 @@ impl Group {
             return self.start_sync();
         }
         self.begin_cycle();
+    }
+
+    /// The least backlog for which a cycle is begun while the host is busy, in bytes.
+    fn backlog_min(&self) -> u64 {
+        // In the ring an entry takes up to twice what it counts for here.
+        BACKLOG_SIZE.min(self.journal.ring_size() / 16)
     }
 
     /// Whether tables have outdated entries or records, which hold blocks.
@@ -177,13 +185,9 @@ impl Group {
             let geometry = volume.table.geometry();
             let granule = u64::from(geometry.granule_size());
             let medium = MediumId::Pool(plan.volume);
-            for granule_index in runs(plan.base_mask).flat_map(|(first, count)| first..first + count) {
-                let source = plan.source(granule_index);
-                if source != 0 {
-                    let slot = Slot::Base { plan: index, first: granule_index };
-                    let offset = geometry.offset_of(source) + u64::from(granule_index) * granule;
-                    reads.push((slot, medium, offset, granule));
-                }
+            for (source, first, count) in plan.base_runs().filter(|(source, _, _)| *source != 0) {
+                let offset = geometry.offset_of(source) + u64::from(first) * granule;
+                reads.push((Slot::Base { plan: index, first }, medium, offset, u64::from(count) * granule));
             }
             if let Some(fold) = plan.fold.filter(|fold| fold.from != 0) {
                 for (first, count) in runs(fold.mask) {
@@ -226,18 +230,45 @@ impl Group {
                 }
             }
         }
-        let count = reads.len();
         let slots: Vec<_> = reads.iter().map(|(slot, _, offset, _)| (*slot, (offset % 4096) as usize)).collect();
-        if let Some(cycle) = &mut self.destage.cycle {
-            (cycle.slots, cycle.pending, cycle.payloads) = (slots, count, payloads);
-        }
-        for (slot, (_, medium, offset, size)) in reads.into_iter().enumerate() {
+        let actions = reads.into_iter().enumerate().map(|(slot, (_, medium, offset, size))| {
             let start = offset & !4095;
             let size = ((offset + size).next_multiple_of(4096) - start) as u32;
-            self.disk(medium, DiskAction::Read { offset: start, size }, Purpose::Destage { slot });
+            (slot, medium, DiskAction::Read { offset: start, size })
+        });
+        let queue: Vec<_> = actions.rev().collect();
+        if queue.is_empty() {
+            if let Some(cycle) = &mut self.destage.cycle {
+                cycle.payloads = payloads;
+            }
+            return self.write_cycle();
         }
-        if count == 0 {
-            self.write_cycle();
+        if let Some(cycle) = &mut self.destage.cycle {
+            (cycle.slots, cycle.queue, cycle.payloads) = (slots, queue, payloads);
+        }
+        self.pump_cycle();
+    }
+
+    /// Asks for as much of the cycle's work as may be in flight. Thousands of writes at once would keep a host's request waiting
+    /// for all of them; a few keep the medium as busy as it must be for the backlog not to grow.
+    fn pump_cycle(&mut self) {
+        let is_quiet = self.now.monotonic >= self.destage.touched.after(IDLE_MICROS) && self.reads.is_empty();
+        let in_flight_max = if is_quiet || self.hurries() {
+            IN_FLIGHT_MAX
+        } else {
+            let step = self.backlog_min() / 2;
+            ((self.destage.backlog / step) as usize).clamp(IN_FLIGHT_MIN, IN_FLIGHT_MAX)
+        };
+        // Some at once: each time the medium is told of work costs more than the work.
+        if self.destage.cycle.as_ref().is_some_and(|cycle| cycle.in_flight > in_flight_max / 2) {
+            return;
+        }
+        while let Some(cycle) = &mut self.destage.cycle
+            && cycle.in_flight < in_flight_max
+            && let Some((slot, medium, action)) = cycle.queue.pop()
+        {
+            cycle.in_flight += 1;
+            self.disk(medium, action, Purpose::Destage { slot });
         }
     }
 
@@ -246,13 +277,17 @@ impl Group {
         let Some(cycle) = &mut self.destage.cycle else {
             return;
         };
-        cycle.pending -= 1;
+        cycle.in_flight -= 1;
         let (what, lead) = cycle.slots.get(slot).copied().unwrap_or((Slot::Write, 0));
         match (outcome, what) {
             (Err(error), _) => cycle.failed = Some(error),
             (Ok(_), Slot::Write) => {}
             (Ok(bytes), Slot::Base { plan, first }) => {
-                cycle.plans[plan].base.insert(first, bytes);
+                let plan = &mut cycle.plans[plan];
+                let granule = plan.granule_size as usize;
+                let granules =
+                    (0..bytes.len() / granule).map(|index| bytes.slice(index * granule..(index + 1) * granule));
+                plan.base.extend((first..).zip(granules));
             }
             (Ok(bytes), Slot::Folded { plan, first }) => {
                 cycle.plans[plan].folded.insert(first, bytes);
@@ -273,8 +308,11 @@ impl Group {
                 }
             }
         }
-        if cycle.pending > 0 {
-            return;
+        if cycle.failed.is_some() {
+            cycle.queue.clear();
+        }
+        if cycle.in_flight > 0 || !cycle.queue.is_empty() {
+            return self.pump_cycle();
         }
         match (cycle.failed, cycle.is_writing) {
             (Some(error), writing) => self.abandon_cycle(error, writing),
@@ -322,16 +360,17 @@ impl Group {
                 _ => joined.push((volume, offset, bytes.len(), alloc::vec![bytes])),
             }
         }
-        (cycle.is_writing, cycle.pending) = (true, joined.len());
+        let actions = joined.into_iter().rev().map(|(volume, offset, _, pieces)| {
+            (usize::MAX, MediumId::Pool(volume), DiskAction::Write { offset, pieces })
+        });
+        (cycle.is_writing, cycle.queue) = (true, actions.collect());
         cycle.slots.clear();
+        let is_done = cycle.queue.is_empty();
         self.destage.cycle = Some(cycle);
-        if joined.is_empty() {
+        if is_done {
             return self.finish_cycle();
         }
-        for (volume, offset, _, pieces) in joined {
-            let action = DiskAction::Write { offset, pieces };
-            self.disk(MediumId::Pool(volume), action, Purpose::Destage { slot: usize::MAX });
-        }
+        self.pump_cycle();
     }
 
     fn plan_writes(&self, plan: &Plan, cycle: &Cycle, writes: &mut Vec<(VolumeId, u64, Bytes)>) {
@@ -353,15 +392,20 @@ impl Group {
         };
         let start = u64::from(plan.block) * u64::from(geometry.block_size);
         for (first, count) in runs(plan.write_mask) {
-            let mut buffer = AlignedBuffer::new(count as usize * granule);
+            let (place, size) = (at(plan.after.latest, first), count as usize * granule);
+            let run_start = start + u64::from(first) * granule as u64;
+            if let Some(lent) = self.lent_pieces(pieces, run_start, size, cycle) {
+                writes.extend(lent.into_iter().map(|(lead, bytes)| (plan.volume, place + lead, bytes)));
+                continue;
+            }
+            let mut buffer = AlignedBuffer::new(size);
             let bytes = buffer.as_mut_slice();
             for index in first..first + count {
                 if let Some(base) = plan.base.get(&index) {
                     let from = (index - first) as usize * granule;
-                    bytes[from..from + granule].copy_from_slice(&base[..granule]);
+                    bytes[from..from + granule].copy_from_slice(base);
                 }
             }
-            let run_start = start + u64::from(first) * granule as u64;
             let run_end = run_start + bytes.len() as u64;
             for piece in pieces {
                 let (from, to) = (piece.offset.max(run_start), piece.end.min(run_end));
@@ -371,8 +415,29 @@ impl Group {
                 let target = &mut bytes[(from - run_start) as usize..(to - run_start) as usize];
                 self.fill(piece, from, target, plan.volume, cycle);
             }
-            writes.push((plan.volume, at(plan.after.latest, first), buffer.freeze()));
+            writes.push((plan.volume, place, buffer.freeze()));
         }
+    }
+
+    /// The payloads of a run as they lie in memory, and how far into it each belongs; `None` if the run has anything else, or
+    /// something that direct I/O does not take as it is.
+    fn lent_pieces(&self, pieces: &[Piece], start: u64, size: usize, cycle: &Cycle) -> Option<Vec<(u64, Bytes)>> {
+        let (end, mut at, mut lent) = (start + size as u64, start, Vec::new());
+        for piece in pieces.iter().filter(|piece| piece.end > start && piece.offset < end) {
+            let (from, to) = (piece.offset.max(start), piece.end.min(end));
+            let record = &self.journal.entry(piece.order)?.record;
+            if record.kind.zeroes() {
+                return None;
+            }
+            let payload = cycle.payloads.get(&piece.order)?;
+            let bytes = payload.slice((from - record.offset) as usize..(to - record.offset) as usize);
+            if from != at || !is_aligned(&bytes) {
+                return None;
+            }
+            lent.push((at - start, bytes));
+            at = to;
+        }
+        (at == end).then_some(lent)
     }
 
     /// Puts an entry's data from `from` on into `target`.
@@ -416,6 +481,10 @@ impl Group {
                 None => {}
             }
         }
+        // Such a block is written wholly for the least change, until the journal lets go of the record in it.
+        let relocated = cycle.plans.iter().filter(|plan| plan.relocates).count();
+        let holds_unneeded = self.journal.tail_order < self.unneeded_limit().min(cycle.last);
+        self.checkpoint.wanted |= relocated * 8 > cycle.plans.len() && holds_unneeded;
         for (id, block) in &cycle.unnamed {
             if let Some(volume) = self.volumes.get_mut(id) {
                 volume.table.blocks.free(*block);

@@ -45,6 +45,8 @@ mod write;
 #[cfg(test)]
 mod add_volume_tests;
 #[cfg(test)]
+mod busy_host_tests;
+#[cfg(test)]
 mod copy_tests;
 #[cfg(test)]
 mod delay_tests;

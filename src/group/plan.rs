@@ -44,6 +44,10 @@ pub(super) struct Plan {
     /// The entry after, but for the number of a new block.
     pub after: Entry,
     pub needs_new: bool,
+    /// The latest block holds a journalled record's data, and so gives way to a new one.
+    pub relocates: bool,
+    /// Bytes of a granule.
+    pub granule_size: u32,
     /// Granules that are written.
     pub write_mask: u64,
     /// Of these, which must first be read from where they are.
@@ -81,6 +85,8 @@ impl Plan {
             fold,
             after: Entry { stamp, ..before },
             needs_new: false,
+            relocates: false,
+            granule_size: geometry.granule_size(),
             write_mask: 0,
             base_mask: 0,
             freed: 0,
@@ -99,8 +105,8 @@ impl Plan {
             }
             News::Pieces(pieces) => {
                 let (touched, whole) = coverage(pieces, block, geometry);
-                let relocate = before.latest != 0 && is_redirected(before.latest);
-                plan.needs_new = before.latest == 0 || relocate;
+                plan.relocates = before.latest != 0 && is_redirected(before.latest);
+                plan.needs_new = before.latest == 0 || plan.relocates;
                 let more = if planted(Plant::MaskTooWide) { touched << 1 & full } else { 0 };
                 plan.after.mask = before.mask | touched | more;
                 plan.write_mask = touched;
@@ -110,7 +116,7 @@ impl Plan {
                     plan.write_mask |= before.mask;
                     plan.base_mask |= before.mask & !whole;
                 }
-                if relocate {
+                if plan.relocates {
                     plan.freed = before.latest;
                 }
             }
@@ -118,8 +124,22 @@ impl Plan {
         plan
     }
 
+    /// What must be read first, in runs that lie together: physical block, first granule, count.
+    pub fn base_runs(&self) -> impl Iterator<Item = (u32, u32, u32)> {
+        let granules = runs(self.base_mask).flat_map(|(first, count)| first..first + count);
+        let mut granules = granules.map(|granule| (self.source(granule), granule)).peekable();
+        core::iter::from_fn(move || {
+            let (source, first) = granules.next()?;
+            let mut count = 1;
+            while granules.next_if_eq(&(source, first + count)).is_some() {
+                count += 1;
+            }
+            Some((source, first, count))
+        })
+    }
+
     /// Where a granule is before: physical block, 0 for zeroes.
-    pub fn source(&self, granule: u32) -> u32 {
+    fn source(&self, granule: u32) -> u32 {
         if self.entry.mask >> granule & 1 == 1 { self.entry.latest } else { self.entry.snapshot }
     }
 }

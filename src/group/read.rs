@@ -102,6 +102,11 @@ impl Reads {
         self.next
     }
 
+    /// Whether nothing is being read.
+    pub(super) fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
     /// The number of the oldest read in flight, or of the next.
     pub(super) fn oldest(&self) -> ReadCount {
         self.jobs.keys().next().copied().unwrap_or(self.next)

@@ -185,6 +185,15 @@ impl Group {
         if bound { self.peer.acknowledged } else { Order(u64::MAX) }
     }
 
+    /// Entries up to here no peer will ever ask for, as there is none or it has them.
+    pub(super) fn unneeded_limit(&self) -> Order {
+        match (self.pair.peer, self.pair.role) {
+            (None, _) => Order(u64::MAX),
+            (Some(_), Role::Primary) => self.peer.acknowledged,
+            (Some(_), _) => Order(0),
+        }
+    }
+
     /// The carrier can take so many more bytes.
     pub fn handle_stream_credit(&mut self, now: Now, bytes: u64) {
         self.now = now;

@@ -5,6 +5,7 @@ use crate::{
     disk::{DiskAction, DiskOutcome, MediumId},
     output::{Event, Output},
     pair::Role,
+    request::Operation,
     stream_state::KeptPoint,
     testing::{Plant, planted},
     units::Order,
@@ -17,7 +18,12 @@ pub(super) struct Sync {
     pending: usize,
     /// Destaging or a command wants everything completed to be durable.
     pub(super) wanted: bool,
+    /// How often in a row a host has waited for its write, and then flushed it.
+    flushes_in_a_row: u8,
 }
+
+/// A host that has done so as often is expected to do it again: the sync begins before it asks.
+const HABIT: u8 = 4;
 
 impl Sync {
     /// Whether a round is running.
@@ -27,6 +33,23 @@ impl Sync {
 }
 
 impl Group {
+    /// Learns whether each write is flushed by itself. Such a host waits for the journal and then for the sync; while it hears of
+    /// the one, the other can be under way.
+    pub(super) fn learn_habit(&mut self, operation: &Operation) {
+        let has_undurable = self.durable < self.completed && self.completed == self.journal.last();
+        let habit = &mut self.sync.flushes_in_a_row;
+        match operation {
+            Operation::Flush if has_undurable => *habit = (*habit + 1).min(HABIT),
+            Operation::Write { .. } if has_undurable => *habit = 0,
+            _ => {}
+        }
+    }
+
+    /// Everything that was staged has been written: begins the sync that will be asked for, if there is one to expect.
+    pub(super) fn expect_flush(&mut self) {
+        self.sync.wanted |= self.sync.flushes_in_a_row == HABIT && self.completed == self.journal.last();
+    }
+
     /// Starts a round if somebody waits and none is running.
     pub(super) fn start_sync(&mut self) {
         if self.sync.target.is_some() || self.durable == self.completed {

@@ -164,11 +164,15 @@ fn name(text: &str) -> Name {
 }
 
 impl Bench {
-    pub(super) fn new(mut rng: TestRng) -> Self {
+    pub(super) fn new(rng: TestRng) -> Self {
+        Self::with_journal(rng, 16 << 20)
+    }
+
+    pub(super) fn with_journal(mut rng: TestRng, journal_size: u64) -> Self {
         let mut disks = Disks::default();
         let pool = MediumId::Pool(VolumeId(1));
         let block = [16 << 10, 64 << 10, 256 << 10][pick(&mut rng, 3) as usize];
-        disks.sizes.insert(MediumId::Journal, 16 << 20);
+        disks.sizes.insert(MediumId::Journal, journal_size);
         disks.sizes.insert(pool, pool_size_for(SIZE, block));
         let id = GroupId([7; 16]);
         let spec = GroupSpec { id, name: name("g"), journal: MediumUuid([1; 16]), role: Role::Primary, peer: None };

@@ -158,6 +158,11 @@ impl Blocks {
         self.redirected.contains_key(&block)
     }
 
+    /// Whether some block holds the data of a journalled record.
+    pub fn has_redirected(&self) -> bool {
+        !self.redirected.is_empty()
+    }
+
     /// A checkpoint begins: what was freed until now will be unused once it is durable.
     pub fn begin_checkpoint(&mut self) {
         self.committing.append(&mut self.freed);

@@ -1,0 +1,106 @@
+//! What a host that is busy notices of what goes on behind it.
+
+use super::{
+    pair_bench::Pair,
+    tests::{Bench, pick},
+    *,
+};
+use crate::{
+    buffer::AlignedBuffer,
+    disk::DiskAction,
+    request::{Durability, Operation},
+};
+use alloc::vec::Vec;
+use proptest::test_runner::{RngAlgorithm, TestRng};
+
+fn bench() -> Bench {
+    Bench::new(TestRng::deterministic_rng(RngAlgorithm::ChaCha))
+}
+
+impl Bench {
+    /// A write that is answered while syncs take long; those that are in flight then.
+    fn write_before_syncs(&mut self, offset: u64, size: usize) -> Vec<(DiskOperation, u64)> {
+        let data = AlignedBuffer::new(size).freeze();
+        let id = self.request(Operation::Write { offset, data, durability: Durability::Completed });
+        let mut syncs = Vec::new();
+        loop {
+            self.drain();
+            syncs.extend(self.operations.extract_if(.., |(operation, _)| matches!(operation.action, DiskAction::Sync)));
+            if self.answers.contains_key(&id) {
+                return syncs;
+            }
+            assert!(self.step(), "the write is never answered");
+        }
+    }
+
+    fn write(&mut self, offset: u64, size: usize) {
+        let syncs = self.write_before_syncs(offset, size);
+        self.operations.extend(syncs);
+    }
+
+    fn pool_operations(&self) -> usize {
+        self.operations.iter().filter(|(operation, _)| operation.medium != MediumId::Journal).count()
+    }
+}
+
+#[test]
+fn a_sync_begins_before_a_host_that_flushes_each_write_asks_for_it() {
+    let mut bench = bench();
+    for _ in 0..8 {
+        bench.write(0, 4096);
+        bench.flush();
+    }
+    let ahead = bench.write_before_syncs(0, 4096);
+    assert_eq!(ahead.len(), 1, "the sync waits for the flush");
+    // It writes again without a flush: no more is expected of it.
+    let more = bench.write_before_syncs(0, 4096);
+    bench.operations.extend(ahead);
+    while bench.step() {}
+    let after = bench.write_before_syncs(0, 4096);
+    assert_eq!((more.len(), after.len()), (0, 0), "nobody asks for it any more");
+}
+
+#[test]
+fn a_host_never_has_more_than_a_part_of_a_cycle_before_it() {
+    let mut bench = bench();
+    let mut most = 0;
+    for index in 0..6000_u64 {
+        // Apart from each other, so that nothing is joined.
+        bench.write((index * 7919 % 2048) * 8192, 4096);
+        most = most.max(bench.pool_operations());
+        while pick(&mut bench.rng, 3) > 0 && bench.step() {
+            most = most.max(bench.pool_operations());
+        }
+    }
+    assert!(bench.group.applied > Order(2000), "nothing was destaged");
+    assert!(most <= 64, "{most} operations on the pool at once");
+}
+
+#[test]
+fn the_journal_lets_go_of_large_writes_that_make_small_ones_large() {
+    // A checkpoint that the ring wants comes after 4,000 writes of 4 KiB; one cycle of destaging takes 1,000.
+    let mut bench = Bench::with_journal(TestRng::deterministic_rng(RngAlgorithm::ChaCha), 256 << 20);
+    for index in 0..64 {
+        bench.write(index * (256 << 10), 256 << 10);
+    }
+    let redirected = |bench: &Bench| bench.group.volumes.values().any(|volume| volume.table.blocks.has_redirected());
+    assert!(redirected(&bench), "large writes go through the journal");
+    // Never a pause, in which a checkpoint would be made anyway.
+    for index in 0..3000_u64 {
+        bench.write((index * 7919 % 4096) * 4096, 4096);
+        if !redirected(&bench) {
+            return;
+        }
+        while pick(&mut bench.rng, 3) > 0 && bench.step() {}
+    }
+    panic!("each small write still copies a block");
+}
+
+#[test]
+fn what_the_standby_has_makes_no_small_write_large_on_the_primary() {
+    let mut pair = Pair::in_step();
+    pair.write_at_unchecked(0, 1 << 20);
+    pair.settle();
+    let volumes = &pair.nodes[0].group.volumes;
+    assert!(!volumes.values().any(|volume| volume.table.blocks.has_redirected()), "nobody will ask for it again");
+}
