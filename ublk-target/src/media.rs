@@ -1,7 +1,7 @@
 //! Media: files and block devices, locked, read and written with direct I/O.
 
 use crate::{
-    buffers::Filling,
+    buffers::{Filling, drop_front},
     lock::{Holder, LockError, Patience, lock},
 };
 use bytes::Bytes;
@@ -93,8 +93,8 @@ pub struct Medium {
 #[derive(Clone)]
 pub struct Ring {
     file: Rc<tokio_uring::fs::File>,
-    /// The file once more, for what is written through the page cache and what makes that durable.
-    cached: Option<Rc<tokio_uring::fs::File>>,
+    /// The file once more, for what is written through the page cache.
+    cached: Option<Rc<File>>,
 }
 
 impl Medium {
@@ -128,7 +128,7 @@ impl Medium {
         // By the descriptor's path: what is locked is what is opened.
         let link = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         let file = OpenOptions::new().write(true).open(link).map_err(error)?;
-        self.ring.cached = Some(Rc::new(tokio_uring::fs::File::from_std(file)));
+        self.ring.cached = Some(Rc::new(file));
         Ok(())
     }
 
@@ -195,14 +195,13 @@ fn size_of_all(pieces: &[Bytes]) -> usize {
 
 /// Carries out one operation.
 pub async fn carry_out(ring: Ring, action: DiskAction) -> DiskOutcome {
-    let file = match (&ring.cached, &action) {
-        (Some(cached), DiskAction::Write { pieces, .. }) if size_of_all(pieces) <= CACHED_SIZE_MAX => cached,
-        (Some(cached), DiskAction::Sync) => cached,
-        _ => &ring.file,
-    };
+    let file = &ring.file;
     match action {
         DiskAction::Read { offset, size } => read(file, offset, size).await,
         DiskAction::Write { offset, pieces } => {
+            if let Some(cached) = ring.cached.filter(|_| size_of_all(&pieces) <= CACHED_SIZE_MAX) {
+                return write_cached(&cached, &pieces, offset).map_err(|error| disk_error(&error));
+            }
             let expected = size_of_all(&pieces);
             let result = match <[Bytes; 1]>::try_from(pieces) {
                 Ok([piece]) => file.write_all_at(piece, offset).await.0.map(|()| expected),
@@ -224,6 +223,16 @@ pub async fn carry_out(ring: Ring, action: DiskAction) -> DiskOutcome {
     }
 }
 
+/// Writes into the page cache at once: a few microseconds of copying, where a ring would wake another thread to do it, as few file
+/// systems write through the cache without waiting. That thread would wait no less when the kernel holds back who writes much.
+fn write_cached(file: &File, pieces: &[Bytes], mut offset: u64) -> io::Result<Bytes> {
+    for piece in pieces {
+        file.write_all_at(piece, offset)?;
+        offset += piece.len() as u64;
+    }
+    Ok(Bytes::new())
+}
+
 /// Writes all pieces, one behind the other; less only if the kernel takes no more. The library's own way of doing this panics when a
 /// write is short, as the last one before a file system is full is.
 async fn write_pieces(file: &tokio_uring::fs::File, mut pieces: Vec<Bytes>, offset: u64) -> io::Result<usize> {
@@ -233,12 +242,7 @@ async fn write_pieces(file: &tokio_uring::fs::File, mut pieces: Vec<Bytes>, offs
         let moved = result?;
         written += moved;
         pieces = tried;
-        let mut left = moved;
-        pieces.retain_mut(|piece| {
-            let done = piece.split_to(left.min(piece.len()));
-            left -= done.len();
-            !piece.is_empty()
-        });
+        drop_front(&mut pieces, moved);
         if moved == 0 || pieces.is_empty() {
             return Ok(written);
         }

@@ -1,7 +1,6 @@
 //! The transmission phase in bytes: requests in, replies out.
 
 use super::{ExportError, ExportInfo, Extent, ExtentKind};
-use bytes::Bytes;
 
 /// Longest read or write in bytes.
 pub const REQUEST_SIZE_MAX: u32 = 32 << 20;
@@ -190,16 +189,14 @@ impl ReplyStyle {
         out.extend_from_slice(text.as_bytes());
     }
 
-    /// Data that was read.
-    pub fn data(self, cookie: u64, offset: u64, pieces: &[Bytes], out: &mut Vec<u8>) {
-        let size: usize = pieces.iter().map(Bytes::len).sum();
+    /// What stands before `size` bytes of data that were read.
+    pub fn data(self, cookie: u64, offset: u64, size: usize, out: &mut Vec<u8>) {
         if self.structured {
             chunk(CHUNK_OFFSET_DATA, cookie, 8 + size as u32, out);
             out.extend_from_slice(&offset.to_be_bytes());
         } else {
             simple(0, cookie, out);
         }
-        pieces.iter().for_each(|piece| out.extend_from_slice(piece));
     }
 
     /// The state of extents; with `one` of the first only.
@@ -279,8 +276,8 @@ mod tests {
         simple.error(7, ExportError::NoSpace, &mut out);
         assert_eq!(out, b"\x67\x44\x66\x98\0\0\0\x1c\0\0\0\0\0\0\0\x07");
         out.clear();
-        structured.data(7, 512, &[Bytes::from_static(b"ab"), Bytes::from_static(b"c")], &mut out);
-        assert_eq!(out, b"\x66\x8e\x33\xef\0\x01\0\x01\0\0\0\0\0\0\0\x07\0\0\0\x0b\0\0\0\0\0\0\x02\0abc");
+        structured.data(7, 512, 3, &mut out);
+        assert_eq!(out, b"\x66\x8e\x33\xef\0\x01\0\x01\0\0\0\0\0\0\0\x07\0\0\0\x0b\0\0\0\0\0\0\x02\0");
         out.clear();
         structured.extents(7, &[Extent { size: 4096, kind: ExtentKind::Hole }], true, &mut out);
         assert_eq!(out[4..8], [0, 1, 0, 5]);

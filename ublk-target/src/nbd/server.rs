@@ -7,11 +7,11 @@ use super::{
     Export, ExportCatalog, ExportError, ExportInfo, ExportReply, ExportRequest,
     handshake::{Catalog, GREETING, Handshake, Step},
     protocol::{Command, REQUEST_HEADER_SIZE, REQUEST_SIZE_MAX, ReplyStyle, Request},
+    replies::{Outbox, Replies, Sink},
 };
 use crate::buffers::Filling;
 use bytes::Bytes;
 use std::{
-    cell::{Cell, RefCell},
     fs, io,
     net::{Shutdown, SocketAddr},
     os::unix::fs::PermissionsExt,
@@ -22,7 +22,7 @@ use std::{
 use tokio::{
     // tokio-uring's own listener asks for SO_REUSEPORT, which newer kernels refuse on unix sockets.
     net::UnixListener,
-    sync::{Notify, Semaphore},
+    sync::Semaphore,
     task::JoinHandle,
     time::timeout,
 };
@@ -36,10 +36,10 @@ use tracing::{debug, info, warn};
 const IN_FLIGHT_MAX: usize = 128;
 /// Their payload in units of 4 KiB: 64 MiB.
 const IN_FLIGHT_PAGES_MAX: u32 = 16 << 10;
-/// A reply waits when so much is not yet written.
-const OUTPUT_SIZE_MAX: usize = 64 << 20;
 /// How much is read at once while looking for requests.
 const READ_SIZE: usize = 128 << 10;
+/// The same while the client says what it wants.
+const NEGOTIATION_READ_SIZE: usize = 4 << 10;
 /// How long a negotiation may take.
 const NEGOTIATION: Duration = Duration::from_secs(30);
 
@@ -151,15 +151,18 @@ enum Stream {
 }
 
 impl Stream {
-    /// Reads more into `pending`; how much, 0 at the end.
-    async fn read_more(&self, scratch: Vec<u8>, pending: &mut Vec<u8>) -> io::Result<(usize, Vec<u8>)> {
-        let (result, scratch) = match self {
-            Self::Unix(stream) => stream.read(scratch).await,
-            Self::Tcp(stream) => stream.read(scratch).await,
+    /// Reads at least one and at most about `size` bytes more behind those that are pending; whether there were any.
+    async fn read_more(&self, pending: &mut Vec<u8>, size: usize) -> io::Result<bool> {
+        let mut buffer = std::mem::take(pending);
+        buffer.reserve(size);
+        let (before, room) = (buffer.len(), buffer.len()..);
+        let (result, slice) = match self {
+            Self::Unix(stream) => stream.read(buffer.slice(room)).await,
+            Self::Tcp(stream) => stream.read(buffer.slice(room)).await,
         };
-        let size = result?;
-        pending.extend_from_slice(&scratch[..size]);
-        Ok((size, scratch))
+        *pending = slice.into_inner();
+        result?;
+        Ok(pending.len() > before)
     }
 
     /// Fills a buffer to its end.
@@ -179,6 +182,16 @@ impl Stream {
         Ok(filling)
     }
 
+    fn shutdown(&self) {
+        // It may be closed already.
+        let _ = match self {
+            Self::Unix(stream) => stream.shutdown(Shutdown::Both),
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Both),
+        };
+    }
+}
+
+impl Sink for Stream {
     async fn write_all(&self, bytes: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
         match self {
             Self::Unix(stream) => stream.write_all(bytes).await,
@@ -186,12 +199,11 @@ impl Stream {
         }
     }
 
-    fn shutdown(&self) {
-        // It may be closed already.
-        let _ = match self {
-            Self::Unix(stream) => stream.shutdown(Shutdown::Both),
-            Self::Tcp(stream) => stream.shutdown(Shutdown::Both),
-        };
+    async fn write_some(&self, pieces: Vec<Bytes>) -> (io::Result<usize>, Vec<Bytes>) {
+        match self {
+            Self::Unix(stream) => stream.writev(pieces).await,
+            Self::Tcp(stream) => stream.writev(pieces).await,
+        }
     }
 }
 
@@ -233,7 +245,6 @@ async fn negotiate<C: ExportCatalog>(
 ) -> io::Result<Option<(String, ReplyStyle)>> {
     stream.write_all(GREETING.to_vec()).await.0?;
     let (mut handshake, names) = (Handshake::default(), Names(catalog.clone()));
-    let mut scratch = Vec::with_capacity(4 << 10);
     loop {
         let mut output = Vec::new();
         let step = handshake.advance(pending, &names, &mut output);
@@ -245,21 +256,10 @@ async fn negotiate<C: ExportCatalog>(
             Step::End => return Ok(None),
             Step::More => {}
         }
-        let (size, buffer) = stream.read_more(scratch, pending).await?;
-        scratch = buffer;
-        if size == 0 {
+        if !stream.read_more(pending, NEGOTIATION_READ_SIZE).await? {
             return Ok(None);
         }
     }
-}
-
-/// What is ready to be written.
-#[derive(Default)]
-struct Output {
-    bytes: RefCell<Vec<u8>>,
-    ready: Notify,
-    drained: Notify,
-    closed: Cell<bool>,
 }
 
 struct Connection<E> {
@@ -267,14 +267,21 @@ struct Connection<E> {
     export: Rc<E>,
     info: ExportInfo,
     style: ReplyStyle,
-    output: Rc<Output>,
+    outbox: Rc<Outbox>,
     requests: Rc<Semaphore>,
     pages: Rc<Semaphore>,
 }
 
 async fn transmit<E: Export>(stream: &Rc<Stream>, export: Rc<E>, style: ReplyStyle, pending: Vec<u8>) {
-    let output = Rc::new(Output::default());
-    let writer = tokio_uring::spawn(write_out(stream.clone(), output.clone()));
+    let outbox = Rc::new(Outbox::default());
+    let writer = tokio_uring::spawn({
+        let (stream, outbox) = (stream.clone(), outbox.clone());
+        async move {
+            if outbox.write_to(&*stream).await.is_err() {
+                stream.shutdown();
+            }
+        }
+    });
     let requests = Rc::new(Semaphore::new(IN_FLIGHT_MAX));
     let pages = Rc::new(Semaphore::new(IN_FLIGHT_PAGES_MAX as usize));
     let info = export.info();
@@ -283,7 +290,7 @@ async fn transmit<E: Export>(stream: &Rc<Stream>, export: Rc<E>, style: ReplySty
         export,
         info,
         style,
-        output: output.clone(),
+        outbox: outbox.clone(),
         requests: requests.clone(),
         pages,
     };
@@ -292,50 +299,18 @@ async fn transmit<E: Export>(stream: &Rc<Stream>, export: Rc<E>, style: ReplySty
     }
     // Everything that was accepted is answered before the connection is closed.
     let _ = requests.acquire_many(IN_FLIGHT_MAX as u32).await;
-    output.closed.set(true);
-    output.ready.notify_one();
+    outbox.close();
     let _ = writer.await;
-}
-
-async fn write_out(stream: Rc<Stream>, output: Rc<Output>) {
-    let mut spare = Vec::new();
-    loop {
-        let bytes = std::mem::replace(&mut *output.bytes.borrow_mut(), spare);
-        if bytes.is_empty() {
-            spare = bytes;
-            if output.closed.get() {
-                return;
-            }
-            output.ready.notified().await;
-            continue;
-        }
-        let (result, mut bytes) = stream.write_all(bytes).await;
-        output.drained.notify_waiters();
-        if result.is_err() {
-            output.closed.set(true);
-            stream.shutdown();
-            return;
-        }
-        bytes.clear();
-        // A large answer must not keep its memory for ever.
-        if bytes.capacity() > 1 << 20 {
-            bytes = Vec::new();
-        }
-        spare = bytes;
-    }
 }
 
 impl<E: Export> Connection<E> {
     async fn read_requests(&self, mut pending: Vec<u8>) -> io::Result<()> {
-        let mut scratch = Vec::with_capacity(READ_SIZE);
         let mut at = 0;
         loop {
             let Some(header) = pending.get(at..).and_then(|rest| rest.first_chunk::<REQUEST_HEADER_SIZE>()) else {
                 pending.drain(..at);
                 at = 0;
-                let (size, buffer) = self.stream.read_more(scratch, &mut pending).await?;
-                scratch = buffer;
-                if size == 0 {
+                if !self.stream.read_more(&mut pending, READ_SIZE).await? {
                     return Ok(());
                 }
                 continue;
@@ -381,10 +356,8 @@ impl<E: Export> Connection<E> {
         let Ok(room) = self.pages.clone().acquire_many_owned_local(pages).await else {
             return;
         };
-        while self.output.bytes.borrow().len() > OUTPUT_SIZE_MAX && !self.output.closed.get() {
-            self.output.drained.notified().await;
-        }
-        let (style, output) = (self.style, self.output.clone());
+        self.outbox.wait_for_room().await;
+        let (style, outbox) = (self.style, self.outbox.clone());
         let refused = request.check(&self.info);
         let asked = refused.and_then(|()| translate(&request, payload, style));
         let work = asked.map(|asked| self.export.submit(asked));
@@ -393,8 +366,7 @@ impl<E: Export> Connection<E> {
                 Ok(work) => work.await,
                 Err(error) => Err(error),
             };
-            answer(&request, style, result, &mut output.bytes.borrow_mut());
-            output.ready.notify_one();
+            outbox.add(|replies| answer(&request, style, result, replies));
             drop((permit, room));
         });
     }
@@ -417,15 +389,19 @@ fn translate(request: &Request, payload: Bytes, style: ReplyStyle) -> Result<Exp
     })
 }
 
-fn answer(request: &Request, style: ReplyStyle, result: Result<ExportReply, ExportError>, out: &mut Vec<u8>) {
+fn answer(request: &Request, style: ReplyStyle, result: Result<ExportReply, ExportError>, replies: &mut Replies) {
     match result {
-        Ok(ExportReply::Data(pieces)) => style.data(request.cookie, request.offset, &pieces, out),
+        Ok(ExportReply::Data(pieces)) => {
+            let size = pieces.iter().map(Bytes::len).sum();
+            replies.put(|out| style.data(request.cookie, request.offset, size, out));
+            pieces.into_iter().for_each(|piece| replies.lend(piece));
+        }
         Ok(ExportReply::Extents(extents)) => {
             let one = matches!(request.command, Command::BlockStatus { one: true });
-            style.extents(request.cookie, &extents, one, out);
+            replies.put(|out| style.extents(request.cookie, &extents, one, out));
         }
-        Ok(ExportReply::Done) => style.done(request.cookie, out),
-        Err(error) => style.error(request.cookie, error, out),
+        Ok(ExportReply::Done) => replies.put(|out| style.done(request.cookie, out)),
+        Err(error) => replies.put(|out| style.error(request.cookie, error, out)),
     }
 }
 
