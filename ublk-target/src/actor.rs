@@ -4,6 +4,7 @@
 //! what makes group commit work.
 
 use crate::{
+    busy_poll::BusyPoll,
     events::{self, EVENT},
     lock::Patience,
     media::{GroupMedia, MediaOptions, Medium, carry_out},
@@ -60,6 +61,7 @@ pub struct GroupActor {
     label: RefCell<JournalLabel>,
     state: RefCell<State>,
     wake: Notify,
+    busy_poll: Rc<BusyPoll>,
     /// A standby's volumes are served read-only.
     pub exported: Cell<bool>,
     /// How many clients the trial has.
@@ -71,7 +73,7 @@ pub struct GroupActor {
 
 impl GroupActor {
     /// Opens a group whose media are open, and lets it run.
-    pub fn open(mut media: GroupMedia) -> Result<Rc<Self>, OpenError> {
+    pub fn open(mut media: GroupMedia, busy_poll: Rc<BusyPoll>) -> Result<Rc<Self>, OpenError> {
         let (group, report) = Group::open(&mut media, now())?;
         let label = group.label();
         info!(group = %label.name, role = %label.role, entries = report.entry_count, replayed = report.replay_count,
@@ -91,6 +93,7 @@ impl GroupActor {
             label: RefCell::new(label),
             state: RefCell::new(state),
             wake: Notify::new(),
+            busy_poll,
             exported: Cell::new(false),
             trial_clients: Cell::new(0),
             closed: Cell::new(false),
@@ -346,6 +349,7 @@ impl GroupActor {
 
     /// Hands in what has ended and carries out what is asked for, until there is nothing more now.
     fn turn(self: &Rc<Self>) -> Option<Monotonic> {
+        self.busy_poll.touch();
         let mut state = self.state.borrow_mut();
         for (id, outcome) in std::mem::take(&mut state.finished) {
             state.group.handle_disk(now(), id, outcome);

@@ -11,6 +11,7 @@ use std::{
     net::SocketAddr,
     ops::Range,
     path::{Path, PathBuf},
+    time::Duration,
 };
 use toml::Spanned;
 
@@ -61,6 +62,15 @@ pub struct NodeConfig {
     pub control: Option<PathBuf>,
     /// The key file; `directory/key` if absent.
     pub key: Option<PathBuf>,
+    /// For so many microseconds after a request the disk thread looks for work instead of sleeping: 0 (never) to 10,000.
+    pub busy_poll_micros: Option<Spanned<u16>>,
+}
+
+impl NodeConfig {
+    /// How long the disk thread polls after a request.
+    pub fn busy_poll(&self) -> Duration {
+        Duration::from_micros(self.busy_poll_micros.as_ref().map_or(0, |micros| (*micros.get_ref()).into()))
+    }
 }
 
 /// `[[peer]]`
@@ -233,14 +243,15 @@ impl Config {
             );
             return Err(value(tcp.span(), "nbd.tcp".into(), reason));
         }
-        for (key, number, most) in [("ublk.queues", &config.ublk.queues, 64), ("ublk.depth", &config.ublk.depth, 1024)]
-        {
-            if !(1..=most).contains(number.get_ref()) {
-                return Err(value(
-                    number.span(),
-                    key.into(),
-                    format!("{} is not between 1 and {most}", number.get_ref()),
-                ));
+        let bounded = [
+            ("ublk.queues", Some(&config.ublk.queues), 1..=64),
+            ("ublk.depth", Some(&config.ublk.depth), 1..=1024),
+            ("node.busy_poll_micros", config.node.busy_poll_micros.as_ref(), 0..=10_000),
+        ];
+        for (key, number, range) in bounded {
+            if let Some(number) = number.filter(|number| !range.contains(number.get_ref())) {
+                let reason = format!("{} is not between {} and {}", number.get_ref(), range.start(), range.end());
+                return Err(value(number.span(), key.into(), reason));
             }
         }
         Ok(config)
@@ -330,6 +341,10 @@ mod tests {
                  public = true if you mean it",
             ),
             (
+                "[node]\nname = \"a\"\nbusy_poll_micros = 10001\n".into(),
+                "holdfast.toml: line 3: node.busy_poll_micros: 10001 is not between 0 and 10000",
+            ),
+            (
                 format!("{node}{}", peer("12", 1)),
                 "holdfast.toml: line 5: peer \"b\": key: \"12\" is no node key; a key is one line as `ublk-admin key` \
                  shows it: holdfast-ed25519: and 64 hexadecimal digits",
@@ -351,13 +366,14 @@ mod tests {
     #[test]
     fn a_whole_file_is_understood() {
         let text = format!(
-            "[node]\nname = \"a\"\ndirectory = \"/d\"\n[nbd]\ntcp = \"0.0.0.0:10809\"\npublic = true\n[media]\n\
+            "[node]\nname = \"a\"\ndirectory = \"/d\"\nbusy_poll_micros = 50\n[nbd]\ntcp = \"0.0.0.0:10809\"\npublic = true\n[media]\n\
              buffered = true\ncached_journal = true\n{}mode = \"split\"\n{LINK}{LINK}",
             peer(&PeerKey([7; 32]).to_string(), 0)
         );
         let config = Config::parse(&text, Path::new("holdfast.toml")).unwrap();
         assert_eq!(config.control_path(), Path::new("/d/control.sock"));
         assert_eq!(config.key_path(), Path::new("/d/key"));
+        assert_eq!(config.node.busy_poll(), Duration::from_micros(50));
         assert_eq!(config.nbd_addresses(), [ListenAddress::Tcp("0.0.0.0:10809".parse().unwrap())]);
         assert!(config.media.buffered && config.media.cached_journal);
         assert_eq!(config.peers[0].mode, Mode::Split);

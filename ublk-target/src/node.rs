@@ -10,6 +10,7 @@ mod switch;
 use crate::{
     actor::{GroupActor, open_media},
     api::{ApiError, Request},
+    busy_poll::BusyPoll,
     config::Config,
     events::{self, EVENT},
     exports::Exports,
@@ -57,6 +58,7 @@ pub struct Node {
     peers: Vec<Rc<Peer>>,
     questions: pairs::Questions,
     devices: devices::Devices,
+    busy_poll: Rc<BusyPoll>,
 }
 
 /// A request from the control socket, and where its answer goes.
@@ -68,6 +70,7 @@ impl Node {
         let groups = config.groups_path();
         fs::create_dir_all(&groups)?;
         let node = Rc::new(Self {
+            busy_poll: BusyPoll::start(config.node.busy_poll()),
             config,
             key,
             groups: RefCell::default(),
@@ -94,7 +97,7 @@ impl Node {
 
     fn open_group(&self, journal: &Path) -> Result<Rc<GroupActor>, String> {
         let media = open_media(journal, self.options(), Patience::Start).map_err(|error| error.to_string())?;
-        GroupActor::open(media).map_err(|error| format!("{}: {error}", journal.display()))
+        GroupActor::open(media, self.busy_poll.clone()).map_err(|error| format!("{}: {error}", journal.display()))
     }
 
     /// Starts the NBD server.

@@ -94,7 +94,7 @@ impl Node {
             if journal.is_some() {
                 symlink(&path, &link).map_err(|error| at(&link, error))?;
             }
-            GroupActor::open(media).map_err(ApiError::new)
+            GroupActor::open(media, self.busy_poll.clone()).map_err(ApiError::new)
         });
         match opened {
             Ok(actor) => {
