@@ -51,10 +51,7 @@ impl Monitor {
     pub fn wait_in_step(&self) -> anyhow::Result<()> {
         let end = Instant::now() + STEP_LIMIT;
         loop {
-            let jobs = self.ask("query-jobs", &json!({}))?;
-            let Some(job) = jobs.as_array().into_iter().flatten().find(|job| job["id"] == JOB) else {
-                bail!("qemu's mirror has ended: {jobs}");
-            };
+            let job = self.job()?;
             if job["status"] == "ready" && job["current-progress"] == job["total-progress"] {
                 return Ok(());
             }
@@ -63,6 +60,21 @@ impl Monitor {
             }
             thread::park_timeout(Duration::from_millis(10));
         }
+    }
+
+    /// Bytes that have been copied so far, those of the first copy too.
+    ///
+    /// # Errors
+    /// When the mirror has failed.
+    pub fn copied_bytes(&self) -> anyhow::Result<u64> {
+        let job = self.job()?;
+        job["current-progress"].as_u64().with_context(|| format!("qemu's mirror does not tell how far it is: {job}"))
+    }
+
+    fn job(&self) -> anyhow::Result<Value> {
+        let jobs = self.ask("query-jobs", &json!({}))?;
+        let job = jobs.as_array().into_iter().flatten().find(|job| job["id"] == JOB);
+        job.cloned().with_context(|| format!("qemu's mirror has ended: {jobs}"))
     }
 
     fn ask(&self, command: &str, arguments: &Value) -> anyhow::Result<Value> {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use tools::bench::{fio, hot_path, html, instructions, life, report::Results, scenarios, wan, write};
 
 const EXAMPLES: &str = "\
@@ -16,6 +16,8 @@ Examples:
   target/release/bench write --quick
   target/release/bench write --job write-4k-qd32,flush-4k-qd1 --rounds 5 --html write.html
   target/release/bench wan --scenario loss-1,cut --html wan.html
+  target/release/bench wan --scenario plain --measure shared,mirror --rounds 5
+  target/release/bench wan --measure writes
   target/release/bench wan --line 'delay 25ms, rate 100mbit, loss 1%' --line 'delay 40ms, rate 20mbit, burst 5%:8'
   target/release/bench life --rounds 1 --json life.json
   target/release/bench instructions
@@ -51,7 +53,8 @@ struct Arguments {
 enum What {
     /// Requests over NBD: alone, with a standby, nbdkit, qemu-nbd, qemu's mirror, and the medium itself
     Write(Write),
-    /// Emulated long lines: goodput, the standby's age, latency of synchronous writes, takeover; TCP over the same lines
+    /// Emulated long lines: goodput, the standby's age, latency of synchronous writes, takeover; TCP and qemu's mirror over
+    /// the same lines, and TCP beside Holdfast on one
     Wan(Wan),
     /// Restart points and takeover at 1 GiB and 1 TiB, resynchronisation, memory
     Life {
@@ -97,9 +100,23 @@ struct Wan {
     /// Measures a line of your own instead; given once for both links, or twice. Settings are those of link-emulator
     #[arg(long = "line", value_name = "SETTING VALUE, ...", conflicts_with = "scenarios")]
     lines: Vec<String>,
-    /// Leaves TCP out; it needs root, for network namespaces
+    /// Measures only these [default: all; those that need what is not there are left out]
+    #[arg(long = "measure", value_name = "PART,...", value_delimiter = ',', value_enum)]
+    parts: Vec<wan::Part>,
+    /// Leaves out tcp, shared and mirror, which need root, for network namespaces
     #[arg(long)]
     no_tcp: bool,
+}
+
+impl Wan {
+    fn parts(&self) -> anyhow::Result<Vec<wan::Part>> {
+        let all: &[wan::Part] = if self.parts.is_empty() { wan::Part::value_variants() } else { &self.parts };
+        let parts: Vec<_> = all.iter().copied().filter(|part| !self.no_tcp || part.over_tcp().is_none()).collect();
+        if parts.is_empty() {
+            bail!("Nothing is left to measure: --no-tcp leaves out all that --measure names");
+        }
+        Ok(parts)
+    }
 }
 
 fn scenario_names() -> clap::builder::PossibleValuesParser {
@@ -182,8 +199,8 @@ fn measure(arguments: &Arguments) -> anyhow::Result<Option<Results>> {
                 vec![scenarios::custom(&wan.lines)?]
             };
             let took = wan.seconds.unwrap_or(Duration::from_secs(if quick { 2 } else { 10 }));
-            let (with_tcp, rounds) = (!wan.no_tcp, rounds(2));
-            Ok(wan::run(&wan::WanOptions { programs, scenarios, took, with_tcp, rounds, limit }))
+            let (parts, rounds) = (wan.parts()?, rounds(2));
+            Ok(wan::run(&wan::WanOptions { programs, scenarios, took, parts, rounds, limit }))
         }
         What::Life { changed, rate } => {
             let changed = changed.unwrap_or(if quick { 5_000 } else { 100_000 });
