@@ -13,6 +13,7 @@ use super::{
     wan::{Part, WanOptions},
 };
 use crate::{
+    emulator::LineCounters,
     nbd_client::NbdClient,
     sites::{GROUP, Sites},
 };
@@ -171,7 +172,7 @@ impl Beside {
                 }
             }
             let mirror = FarMirror::start(&network, size, "background")?;
-            let goodput = mirrored(&mirror, backlog, [options.warm_up(scenario), options.took])?;
+            let goodput = mirrored(&network, &mirror, backlog, [options.warm_up(scenario), options.took])?;
             let column = format!("qemu's mirror, {name}");
             reports.goodput.add(&scenario.name, &column, goodput / 1e6);
             reports.share.add(&scenario.name, &column, goodput / rate_bits(scenario));
@@ -184,15 +185,28 @@ fn client(mirror: &FarMirror<'_>) -> anyhow::Result<NbdClient> {
     Ok(NbdClient::connect_unix(&mirror.socket, "disk")?)
 }
 
-/// Bits a second that are copied in so long, after a warm-up, while there is more to copy than the line can carry.
-fn mirrored(mirror: &FarMirror<'_>, backlog: f64, [warm_up, took]: [Duration; 2]) -> anyhow::Result<f64> {
+/// Bits a second that the copy gets in so long, after a warm-up, while there is more to copy than the line can carry.
+fn mirrored(
+    network: &Network,
+    mirror: &FarMirror<'_>,
+    backlog: f64,
+    [warm_up, took]: [Duration; 2],
+) -> anyhow::Result<f64> {
     let start = Instant::now();
     load::write_bytes(&mut client(mirror)?, backlog)?;
     thread::sleep((start + warm_up).saturating_duration_since(Instant::now()));
-    let (before, from) = (mirror.monitor.copied_bytes()?, Instant::now());
+    let (before, from) = (network.counters(), Instant::now());
     thread::sleep((from + took).saturating_duration_since(Instant::now()));
-    let (after, lasted) = (mirror.monitor.copied_bytes()?, from.elapsed());
-    Ok(after.saturating_sub(before) as f64 * 8.0 / lasted.as_secs_f64())
+    let (after, lasted) = (network.counters(), from.elapsed());
+    // Its own count has steps of what is copied at a time, a second of a slow line.
+    Ok(payload_bytes(&before, &after) as f64 * 8.0 / lasted.as_secs_f64())
+}
+
+/// What TCP delivered without its headers: IP's, its own, and the timestamps.
+fn payload_bytes(before: &LineCounters, after: &LineCounters) -> u64 {
+    const HEADERS: u64 = 20 + 20 + 12;
+    let bytes = after.delivered_bytes - before.delivered_bytes;
+    bytes.saturating_sub((after.delivered - before.delivered) * HEADERS)
 }
 
 fn column(algorithm: &str) -> String {
@@ -202,4 +216,17 @@ fn column(algorithm: &str) -> String {
 /// Of link one.
 fn rate_bits(scenario: &Scenario) -> f64 {
     scenario.links[0].rate_bits.map_or(f64::INFINITY, |bits| bits as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_no_goodput() {
+        let before = LineCounters { delivered: 1, delivered_bytes: 1_500, ..LineCounters::default() };
+        let after = LineCounters { delivered: 11, delivered_bytes: 16_500, ..LineCounters::default() };
+        assert_eq!(payload_bytes(&before, &after), 14_480);
+        assert_eq!(payload_bytes(&before, &before), 0);
+    }
 }

@@ -62,15 +62,6 @@ impl Monitor {
         }
     }
 
-    /// Bytes that have been copied so far, those of the first copy too.
-    ///
-    /// # Errors
-    /// When the mirror has failed.
-    pub fn copied_bytes(&self) -> anyhow::Result<u64> {
-        let job = self.job()?;
-        job["current-progress"].as_u64().with_context(|| format!("qemu's mirror does not tell how far it is: {job}"))
-    }
-
     fn job(&self) -> anyhow::Result<Value> {
         let jobs = self.ask("query-jobs", &json!({}))?;
         let job = jobs.as_array().into_iter().flatten().find(|job| job["id"] == JOB);

@@ -113,8 +113,8 @@ const NOTES: [&str; 9] = [
     "TCP: one connection of iperf3 over link one, buffers up to 128 MB, what the receiver got in the time. It does not \
      encrypt and writes to no disk.",
     "Alone and together: one line with one queue, which Holdfast and the flow begin to use at the same moment.",
-    "qemu's mirror: qemu-storage-daemon and blockdev-mirror over link one to a qemu-nbd, cache=none; goodput is its own \
-     count of what it has copied in the background, in pieces of up to 1 MiB; it copies out of order.",
+    "qemu's mirror: qemu-storage-daemon and blockdev-mirror over link one to a qemu-nbd, cache=none; goodput is what \
+     the line delivers of a copy in the background, without TCP's headers. It copies out of order, and does not encrypt.",
     "Offered: all that leaves the primary for the lines in the time in which goodput and age are measured, lost or not.",
     "A percentile is shown only when there were enough writes: 100 for p99, 1000 for p99.9.",
     "The age is the status's lag, which is zero while the standby has everything; sampled every 5 ms, under 70 % of the \
