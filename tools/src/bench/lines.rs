@@ -9,11 +9,12 @@ use super::{
     with_free_ports,
 };
 use crate::{
-    emulator::LineCounters,
+    emulator::{Emulator, LineCounters, Side},
     sites::{GROUP, SiteOptions, Sites},
 };
 use anyhow::{Context, anyhow};
 use std::{
+    sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -36,6 +37,7 @@ pub struct Reports {
     round_trips: Report,
     age: Report,
     cut: Report,
+    healed: Report,
     times: Report,
 }
 
@@ -52,6 +54,7 @@ impl Default for Reports {
             round_trips: lower("Latency of 4 KiB writes at level remote, QD 1", "round trips of the nearer link"),
             age: lower("Age of what the standby lacks, at 70 % of the goodput", "ms"),
             cut: lower("Oldest of what the standby lacks, while link one dies and comes back", "ms"),
+            healed: lower("From the end of a cut until link one carries a backlog again", "ms"),
             times: lower("From the command to the answer", "ms"),
         }
     }
@@ -60,12 +63,12 @@ impl Default for Reports {
 impl Reports {
     /// Those that have figures, in the order in which they are shown.
     pub fn into_reports(self) -> Vec<Report> {
-        let Self { goodput, share, offered, dropped, mut latency, mut round_trips, age, cut, times } = self;
+        let Self { goodput, share, offered, dropped, mut latency, mut round_trips, age, cut, healed, times } = self;
         // The first line may have had too few writes for some of them.
         for report in [&mut latency, &mut round_trips] {
             report.order_columns(&["p50", "p99", "p99.9", "longest"]);
         }
-        vec![goodput, share, offered, dropped, latency, round_trips, age, cut, times]
+        vec![goodput, share, offered, dropped, latency, round_trips, age, cut, healed, times]
     }
 }
 
@@ -141,18 +144,36 @@ fn goodput(options: &WanOptions, scenario: &Scenario, sites: &Sites, reports: &m
     sites.wait_in_step(0)?;
     let (warm_up, rate) = (options.warm_up(scenario), scenario.rate_bits());
     let mut window = Window::default();
-    let mut goodput = 0.0;
-    cut_of(sites, options, warm_up).run(scenario.is_cut, &mut || {
+    let (mut goodput, idle) = (0.0, Mutex::new(None));
+    let cut = cut_of(sites, options, warm_up);
+    let heal = Box::new(|| {
+        (cut.heal)();
+        *idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(idle_after(&sites.links[0], options.took));
+    });
+    Cut { heal, cut: Box::new(|| (cut.cut)()), ..cut }.run(scenario.is_cut, &mut || {
         let mut look = || window.look(sent(sites));
         goodput = load::backlog_goodput(sites, rate, [warm_up, options.took], &mut look)?;
         Ok(())
     })?;
+    if let Some(idle) = idle.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        reports.healed.add(&scenario.name, "holdfast", idle.as_secs_f64() * 1e3);
+    }
     reports.goodput.add(&scenario.name, "holdfast", goodput / 1e6);
     reports.share.add(&scenario.name, "holdfast", goodput / rate);
     let offered = window.offered()?;
     reports.offered.add(&scenario.name, "a backlog", offered.rate_bits / rate);
     reports.dropped.add(&scenario.name, "a backlog", offered.dropped_percent);
     Ok(goodput)
+}
+
+/// How long a link carries next to nothing from now on, but no longer than `limit`.
+fn idle_after(link: &Emulator, limit: Duration) -> Duration {
+    let start = Instant::now();
+    // More than it takes to find out that a link is there.
+    let bytes = link.line_settings(Side::A).rate_bits.unwrap_or_default() / 8 / 100;
+    let wanted = link.statistics().a_to_b.delivered_bytes + bytes;
+    link.wait_until(limit, |statistics| statistics.a_to_b.delivered_bytes >= wanted);
+    start.elapsed()
 }
 
 fn age(

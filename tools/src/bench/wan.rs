@@ -107,7 +107,7 @@ pub fn run(options: &WanOptions) -> Results {
     Results { name: "wan", conditions, notes, failure, reports }
 }
 
-const NOTES: [&str; 9] = [
+const NOTES: [&str; 10] = [
     "Holdfast: more is written at once than the lines can carry; goodput is what becomes durable at the standby in the \
      time. Both links are used, but for one beside TCP.",
     "TCP: one connection of iperf3 over link one, buffers up to 128 MB, what the receiver got in the time. It does not \
@@ -120,6 +120,8 @@ const NOTES: [&str; 9] = [
     "The age is the status's lag, which is zero while the standby has everything; sampled every 5 ms, under 70 % of the \
      goodput that was found before, of which what a cut leaves gets its part. Age, goodput and TCP are measured over warm \
      connections.",
+    "A link carries a backlog again when it has delivered what it can in 10 ms; if it does not, the figure is the time of a \
+     measurement.",
     "Requests at level local: a burst of at most 10 s, which the journal takes in.",
     "Both nodes, the lines and the clients share this machine: at 1 Gbit/s its processors may be the limit.",
 ];
