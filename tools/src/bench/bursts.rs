@@ -66,6 +66,8 @@ fn one(options: &WanOptions, scenario: &Scenario, round: u32) -> anyhow::Result<
     let site_options = site_options(options, scenario, round);
     let sites = with_free_ports(|| Sites::paired(&site_options))?;
     sites.ask(0, &["level", GROUP, "local"])?;
+    // What the one before left behind would be written, and given back, at this one's cost.
+    nix::unistd::sync();
     let rate = load::write_rate(&mut sites.client(0)?, DEPTH, WARM_UP, options.took.min(TOOK_MAX))?;
     let status = sites.ask(0, &["status", GROUP])?;
     if status["pair"]["state"] != "duplex" {
