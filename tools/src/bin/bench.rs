@@ -100,7 +100,7 @@ struct Wan {
     /// Measures a line of your own instead; given once for both links, or twice. Settings are those of link-emulator
     #[arg(long = "line", value_name = "SETTING VALUE, ...", conflicts_with = "scenarios")]
     lines: Vec<String>,
-    /// Measures only these [default: all; those that need what is not there are left out]
+    /// Measures only these [default: all; quick: all but writes]; what needs what is not there is left out
     #[arg(long = "measure", value_name = "PART,...", value_delimiter = ',', value_enum)]
     parts: Vec<wan::Part>,
     /// Leaves out tcp, shared and mirror, which need root, for network namespaces
@@ -109,9 +109,14 @@ struct Wan {
 }
 
 impl Wan {
-    fn parts(&self) -> anyhow::Result<Vec<wan::Part>> {
-        let all: &[wan::Part] = if self.parts.is_empty() { wan::Part::value_variants() } else { &self.parts };
-        let parts: Vec<_> = all.iter().copied().filter(|part| !self.no_tcp || part.over_tcp().is_none()).collect();
+    fn parts(&self, quick: bool) -> anyhow::Result<Vec<wan::Part>> {
+        let is_wanted = |part: &wan::Part| match self.parts.as_slice() {
+            [] => !quick || *part != wan::Part::Writes,
+            parts => parts.contains(part),
+        };
+        let is_allowed = |part: &wan::Part| !self.no_tcp || part.over_tcp().is_none();
+        let all = wan::Part::value_variants().iter();
+        let parts: Vec<_> = all.filter(|part| is_wanted(part) && is_allowed(part)).copied().collect();
         if parts.is_empty() {
             bail!("Nothing is left to measure: --no-tcp leaves out all that --measure names");
         }
@@ -199,7 +204,7 @@ fn measure(arguments: &Arguments) -> anyhow::Result<Option<Results>> {
                 vec![scenarios::custom(&wan.lines)?]
             };
             let took = wan.seconds.unwrap_or(Duration::from_secs(if quick { 2 } else { 10 }));
-            let (parts, rounds) = (wan.parts()?, rounds(2));
+            let (parts, rounds) = (wan.parts(quick)?, rounds(2));
             Ok(wan::run(&wan::WanOptions { programs, scenarios, took, parts, rounds, limit }))
         }
         What::Life { changed, rate } => {
@@ -221,4 +226,25 @@ fn check_writable(path: &Path) -> anyhow::Result<()> {
 
 fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
     fs::write(path, text).with_context(|| format!("Cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wan::Part::{Mirror, Shared, Stream, Tcp, Writes};
+
+    #[test]
+    fn what_is_named_is_measured_and_else_what_there_is_time_for() {
+        let parts = |words: &[&str]| {
+            let arguments = Arguments::parse_from(["bench", "wan"].iter().chain(words));
+            let What::Wan(wan) = &arguments.what else { return None };
+            wan.parts(arguments.quick).ok()
+        };
+        assert_eq!(parts(&[]), Some(vec![Stream, Tcp, Shared, Mirror, Writes]));
+        assert_eq!(parts(&["--quick"]), Some(vec![Stream, Tcp, Shared, Mirror]));
+        assert_eq!(parts(&["--quick", "--measure", "writes"]), Some(vec![Writes]));
+        assert_eq!(parts(&["--no-tcp"]), Some(vec![Stream, Writes]));
+        assert_eq!(parts(&["--measure", "mirror,stream", "--measure", "tcp"]), Some(vec![Stream, Tcp, Mirror]));
+        assert_eq!(parts(&["--no-tcp", "--measure", "shared"]), None);
+    }
 }
