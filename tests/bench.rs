@@ -61,6 +61,8 @@ fn a_refusal_names_the_thing_before_anything_is_measured() {
         (&["write", "--json", "/nowhere/bench.json"][..], "Cannot write /nowhere/bench.json; is its folder there?"),
         (&["wan", "--line", "delay 1ms"][..], "has no rate: add one"),
         (&["wan", "--line", "loss often, rate 1mbit"][..], "'often' is not a probability"),
+        (&["wan", "--measure", "weather"][..], "possible values: stream, tcp, shared, mirror, writes"),
+        (&["wan", "--no-tcp", "--measure", "tcp,shared"][..], "--no-tcp leaves out all that --measure names"),
         (&["life", "--html", "/tmp"][..], "/tmp is a folder; name a file"),
     ] {
         let (done, text) = bench(arguments);
@@ -68,24 +70,33 @@ fn a_refusal_names_the_thing_before_anything_is_measured() {
     }
 }
 
-/// TCP needs root and iperf3; without them it must be left out by name.
+/// What runs over TCP needs root, iperf3 and qemu; without them it must be left out by name.
 #[test]
-fn a_line_of_the_users_own_is_measured_with_tcp_beside_it() {
+fn a_line_of_the_users_own_is_measured_with_others_beside_it() {
     let folder = tempfile::tempdir().expect("a folder");
     let json = folder.path().join("bench.json");
     let line = ["--line", "delay 2ms, rate 20mbit, loss 1%", "--seconds", "1", "--rounds", "1"];
     let (done, text) = bench(&[&["wan", "--json", json.to_str().expect("text")], &line[..]].concat());
     assert!(done, "{text}");
     let results: Value = serde_json::from_str(&fs::read_to_string(json).expect("a file")).expect("JSON");
-    let goodput = &results["reports"][0];
-    let columns = goodput["columns"].as_array().expect("columns");
-    assert!(columns.iter().any(|column| column == "holdfast"), "{goodput:#}");
+    let reports = results["reports"].as_array().expect("reports");
+    let columns: BTreeSet<&str> = reports
+        .iter()
+        .flat_map(|report| report["columns"].as_array().into_iter().flatten())
+        .filter_map(Value::as_str)
+        .collect();
+    for column in ["holdfast", "a backlog", "70 % load", "p50", "oldest", "200 ms, 1 % loss"] {
+        assert!(columns.contains(column), "{column}: {columns:?}");
+    }
     let notes = results["notes"].to_string();
-    assert!(
-        columns.iter().any(|column| column == "TCP CUBIC") != notes.contains("TCP is left out from"),
-        "{results:#}"
-    );
-    for report in results["reports"].as_array().expect("reports") {
+    for (column, part) in [
+        ("TCP CUBIC", "TCP"),
+        ("holdfast beside TCP CUBIC", "TCP beside Holdfast"),
+        ("qemu's mirror, TCP CUBIC", "qemu's mirror"),
+    ] {
+        assert!(columns.contains(column) != notes.contains(&format!("{part} is left out from")), "{part}: {notes}");
+    }
+    for report in reports {
         assert!(report["cells"].as_array().is_some_and(|cells| !cells.is_empty()), "{report:#}");
     }
 }

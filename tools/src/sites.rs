@@ -1,6 +1,7 @@
-//! Two nodes and two emulated links between them: what the tests and the benchmark stand on.
+//! Two nodes and the emulated links between them: what the tests and the benchmark stand on.
 
 use crate::{
+    admin::Client,
     demo::{
         node::{LinkEnd, Node, free_port},
         processes::Workplace,
@@ -9,12 +10,15 @@ use crate::{
     nbd_client::NbdClient,
 };
 use anyhow::{Context, bail};
+use holdfast::command::Lag;
 use serde_json::Value;
 use std::{
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
+use ublk_target::api::Request;
 
 /// The group of both nodes.
 pub const GROUP: &str = "g";
@@ -46,8 +50,8 @@ pub struct Sites {
     pub workplace: Workplace,
     /// The nodes; the first is the primary at the start.
     pub nodes: [Node; 2],
-    /// The links.
-    pub links: [Emulator; 2],
+    /// The links; none where the line is somebody else's.
+    pub links: Vec<Emulator>,
     size: String,
     journal_size: String,
 }
@@ -58,9 +62,6 @@ impl Sites {
     /// # Errors
     /// When the programs, the folder, ports or keys cannot be had.
     pub fn new(options: &SiteOptions) -> anyhow::Result<Self> {
-        let workplace = Workplace::new(options.prefix)?;
-        let node = |name| Node::new(name, workplace.folder(), &options.programs);
-        let nodes = [node("north")?, node("south")?];
         let mut ends = [Vec::new(), Vec::new()];
         let mut link = |name: &str, seed| -> anyhow::Result<Emulator> {
             let (a, b) = (free_port()?, free_port()?);
@@ -71,13 +72,35 @@ impl Sites {
             ends[1].push(LinkEnd { name: name.into(), local: b, remote: emulator.b_side() });
             Ok(emulator)
         };
-        let links = [link("one", options.seed)?, link("two", options.seed + 1)?];
+        let links = vec![link("one", options.seed)?, link("two", options.seed + 1)?];
+        Ok(Self { links, ..Self::apart(options, &ends, [None, None])? })
+    }
+
+    /// Two nodes that are not running, each in a network namespace that reaches the other's address; one link.
+    ///
+    /// # Errors
+    /// When the programs, the folder or keys cannot be had.
+    pub fn in_namespaces(options: &SiteOptions, namespaces: [(&str, IpAddr); 2]) -> anyhow::Result<Self> {
+        // Nobody else is there to have taken it.
+        let [near, far] = namespaces.map(|(_, address)| SocketAddr::new(address, 7001));
+        let end = |local, remote| vec![LinkEnd { name: "one".into(), local, remote }];
+        Self::apart(options, &[end(near, far), end(far, near)], namespaces.map(|(name, _)| Some(name)))
+    }
+
+    /// Two nodes that know these ends of links.
+    fn apart(options: &SiteOptions, ends: &[Vec<LinkEnd>; 2], namespaces: [Option<&str>; 2]) -> anyhow::Result<Self> {
+        let workplace = Workplace::new(options.prefix)?;
+        let node = |name| Node::new(name, workplace.folder(), &options.programs);
+        let mut nodes = [node("north")?, node("south")?];
+        for (node, namespace) in nodes.iter_mut().zip(namespaces) {
+            node.namespace = namespace.map(str::to_owned);
+        }
         nodes.iter().try_for_each(Node::configure_alone)?;
         let keys = [nodes[0].key()?, nodes[1].key()?];
         nodes[0].configure("south", &keys[1], &ends[0])?;
         nodes[1].configure("north", &keys[0], &ends[1])?;
         let (size, journal_size) = (options.size.clone(), options.journal_size.clone());
-        Ok(Self { workplace, nodes, links, size, journal_size })
+        Ok(Self { workplace, nodes, links: Vec::new(), size, journal_size })
     }
 
     /// The same, running, with a volume that is paired and in step.
@@ -86,11 +109,19 @@ impl Sites {
     /// As [`Sites::new`], and when the nodes refuse something.
     pub fn paired(options: &SiteOptions) -> anyhow::Result<Self> {
         let sites = Self::new(options)?;
-        sites.start(1)?;
-        sites.start(0)?;
-        sites.create_volume()?;
-        sites.pair()?;
+        sites.start_paired()?;
         Ok(sites)
+    }
+
+    /// Starts both nodes, and pairs a volume of the first with the second.
+    ///
+    /// # Errors
+    /// When the nodes do not start or refuse something.
+    pub fn start_paired(&self) -> anyhow::Result<()> {
+        self.start(1)?;
+        self.start(0)?;
+        self.create_volume()?;
+        self.pair()
     }
 
     /// Makes the group and its volume on the first node.
@@ -133,6 +164,17 @@ impl Sites {
     /// When it is refused; with what was said.
     pub fn ask(&self, node: usize, arguments: &[&str]) -> anyhow::Result<Value> {
         self.nodes[node].ask(arguments)
+    }
+
+    /// How far a node's peer is behind, asked without a process, for who asks often.
+    ///
+    /// # Errors
+    /// When the node does not tell.
+    pub fn lag(&self, node: usize) -> anyhow::Result<Lag> {
+        let client = Client::new(self.nodes[node].control_path());
+        let status = client.ask(&Request::Status { group: Some(GROUP.to_owned()) })?;
+        let figure = |name: &str| status["lag"][name].as_u64().with_context(|| format!("The status has no {name}"));
+        Ok(Lag { micros: figure("micros")?, records: figure("records")?, bytes: figure("bytes")? })
     }
 
     /// What a refused command says.

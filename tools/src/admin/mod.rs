@@ -6,13 +6,12 @@ mod hold;
 mod show;
 
 pub use arguments::Arguments;
-pub use client::ClientError;
+pub use client::{Client, ClientError};
 
 use arguments::{
     Command, Fence, GenerationCommand, GroupCommand, NodeCommand, PairCommand, RestartPointOptions, Switch,
     VolumeCommand,
 };
-use client::Client;
 use hold::Holds;
 use holdfast::units::Generation;
 use serde_json::{Value, json};

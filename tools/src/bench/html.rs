@@ -48,6 +48,7 @@ fn section(report: &Report) -> String {
     let better = match report.better() {
         Better::Higher => "longer is better",
         Better::Lower => "shorter is better",
+        Better::NearestOne => "nearest to 1 is better",
     };
     let mut text = format!("<h2>{}</h2>\n<p>{}; {better}</p>\n", escaped(title), escaped(unit));
     for row in report.rows() {

@@ -51,10 +51,7 @@ impl Monitor {
     pub fn wait_in_step(&self) -> anyhow::Result<()> {
         let end = Instant::now() + STEP_LIMIT;
         loop {
-            let jobs = self.ask("query-jobs", &json!({}))?;
-            let Some(job) = jobs.as_array().into_iter().flatten().find(|job| job["id"] == JOB) else {
-                bail!("qemu's mirror has ended: {jobs}");
-            };
+            let job = self.job()?;
             if job["status"] == "ready" && job["current-progress"] == job["total-progress"] {
                 return Ok(());
             }
@@ -63,6 +60,12 @@ impl Monitor {
             }
             thread::park_timeout(Duration::from_millis(10));
         }
+    }
+
+    fn job(&self) -> anyhow::Result<Value> {
+        let jobs = self.ask("query-jobs", &json!({}))?;
+        let job = jobs.as_array().into_iter().flatten().find(|job| job["id"] == JOB);
+        job.cloned().with_context(|| format!("qemu's mirror has ended: {jobs}"))
     }
 
     fn ask(&self, command: &str, arguments: &Value) -> anyhow::Result<Value> {

@@ -1,13 +1,18 @@
 //! The benchmark: this program beside what users would take instead, in one run. Only ratios of one run count: machines
 //! are shared and noisy, so every figure is the median of interleaved rounds, with its spread.
 
+pub mod beside;
+pub mod bursts;
 pub mod fio;
 pub mod hot_path;
 pub mod html;
 pub mod instructions;
 pub mod life;
+pub mod lines;
+pub mod load;
 pub mod machine;
 pub mod mirror;
+pub mod network;
 pub mod peers;
 pub mod report;
 pub mod scenarios;

@@ -1,6 +1,10 @@
 //! What users would take instead, and the medium below them all: each on a file of its own, in one folder.
 
-use super::{fio::Disk, mirror::Monitor};
+use super::{
+    fio::Disk,
+    mirror::Monitor,
+    network::{End, Network},
+};
 use crate::demo::processes::Workplace;
 use anyhow::{Context, bail};
 use std::{
@@ -8,7 +12,6 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    rc::Rc,
     thread,
     time::{Duration, Instant},
 };
@@ -118,11 +121,58 @@ impl Peer {
                 (servers.start("nbdkit", &["-f", "-U", "SOCKET", "memory", &size.to_string()], "")?, ready())
             }
             Self::QemuNbd => (servers.qemu_nbd("")?, ready()),
-            Self::QemuMirrorBackground => servers.mirror("background")?,
-            Self::QemuMirrorBlocking => servers.mirror("write-blocking")?,
+            Self::QemuMirrorBackground => servers.mirror_here("background")?,
+            Self::QemuMirrorBlocking => servers.mirror_here("write-blocking")?,
             Self::Medium => (Disk::File(servers.image("image")?), ready()),
         };
         Ok(Target { name: self.name(), about: self.about(), disk, prepare, written: Box::new(|| None) })
+    }
+}
+
+/// qemu's mirror from one end of a network to the other. Dropping it ends it.
+pub struct FarMirror<'a> {
+    place: &'a Workplace,
+    /// Where a client writes.
+    pub socket: PathBuf,
+    /// Its monitor.
+    pub monitor: Monitor,
+}
+
+const FAR_MIRROR: &str = "mirror";
+/// NBD's own.
+const FAR_PORT: &str = "10809";
+
+impl<'a> FarMirror<'a> {
+    /// Starts it on new files of this size, and waits until the copy is complete.
+    ///
+    /// # Errors
+    /// When a program is missing, or does not start; with the end of its log.
+    pub fn start(network: &'a Network, size: u64, copy_mode: &str) -> anyhow::Result<Self> {
+        if let Some(program) = Peer::QemuMirrorBackground.missing_program() {
+            bail!("{program} is not installed; install it with: tools/install-packages bench");
+        }
+        let place = network.place();
+        let servers = Servers { place, name: FAR_MIRROR.to_owned(), size };
+        let (image, address) = (servers.image("image-copy")?, End::Far.address().to_string());
+        let mut far = network.inside(End::Far, "qemu-nbd");
+        far.args(["-t", "-f", "raw", "--cache=none", "--aio=io_uring", "-b", &address, "-p", FAR_PORT]).arg(image);
+        place.launch(&format!("{FAR_MIRROR}-copy"), &mut far)?;
+        // The other one may not listen yet.
+        let copy = format!("server.type=inet,server.host={address},server.port={FAR_PORT},open-timeout=20");
+        let near = network.inside(End::Near, "qemu-storage-daemon");
+        let (_, monitor) = servers.mirror(near, &copy, copy_mode)?;
+        let mirror = Self { place, socket: servers.path("sock"), monitor };
+        mirror.monitor.wait_in_step()?;
+        Ok(mirror)
+    }
+}
+
+impl Drop for FarMirror<'_> {
+    fn drop(&mut self) {
+        for process in [FAR_MIRROR.to_owned(), format!("{FAR_MIRROR}-copy")] {
+            // One that has ended already is what was wanted.
+            let _ = self.place.kill(&process);
+        }
     }
 }
 
@@ -167,19 +217,24 @@ impl Servers<'_> {
         self.start("qemu-nbd", &arguments, suffix)
     }
 
-    /// A daemon that mirrors its file to a qemu-nbd.
-    fn mirror(&self, copy_mode: &'static str) -> anyhow::Result<Prepared> {
+    /// A daemon that mirrors its file to a qemu-nbd here.
+    fn mirror_here(&self, copy_mode: &'static str) -> anyhow::Result<Prepared> {
         self.qemu_nbd("-copy")?;
+        let copy = format!("server.type=unix,server.path={}", self.path("sock-copy").display());
+        let (disk, monitor) = self.mirror(Command::new("qemu-storage-daemon"), &copy, copy_mode)?;
+        Ok((disk, Box::new(move || monitor.wait_in_step())))
+    }
+
+    /// Has this daemon mirror its file to the server of `copy`.
+    fn mirror(&self, mut command: Command, copy: &str, copy_mode: &str) -> anyhow::Result<(Disk, Monitor)> {
         let (image, socket, monitor) = (self.image("image")?, self.path("sock"), self.path("qmp"));
-        let copy = self.path("sock-copy");
-        let mut command = Command::new("qemu-storage-daemon");
         for (option, value) in [
             (
                 "--blockdev",
                 format!("driver=file,node-name=file,filename={},cache.direct=on,aio=io_uring", image.display()),
             ),
             ("--blockdev", "driver=raw,node-name=disk,file=file".to_owned()),
-            ("--blockdev", format!("driver=nbd,node-name=copy,server.type=unix,server.path={}", copy.display())),
+            ("--blockdev", format!("driver=nbd,node-name=copy,{copy}")),
             ("--nbd-server", format!("addr.type=unix,addr.path={},max-connections=8", socket.display())),
             ("--export", "type=nbd,id=export,node-name=disk,name=disk,writable=on".to_owned()),
             ("--chardev", format!("socket,id=qmp,path={},server=on,wait=off", monitor.display())),
@@ -188,9 +243,9 @@ impl Servers<'_> {
             command.arg(option).arg(value);
         }
         self.launch("", &mut command, &socket)?;
-        let monitor = Rc::new(Monitor::connect(&monitor)?);
+        let monitor = Monitor::connect(&monitor)?;
         monitor.begin_mirror("disk", "copy", copy_mode)?;
-        Ok((Disk::on_socket(&socket, "disk"), Box::new(move || monitor.wait_in_step())))
+        Ok((Disk::on_socket(&socket, "disk"), monitor))
     }
 
     fn launch(&self, suffix: &str, command: &mut Command, socket: &Path) -> anyhow::Result<()> {

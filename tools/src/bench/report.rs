@@ -10,6 +10,8 @@ pub enum Better {
     Higher,
     /// The lower, as of a time.
     Lower,
+    /// The nearer to one, as of the share of two in one thing.
+    NearestOne,
 }
 
 /// All that one run found.
@@ -143,6 +145,7 @@ impl Report {
         let better = match self.better {
             Better::Higher => "higher is better",
             Better::Lower => "lower is better",
+            Better::NearestOne => "nearest to 1 is better",
         };
         let mut text = format!("{} ({}, {better}; median, lowest–highest round)\n\n| |", self.title, self.unit);
         self.columns.iter().for_each(|column| text += &format!(" {column} |"));
@@ -173,6 +176,7 @@ impl Report {
         let better = match self.better {
             Better::Higher => "higher",
             Better::Lower => "lower",
+            Better::NearestOne => "nearest-one",
         };
         json!({
             "title": self.title, "unit": self.unit, "better": better,

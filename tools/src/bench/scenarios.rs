@@ -17,6 +17,8 @@ pub struct Scenario {
     pub is_cut: bool,
     /// Is it measured also when there is little time?
     pub is_quick: bool,
+    /// Are qemu's mirror, and a TCP flow beside us, measured over its first link?
+    pub with_others: bool,
 }
 
 /// Each line: id, name, one link or both, each as `NAME VALUE, …` of the link emulator's options.
@@ -44,6 +46,8 @@ const LINES: [(&str, &str, &[&str]); 17] = [
     ("cut", "20 ms, 1 % loss, link one cut for a third of the time", &["delay 10ms, rate 100mbit, loss 1%"]),
 ];
 const QUICK: [&str; 4] = ["loss-1", "far-burst-5", "unequal", "cut"];
+/// One thing that matters to a competitor at a time.
+const WITH_OTHERS: [&str; 4] = ["plain", "loss-1", "far", "slow"];
 
 /// All of them; links have 100 Mbit/s each where the name says nothing else.
 ///
@@ -54,6 +58,7 @@ pub fn all() -> anyhow::Result<Vec<Scenario>> {
         let mut scenario = custom(links)?;
         (scenario.id, scenario.name) = ((*id).to_owned(), (*name).to_owned());
         (scenario.is_cut, scenario.is_quick) = (*id == "cut", QUICK.contains(id));
+        scenario.with_others = WITH_OTHERS.contains(id);
         Ok(scenario)
     };
     LINES.iter().map(scenario).collect()
@@ -77,7 +82,7 @@ pub fn custom(links: &[impl AsRef<str>]) -> anyhow::Result<Scenario> {
     };
     let name = if first == second { first.to_owned() } else { format!("{first}; {second}") };
     let links = [line(first)?, line(second)?];
-    Ok(Scenario { id: "line".to_owned(), name, links, is_cut: false, is_quick: true })
+    Ok(Scenario { id: "line".to_owned(), name, links, is_cut: false, is_quick: true, with_others: true })
 }
 
 fn line(text: &str) -> anyhow::Result<LineSettings> {
@@ -102,6 +107,12 @@ impl Scenario {
         self.links.iter().filter_map(|line| line.rate_bits).map(|bits| bits as f64).sum()
     }
 
+    /// Of the rate of both links, that of those which are there all the time.
+    pub fn lasting_share(&self) -> f64 {
+        let lasting = self.links.iter().skip(usize::from(self.is_cut)).filter_map(|line| line.rate_bits);
+        lasting.map(|bits| bits as f64).sum::<f64>() / self.rate_bits()
+    }
+
     /// Of the nearer link.
     pub fn round_trip(&self) -> Duration {
         self.links.iter().map(|line| line.delay * 2).min().unwrap_or_default()
@@ -119,7 +130,18 @@ mod tests {
             assert!(one.rate_bits() > 0.0 && !one.round_trip().is_zero(), "{}", one.id);
             assert!(all.iter().skip(index + 1).all(|other| other.id != one.id && other.name != one.name), "{}", one.id);
         }
-        assert_eq!(all.iter().filter(|one| one.is_quick).count(), QUICK.len());
+        let count = |wanted: fn(&Scenario) -> bool| all.iter().filter(|one| wanted(one)).count();
+        assert_eq!(count(|one| one.is_quick), QUICK.len());
+        assert_eq!(count(|one| one.with_others), WITH_OTHERS.len());
+        // Something of each kind is measured also when there is little time.
+        assert_eq!([count(|one| one.is_quick && one.with_others), count(|one| one.is_quick && one.is_cut)], [1, 1]);
+    }
+
+    #[test]
+    fn what_is_cut_does_not_last() {
+        let all = all().expect("the list");
+        let share = |id| all.iter().find(|one| one.id == id).map(Scenario::lasting_share);
+        assert_eq!((share("cut"), share("unequal")), (Some(0.5), Some(1.0)));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use tools::bench::{fio, hot_path, html, instructions, life, report::Results, scenarios, wan, write};
 
 const EXAMPLES: &str = "\
@@ -16,6 +16,8 @@ Examples:
   target/release/bench write --quick
   target/release/bench write --job write-4k-qd32,flush-4k-qd1 --rounds 5 --html write.html
   target/release/bench wan --scenario loss-1,cut --html wan.html
+  target/release/bench wan --scenario plain --measure shared,mirror --rounds 5
+  target/release/bench wan --measure writes
   target/release/bench wan --line 'delay 25ms, rate 100mbit, loss 1%' --line 'delay 40ms, rate 20mbit, burst 5%:8'
   target/release/bench life --rounds 1 --json life.json
   target/release/bench instructions
@@ -51,7 +53,8 @@ struct Arguments {
 enum What {
     /// Requests over NBD: alone, with a standby, nbdkit, qemu-nbd, qemu's mirror, and the medium itself
     Write(Write),
-    /// Emulated long lines: goodput, the standby's age, latency of synchronous writes, takeover; TCP over the same lines
+    /// Emulated long lines: goodput, the standby's age, latency of synchronous writes, takeover; TCP and qemu's mirror over
+    /// the same lines, and TCP beside Holdfast on one
     Wan(Wan),
     /// Restart points and takeover at 1 GiB and 1 TiB, resynchronisation, memory
     Life {
@@ -97,9 +100,28 @@ struct Wan {
     /// Measures a line of your own instead; given once for both links, or twice. Settings are those of link-emulator
     #[arg(long = "line", value_name = "SETTING VALUE, ...", conflicts_with = "scenarios")]
     lines: Vec<String>,
-    /// Leaves TCP out; it needs root, for network namespaces
+    /// Measures only these [default: all; quick: all but writes]; what needs what is not there is left out
+    #[arg(long = "measure", value_name = "PART,...", value_delimiter = ',', value_enum)]
+    parts: Vec<wan::Part>,
+    /// Leaves out tcp, shared and mirror, which need root, for network namespaces
     #[arg(long)]
     no_tcp: bool,
+}
+
+impl Wan {
+    fn parts(&self, quick: bool) -> anyhow::Result<Vec<wan::Part>> {
+        let is_wanted = |part: &wan::Part| match self.parts.as_slice() {
+            [] => !quick || *part != wan::Part::Writes,
+            parts => parts.contains(part),
+        };
+        let is_allowed = |part: &wan::Part| !self.no_tcp || part.over_tcp().is_none();
+        let all = wan::Part::value_variants().iter();
+        let parts: Vec<_> = all.filter(|part| is_wanted(part) && is_allowed(part)).copied().collect();
+        if parts.is_empty() {
+            bail!("Nothing is left to measure: --no-tcp leaves out all that --measure names");
+        }
+        Ok(parts)
+    }
 }
 
 fn scenario_names() -> clap::builder::PossibleValuesParser {
@@ -182,8 +204,8 @@ fn measure(arguments: &Arguments) -> anyhow::Result<Option<Results>> {
                 vec![scenarios::custom(&wan.lines)?]
             };
             let took = wan.seconds.unwrap_or(Duration::from_secs(if quick { 2 } else { 10 }));
-            let (with_tcp, rounds) = (!wan.no_tcp, rounds(2));
-            Ok(wan::run(&wan::WanOptions { programs, scenarios, took, with_tcp, rounds, limit }))
+            let (parts, rounds) = (wan.parts(quick)?, rounds(2));
+            Ok(wan::run(&wan::WanOptions { programs, scenarios, took, parts, rounds, limit }))
         }
         What::Life { changed, rate } => {
             let changed = changed.unwrap_or(if quick { 5_000 } else { 100_000 });
@@ -204,4 +226,25 @@ fn check_writable(path: &Path) -> anyhow::Result<()> {
 
 fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
     fs::write(path, text).with_context(|| format!("Cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wan::Part::{Mirror, Shared, Stream, Tcp, Writes};
+
+    #[test]
+    fn what_is_named_is_measured_and_else_what_there_is_time_for() {
+        let parts = |words: &[&str]| {
+            let arguments = Arguments::parse_from(["bench", "wan"].iter().chain(words));
+            let What::Wan(wan) = &arguments.what else { return None };
+            wan.parts(arguments.quick).ok()
+        };
+        assert_eq!(parts(&[]), Some(vec![Stream, Tcp, Shared, Mirror, Writes]));
+        assert_eq!(parts(&["--quick"]), Some(vec![Stream, Tcp, Shared, Mirror]));
+        assert_eq!(parts(&["--quick", "--measure", "writes"]), Some(vec![Writes]));
+        assert_eq!(parts(&["--no-tcp"]), Some(vec![Stream, Writes]));
+        assert_eq!(parts(&["--measure", "mirror,stream", "--measure", "tcp"]), Some(vec![Stream, Tcp, Mirror]));
+        assert_eq!(parts(&["--no-tcp", "--measure", "shared"]), None);
+    }
 }

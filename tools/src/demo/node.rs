@@ -31,6 +31,8 @@ pub struct LinkEnd {
 pub struct Node {
     /// Its name, also that of its process.
     pub name: String,
+    /// The network namespace that its daemon runs in, if not that of this program.
+    pub namespace: Option<String>,
     folder: PathBuf,
     programs: PathBuf,
 }
@@ -51,7 +53,7 @@ impl Node {
         }
         let folder = workplace.join(name);
         fs::create_dir_all(&folder).with_context(|| format!("Cannot create {}", folder.display()))?;
-        Ok(Self { name: name.to_owned(), folder, programs: programs.to_owned() })
+        Ok(Self { name: name.to_owned(), namespace: None, folder, programs: programs.to_owned() })
     }
 
     /// The configuration file.
@@ -122,7 +124,16 @@ impl Node {
     /// # Errors
     /// When it does not get ready.
     pub fn start(&self, workplace: &Workplace) -> anyhow::Result<()> {
-        let mut command = Command::new(self.programs.join("holdfastd"));
+        let daemon = self.programs.join("holdfastd");
+        let mut command = match &self.namespace {
+            None => Command::new(daemon),
+            Some(namespace) => {
+                // It becomes the daemon, so that there is one process to wait for and to kill.
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace]).arg(daemon);
+                command
+            }
+        };
         command.arg("--config").arg(self.config_path());
         workplace.start(&self.name, &mut command, READY_LIMIT)
     }
