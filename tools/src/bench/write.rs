@@ -9,7 +9,7 @@ use super::{
     with_free_ports,
 };
 use crate::{
-    demo::processes::Workplace,
+    demo::{node::Tuning, processes::Workplace},
     emulator::LineSettings,
     sites::{EXPORT, GROUP, SiteOptions, Sites},
 };
@@ -37,7 +37,7 @@ pub struct WriteOptions {
 }
 
 /// Our own columns; ratios are made to the first.
-const OURS: [&str; 3] = ["holdfast alone", "asynchronous standby", "synchronous standby"];
+const OURS: [&str; 4] = ["holdfast alone", "alone, for latency", "asynchronous standby", "synchronous standby"];
 
 /// Measures, telling on stderr what is being done.
 ///
@@ -147,31 +147,40 @@ fn ours(options: &WriteOptions) -> anyhow::Result<Vec<Target>> {
         size: format!("{}MiB", options.size_mib),
         journal_size: format!("{}MiB", options.size_mib.max(64)),
     };
-    let alone = Rc::new(with_free_ports(|| {
-        let alone = Sites::new(&sites("holdfast-bench-alone", 1))?;
-        alone.start(0)?;
-        alone.create_volume()?;
-        Ok(alone)
-    })?);
     let written = |of: &Rc<Sites>| -> Box<dyn Fn() -> Option<u64>> {
         let of = Rc::clone(of);
         Box::new(move || of.workplace.written_bytes())
     };
     let disk = |of: &Sites| Disk::on_socket(&of.nodes[0].nbd_path(), EXPORT);
-    let mut targets = vec![Target {
-        name: OURS[0],
-        about: "each write goes to the journal, later to the pool; direct I/O",
-        disk: disk(&alone),
-        written: written(&alone),
+    let alone = |name, about, seed, tuning| -> anyhow::Result<Target> {
+        let alone = Rc::new(with_free_ports(|| {
+            let mut alone = Sites::new(&sites("holdfast-bench-alone", seed))?;
+            alone.nodes[0].tuning = tuning;
+            alone.nodes[0].configure_alone()?;
+            alone.start(0)?;
+            alone.create_volume()?;
+            Ok(alone)
+        })?);
+        let (disk, written) = (disk(&alone), written(&alone));
         // It runs for as long as its column is there.
-        prepare: Box::new(move || alone.ask(0, &["status", GROUP]).map(drop)),
-    }];
+        Ok(Target { name, about, disk, written, prepare: Box::new(move || alone.ask(0, &["status", GROUP]).map(drop)) })
+    };
+    let mut targets = vec![
+        alone(OURS[0], "each write goes to the journal, later to the pool; direct I/O", 1, Tuning::None)?,
+        alone(
+            OURS[1],
+            "cached_journal: small batches are written through the page cache, as nbdkit's file is, and only a flush waits \
+             for the disk; busy_poll_micros = 200: takes a processor while there are requests",
+            3,
+            Tuning::Latency,
+        )?,
+    ];
     let pair = Rc::new(with_free_ports(|| Sites::paired(&sites("holdfast-bench-pair", 2)))?);
     let about = [
         "level local: answered from the own journal; both nodes on this machine and its disk, links without delay",
         "level remote: answered when the standby has it durable; both nodes on this machine and its disk",
     ];
-    for ((name, about), level) in OURS.into_iter().skip(1).zip(about).zip(["local", "remote"]) {
+    for ((name, about), level) in OURS.into_iter().skip(2).zip(about).zip(["local", "remote"]) {
         let of = Rc::clone(&pair);
         let prepare = move || {
             of.wait_in_step(0)?;

@@ -26,6 +26,16 @@ pub struct LinkEnd {
     pub remote: SocketAddr,
 }
 
+/// What a node's configuration is made for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tuning {
+    /// As it is when nothing is said.
+    #[default]
+    None,
+    /// Lone requests: batches of the journal through the page cache, and busy polling.
+    Latency,
+}
+
 /// One node.
 #[derive(Clone, Debug)]
 pub struct Node {
@@ -33,6 +43,8 @@ pub struct Node {
     pub name: String,
     /// The network namespace that its daemon runs in, if not that of this program.
     pub namespace: Option<String>,
+    /// Takes effect when the configuration is written.
+    pub tuning: Tuning,
     folder: PathBuf,
     programs: PathBuf,
 }
@@ -53,7 +65,7 @@ impl Node {
         }
         let folder = workplace.join(name);
         fs::create_dir_all(&folder).with_context(|| format!("Cannot create {}", folder.display()))?;
-        Ok(Self { name: name.to_owned(), namespace: None, folder, programs: programs.to_owned() })
+        Ok(Self { name: name.to_owned(), namespace: None, tuning: Tuning::None, folder, programs: programs.to_owned() })
     }
 
     /// The configuration file.
@@ -97,8 +109,12 @@ impl Node {
     }
 
     fn write_config(&self, peers: &str) -> anyhow::Result<()> {
+        let (node, media) = match self.tuning {
+            Tuning::None => ("", ""),
+            Tuning::Latency => ("busy_poll_micros = 200\n", "\n[media]\ncached_journal = true\n"),
+        };
         let text = format!(
-            "[node]\nname = {}\ndirectory = {}\ncontrol = {}\n\n[nbd]\nunix = {}\n{peers}",
+            "[node]\nname = {}\ndirectory = {}\ncontrol = {}\n{node}\n[nbd]\nunix = {}\n{media}{peers}",
             quoted(&self.name),
             quoted(&self.folder.join("state").display().to_string()),
             quoted(&self.control_path().display().to_string()),
