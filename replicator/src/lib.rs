@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod coder;
+mod contest;
 pub mod heartbeat;
 #[cfg(feature = "io")]
 pub mod io;
