@@ -113,3 +113,6 @@ pub struct SessionStatus {
     /// The links.
     pub links: Vec<LinkStatus>,
 }
+
+#[cfg(test)]
+mod stream_tests;

@@ -179,17 +179,11 @@ impl Bbr {
         match self.phase {
             BbrPhase::Startup if self.full.1 >= 3 => self.enter(BbrPhase::Drain, now),
             BbrPhase::Drain if self.flying <= self.path() => self.enter(BbrPhase::Cycle(2), now),
-            BbrPhase::Cycle(0) => {
-                if has_lasted && (self.lost_in_phase || self.flying >= self.path() * 5 / 4) {
-                    self.enter(BbrPhase::Cycle(1), now);
-                }
+            BbrPhase::Cycle(0) if has_lasted && (self.lost_in_phase || self.flying >= self.path() * 5 / 4) => {
+                self.enter(BbrPhase::Cycle(1), now);
             }
-            BbrPhase::Cycle(1) => {
-                if has_lasted || self.flying <= self.path() {
-                    self.enter(BbrPhase::Cycle(2), now);
-                }
-            }
-            BbrPhase::Cycle(turn) if has_lasted => self.enter(BbrPhase::Cycle((turn + 1) % 8), now),
+            BbrPhase::Cycle(1) if has_lasted || self.flying <= self.path() => self.enter(BbrPhase::Cycle(2), now),
+            BbrPhase::Cycle(turn @ 2..) if has_lasted => self.enter(BbrPhase::Cycle((turn + 1) % 8), now),
             BbrPhase::Visit(None) if self.flying <= 4 * PACKET => {
                 self.phase = BbrPhase::Visit(Some(now + 200_000.max(self.rtt_min.0)));
             }
