@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod coder;
+mod contest;
 pub mod heartbeat;
 #[cfg(feature = "io")]
 pub mod io;
@@ -112,3 +113,6 @@ pub struct SessionStatus {
     /// The links.
     pub links: Vec<LinkStatus>,
 }
+
+#[cfg(test)]
+mod stream_tests;

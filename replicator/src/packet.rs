@@ -4,7 +4,7 @@
 //!  header: 0 magic  2 version  3 kind  4 sequence  8 from  16 to  24 time  32
 //!  symbol: 32 block  40 block size  44 symbol size  46 N  47 index  48 code  49 R  50 0  56: the symbol
 //!  acknowledgement: 32 next block  40 limit  48 echo  56 hold  60 received  64 lost  68 0
-//!          72 complete (512 bits)  136 lacking count  137 mark count  138 0  144: (block 8, count 1, missing 4,
+//!          72 complete (1,024 bits)  200 lacking count  201 mark count  202 0  208: (block 8, count 1, missing 4,
 //!          0 3) each, then (channel 16, value 8) each
 //!  hello: nothing more
 //! ```
@@ -20,11 +20,11 @@ use zerocopy::{
 };
 
 /// Version of the datagrams. Another one is refused.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// Bytes of a source or repair symbol: with all headers they fit a path with the smallest MTU that QUIC allows.
 pub const SYMBOL_SIZE: usize = 1_100;
 /// Blocks behind the first incomplete one that an acknowledgement tells of.
-pub const COMPLETE_BIT_COUNT: u64 = 512;
+pub const COMPLETE_BIT_COUNT: u64 = 1_024;
 /// Most requests for repair in an acknowledgement.
 pub const LACKING_COUNT_MAX: usize = 24;
 /// Most durable marks in an acknowledgement.
@@ -70,7 +70,7 @@ struct RawAcknowledgement {
     received: U32,
     lost: U32,
     reserved0: U32,
-    complete: [u8; 64],
+    complete: [u8; 128],
     lacking_count: u8,
     mark_count: u8,
     reserved1: [u8; 6],
@@ -93,7 +93,7 @@ struct RawMark {
 }
 
 const _: () = assert!(size_of::<RawHeader>() == 32 && size_of::<RawSymbol>() == 24);
-const _: () = assert!(size_of::<RawAcknowledgement>() == 112);
+const _: () = assert!(size_of::<RawAcknowledgement>() == 176);
 
 /// What every datagram says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -254,7 +254,7 @@ pub fn encode(header: &Header, body: &Body) -> Bytes {
 }
 
 fn encode_acknowledgement(ack: &Acknowledgement, bytes: &mut BytesMut) {
-    let mut complete = [0; 64];
+    let mut complete = [0; 128];
     for offset in ack.complete.iter().filter(|offset| **offset < COMPLETE_BIT_COUNT) {
         complete[(offset / 8) as usize] |= 1 << (offset % 8);
     }
@@ -379,7 +379,7 @@ mod tests {
             hold: 8,
             received: 9,
             lost: 10,
-            complete: vec![1, 9, 511],
+            complete: vec![1, 9, 1_023],
             lacking: vec![Lacking { block: 5, count: 2, missing: 0x11 }],
             marks: vec![(ChannelId([1; 16]), 3)],
         }
@@ -388,22 +388,23 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let bytes = encode(&HEADER, &Body::Symbol(symbol()));
-        let head = b"HR\x01\x01\x07\0\0\0\x11\x11\0\0\0\0\0\0\x22\x22\0\0\0\0\0\0\x33\x33\0\0\0\0\0\0";
+        let head = b"HR\x02\x01\x07\0\0\0\x11\x11\0\0\0\0\0\0\x22\x22\0\0\0\0\0\0\x33\x33\0\0\0\0\0\0";
         assert_eq!(&bytes[..32], head);
         assert_eq!(&bytes[32..], b"\x09\0\0\0\0\0\0\0\x05\0\0\0\x04\0\x02\x03\x02\x04\0\0\0\0\0\0abcd");
-        assert_eq!(encode(&HEADER, &Body::Hello)[..4], *b"HR\x01\x03");
+        assert_eq!(encode(&HEADER, &Body::Hello)[..4], *b"HR\x02\x03");
         let bytes = encode(&HEADER, &Body::Acknowledgement(acknowledgement()));
         assert_eq!(&bytes[32..48], b"\x05\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0");
         assert_eq!(bytes[72..74], [2, 2]);
-        assert_eq!(&bytes[144..160], b"\x05\0\0\0\0\0\0\0\x02\x11\0\0\0\0\0\0");
-        assert_eq!(bytes.len(), 144 + 16 + 24);
+        assert_eq!(bytes[199], 0x80);
+        assert_eq!(&bytes[208..224], b"\x05\0\0\0\0\0\0\0\x02\x11\0\0\0\0\0\0");
+        assert_eq!(bytes.len(), 208 + 16 + 24);
     }
 
     #[test]
     fn another_version_is_refused_with_its_number() {
         let mut bytes = encode(&HEADER, &Body::Hello).to_vec();
-        bytes[2] = 2;
-        assert_eq!(parse(&bytes.into()), Err(PacketError::Version(2)));
+        bytes[2] = 1;
+        assert_eq!(parse(&bytes.into()), Err(PacketError::Version(1)));
     }
 
     proptest! {
@@ -418,7 +419,7 @@ mod tests {
         }
 
         #[test]
-        fn damaged_bytes_are_refused_or_in_range(at in 0usize..200, to: u8, cut in 0usize..200) {
+        fn damaged_bytes_are_refused_or_in_range(at in 0usize..260, to: u8, cut in 0usize..260) {
             for body in [Body::Symbol(symbol()), Body::Acknowledgement(acknowledgement())] {
                 let mut bytes = encode(&HEADER, &body).to_vec();
                 if let Some(byte) = bytes.get_mut(at) {

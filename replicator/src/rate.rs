@@ -6,7 +6,9 @@
 //! what the path has, the rate doubles each round, until a queue begins, or a line that keeps none loses what it cannot carry;
 //! when a probe finds that there is more by now, it does so again. Delay that lowering the rate does not shorten is no queue of
 //! ours, but others' traffic, another way, or a busy machine: then it is the path's from now on. Whoever yielded to it would be
-//! left with nothing.
+//! left with nothing. Whoever never yielded to others would leave them nothing: see `contest`.
+
+use crate::contest::Contest;
 
 /// Rounds over which the highest delivery rate counts.
 const RATE_ROUNDS: usize = 10;
@@ -14,10 +16,22 @@ const RATE_ROUNDS: usize = 10;
 const RTT_WINDOW_MICROS: u64 = 10_000_000;
 /// Before anything is known: a window of so many bytes.
 const INITIAL_WINDOW: u64 = 64 << 10;
-/// Never less than this.
+/// Never less than this: a window in bytes, a rate in bytes a second.
 const WINDOW_MIN: u64 = 32 << 10;
+const RATE_MIN: u64 = 64 << 10;
 /// How much more is sent than was delivered, by phase, in hundredths: a probe, its drain, then steady.
 const PHASES: [u64; RATE_ROUNDS] = [125, 75, 100, 100, 100, 100, 100, 100, 100, 100];
+/// The phase of the drain; what arrives in the next one shows what is lost at random.
+const PHASE_DRAIN: usize = 1;
+/// The drain of a queue that is shorter than a standing one and is there for longer than a probe: else nobody would ever see the
+/// shortest round trip again.
+const DRAIN_LONG: u64 = 55;
+/// More is not made good, in hundredths.
+const RANDOM_MAX: u64 = 40;
+/// Who loses more at random, in thousandths, has no loss of which something follows.
+const RANDOM_MIN: u64 = 2;
+/// Of the highest rate before a contest so much is believed after it, in hundredths.
+const CONTESTED: u64 = 80;
 /// While there is a standing queue.
 const DRAIN: u64 = 70;
 /// A queue of ours is shorter after so many rounds of sending less than it delivers.
@@ -33,7 +47,8 @@ const OURS_MIN: u64 = 16 << 10;
 
 /// So long a queue ends the search, in microseconds; or a quarter of the round trip, if that is less.
 const SEARCH_QUEUE: u64 = 20_000;
-/// A line that loses so much of what is sent in a round, in hundredths, and so many bytes, has no room for it.
+/// A line that loses so much of what is sent in a round beyond what it loses at random, in hundredths, and so many bytes, has no
+/// room for it.
 const OVERFLOW: u64 = 20;
 const OVERFLOW_MIN: u64 = 32 << 10;
 /// A round that delivers so much of what the path was thought to have, in hundredths, has found that there is more.
@@ -62,6 +77,11 @@ pub struct RateModel {
     calm: usize,
     /// Rounds since a standing queue began to be drained, the round trip then, and the rate that was delivered through it.
     drained: (u32, u64, u64),
+    /// What arrived and what was lost of what was sent while there was room, lately.
+    random: (u64, u64),
+    contest: Contest,
+    /// What was on its way in the last round, in bytes.
+    flying: u64,
 }
 
 impl RateModel {
@@ -82,6 +102,9 @@ impl RateModel {
             opening: INITIAL_WINDOW,
             calm: 0,
             drained: (0, 0, 0),
+            random: (0, 0),
+            contest: Contest::default(),
+            flying: 0,
         }
     }
 
@@ -91,6 +114,12 @@ impl RateModel {
         match self.rtt_min {
             Some((shortest, at)) if rtt > shortest && now < at + RTT_WINDOW_MICROS => {}
             _ => self.rtt_min = Some((rtt.max(1), now)),
+        }
+        if self.contest.acknowledged(now, self.rtt) {
+            // What there was before the contest says little of what others leave.
+            let most = self.best() * CONTESTED / 100;
+            self.rates.iter_mut().for_each(|rate| *rate = most.min(*rate));
+            self.calm = 0;
         }
         if self.round_start == 0 {
             (self.round_start, self.round_sent) = (now, sent);
@@ -121,15 +150,17 @@ impl RateModel {
             self.calm = if self.has_queue() { 0 } else { self.calm + 1 };
             // Of what is delivered after a queue was drained nothing follows.
             let is_calm = self.calm > RATE_ROUNDS && !self.overflows();
-            let is_more = is_calm && rate * 100 >= best * FOUND_MORE * self.arrived_hundredths() / 100;
+            let is_more = is_calm && rate * 100 >= self.gross(best) * FOUND_MORE * self.arrived_hundredths() / 100;
             if !self.is_starting && is_more {
                 (self.is_starting, self.plateau, self.opening) = (true, (rate, 0), self.window());
             }
             self.check_drain(now, rate);
+            self.check_random();
         }
-        if self.is_starting || !self.has_queue() {
+        if self.is_starting || !self.has_queue() || self.contest.window().is_some() {
             self.drained = (0, 0, 0);
         }
+        self.flying = rate * self.rtt / 1_000_000;
         // What a round has delivered opens the window for twice as much.
         self.opening = self.opening.min(2 * self.path()).max(INITIAL_WINDOW);
         (self.round_start, self.round_sent, self.round_delivered) = (now, sent, 0);
@@ -140,6 +171,29 @@ impl RateModel {
     pub fn lost(&mut self, bytes: u64) {
         self.round_lost += bytes;
         self.check_overshoot();
+        // A queue of ours is drained first, and who has little to send fills none.
+        let is_ours = self.is_starting || self.has_queue() || self.overflows() || self.is_limited();
+        if !is_ours && self.random_thousandths() < RANDOM_MIN {
+            self.contest.lost(self.flying);
+        }
+    }
+
+    /// Loss that is there also when less is sent than the path has is no overflow, and has to be made good by sending more.
+    fn check_random(&mut self) {
+        let had_room = self.round == PHASE_DRAIN + 1 && self.contest.has_room() && self.contest.window().is_none();
+        if had_room && !self.is_starting {
+            let (arrived, lost) = self.random;
+            self.random = (arrived * 7 / 8 + self.round_delivered, lost * 7 / 8 + self.round_lost);
+        }
+    }
+
+    fn random_thousandths(&self) -> u64 {
+        (self.random.1 * 1_000 / (self.random.0 + self.random.1).max(1)).min(10 * RANDOM_MAX)
+    }
+
+    /// What has to be sent that so much arrives.
+    fn gross(&self, rate: u64) -> u64 {
+        rate * 1_000 / (1_000 - self.random_thousandths())
     }
 
     /// The search for the path's rate ends where a queue begins, or where more is lost than a bad line loses.
@@ -158,12 +212,16 @@ impl RateModel {
     /// Which part of what was sent has arrived; at least what a bad line leaves.
     fn arrived_hundredths(&self) -> u64 {
         let sent = self.round_delivered + self.round_lost;
-        (self.round_delivered * 100 / sent.max(1)).max(100 - OVERFLOW)
+        (self.round_delivered * 100 / sent.max(1)).max(100 - self.overflow_hundredths())
     }
 
     fn overflows(&self) -> bool {
         let sent = self.round_delivered + self.round_lost;
-        self.round_lost > OVERFLOW_MIN && self.round_lost * 100 > sent * OVERFLOW
+        self.round_lost > OVERFLOW_MIN && self.round_lost * 100 > sent * self.overflow_hundredths()
+    }
+
+    fn overflow_hundredths(&self) -> u64 {
+        OVERFLOW + self.random_thousandths() / 10
     }
 
     fn check_plateau(&mut self) {
@@ -217,15 +275,20 @@ impl RateModel {
     pub fn pacing_rate(&self) -> Option<u64> {
         let best = self.best();
         let (shortest, _) = self.rtt_min.filter(|_| best > 0)?;
+        if let Some(window) = self.contest.window() {
+            return Some((window * 1_000_000 / self.rtt.max(1)).max(RATE_MIN));
+        }
         let (rate, gain) = match (self.is_starting, self.has_queue(), self.drained) {
             // What a sender with little to do has delivered says nothing of what the path could.
             (true, ..) => ((FIRST * INITIAL_WINDOW).max(STARTUP * self.opening) * 10_000 / (shortest + 5_000), 100),
             // A standing queue is drained before anything else is tried.
             (false, true, (1.., _, through)) => (best.min(through), DRAIN),
             (false, true, _) => (best, DRAIN),
+            (false, false, _) if self.contest.has_room() => (self.gross(best), PHASES[self.round]),
+            (false, false, _) if self.round == PHASE_DRAIN => (best, DRAIN_LONG),
             (false, false, _) => (best, PHASES[self.round]),
         };
-        Some((rate * gain / 100).max(64 << 10))
+        Some((rate * gain / 100).max(RATE_MIN))
     }
 
     /// Bytes that the path holds, as far as it is known.
@@ -235,6 +298,9 @@ impl RateModel {
 
     /// Bytes that may be on their way.
     pub fn window(&self) -> u64 {
+        if let Some(window) = self.contest.window() {
+            return window.max(WINDOW_MIN);
+        }
         (2 * self.path()).max(if self.is_starting { self.opening } else { WINDOW_MIN })
     }
 }
@@ -246,196 +312,9 @@ impl Default for RateModel {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::VecDeque;
+#[path = "rate_tests.rs"]
+mod tests;
 
-    const SECOND: u64 = 1_000_000;
-
-    /// A line with a drop-tail queue. What it is may change at a time.
-    #[derive(Clone, Copy)]
-    struct Line {
-        rate: u64,
-        delay: u64,
-        loss_percent: u64,
-        /// The longest, in microseconds.
-        queue: u64,
-        /// What there is to send, in bytes a second; `None`: always more.
-        offer: Option<u64>,
-        /// Acknowledgements come together, once in so many microseconds.
-        clump: u64,
-    }
-
-    const PLAIN: Line =
-        Line { rate: 12_500_000, delay: 10_000, loss_percent: 0, queue: 200_000, offer: None, clump: 1 };
-
-    /// What came of it.
-    struct Ran {
-        /// How much of the line was used after `from`.
-        used: f64,
-        /// The longest queue then, in microseconds.
-        queue: u64,
-        /// The most bytes that waited to be sent then.
-        waiting: u64,
-        /// Bytes that the line had no room for, from the beginning.
-        overflow: u64,
-        /// What the model thought the line has, at most, then.
-        best: u64,
-    }
-
-    fn run(before: Line, change_at: u64, after: Line, from: u64) -> Ran {
-        const PACKET: u64 = 1_200;
-        let (mut model, mut now) = (RateModel::new(), 1u64);
-        let (mut busy_until, mut next_send, mut flying) = (0u64, 0u64, 0u64);
-        let mut arrivals: VecDeque<(u64, u64, bool)> = VecDeque::new();
-        let (mut delivered, mut random) = (0u64, 7u64);
-        let (mut sent, mut limited) = (0u64, false);
-        let mut ran = Ran { used: 0.0, queue: 0, waiting: 0, overflow: 0, best: 0 };
-        let end = 20 * SECOND;
-        while now < end {
-            let line = if now < change_at { before } else { after };
-            let heard = now - now % line.clump;
-            while let Some((_, sent, lost)) = arrivals.pop_front_if(|(at, ..)| *at <= heard) {
-                flying -= PACKET;
-                if lost {
-                    model.lost(PACKET);
-                } else {
-                    model.acknowledged(now, sent, PACKET, now - sent, limited);
-                    delivered += PACKET * u64::from(now > from);
-                }
-            }
-            let waiting = line.offer.map(|offer| (offer * now / SECOND).saturating_sub(sent));
-            if now > from {
-                ran.waiting = ran.waiting.max(waiting.unwrap_or_default());
-                ran.best = ran.best.max(model.best());
-            }
-            limited = waiting.is_some_and(|waiting| waiting < PACKET);
-            while now >= next_send && flying + PACKET <= model.window() {
-                if line.offer.is_some_and(|offer| offer * now / SECOND < sent + PACKET) {
-                    break;
-                }
-                sent += PACKET;
-                random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                let queue = busy_until.saturating_sub(now);
-                let full = queue > line.queue;
-                let lost = (random >> 33) % 100 < line.loss_percent || full;
-                if !full {
-                    busy_until = busy_until.max(now) + PACKET * SECOND / line.rate;
-                }
-                ran.overflow += PACKET * u64::from(full);
-                if now > from {
-                    ran.queue = ran.queue.max(queue);
-                }
-                arrivals.push_back((busy_until.max(now) + 2 * line.delay, now, lost));
-                flying += PACKET;
-                let pace = model.pacing_rate().unwrap_or(10 << 20);
-                next_send = next_send.max(now.saturating_sub(1_000)) + PACKET * SECOND / pace;
-            }
-            now += 50;
-        }
-        ran.used = delivered as f64 / (after.rate as f64 * (end - from) as f64 / SECOND as f64);
-        ran
-    }
-
-    #[test]
-    fn random_loss_does_not_slow_it_and_the_queue_stays_bounded() {
-        for (rate, delay) in [(12_500_000, 10_000), (12_500_000, 50_000), (2_500_000, 25_000)] {
-            for loss in [0, 1, 5, 10] {
-                let line = Line { rate, delay, loss_percent: loss, ..PLAIN };
-                let Ran { used, queue, .. } = run(line, 0, line, 10 * SECOND);
-                let left = 1.0 - loss as f64 / 100.0;
-                assert!(used > 0.8 * left, "{rate} B/s, {delay} us, {loss} %: {used}");
-                assert!(queue <= 3 * delay + 30_000, "{rate} B/s, {delay} us, {loss} %: a queue of {queue} us");
-            }
-        }
-    }
-
-    #[test]
-    fn delay_that_is_no_queue_of_ours_does_not_slow_it() {
-        let line = Line { loss_percent: 1, ..PLAIN };
-        for delay in [15_000, 20_000, 50_000, 150_000] {
-            let Ran { used, .. } = run(line, 5 * SECOND, Line { delay, ..line }, 7 * SECOND);
-            assert!(used > 0.8, "{delay} us: {used}");
-        }
-    }
-
-    #[test]
-    fn a_line_that_becomes_slower_has_no_standing_queue() {
-        for rate in [10_000_000, 8_000_000, 6_250_000, 5_000_000, 4_000_000, 2_500_000, 1_800_000, 1_250_000] {
-            let Ran { used, queue, .. } = run(PLAIN, 5 * SECOND, Line { rate, ..PLAIN }, 8 * SECOND);
-            assert!(used > 0.8, "{rate} B/s: {used}");
-            assert!(queue <= 60_000, "{rate} B/s: a queue of {queue} us");
-        }
-    }
-
-    #[test]
-    fn a_line_that_becomes_faster_is_soon_used() {
-        for (delay, loss_percent, after) in [(25_000, 1, 2), (75_000, 1, 4), (75_000, 15, 4)] {
-            let slow = Line { rate: 1_250_000, delay, loss_percent, ..PLAIN };
-            let Ran { used, .. } = run(slow, 5 * SECOND, Line { rate: 12_500_000, ..slow }, (5 + after) * SECOND);
-            let left = 1.0 - loss_percent as f64 / 100.0;
-            assert!(used > 0.8 * left, "{delay} us, {loss_percent} %: {used}");
-        }
-    }
-
-    #[test]
-    fn a_lone_write_is_not_spread_over_the_time_that_small_ones_took() {
-        let mut model = RateModel::new();
-        for round in 0..100 {
-            model.acknowledged(20_001 + round * 20_000, 1 + round * 20_000, 100, 20_000, true);
-        }
-        let pace = model.pacing_rate();
-        assert!(pace.is_some_and(|pace| 6_000 * SECOND / pace < 2_000), "{pace:?} bytes a second");
-    }
-
-    #[test]
-    fn acknowledgements_that_come_together_do_not_make_the_line_faster() {
-        for clump in [7_000, 13_000, 29_000] {
-            for loss_percent in [0, 5] {
-                let line = Line { loss_percent, clump, ..PLAIN };
-                let Ran { used, best, .. } = run(line, 0, line, 10 * SECOND);
-                assert!(best < line.rate * 13 / 10, "{clump} us, {loss_percent} %: {best}");
-                assert!(used > 0.75, "{clump} us, {loss_percent} %: {used}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_handshake_that_took_long_is_no_queue() {
-        let mut model = RateModel::new();
-        for (now, rtt) in [(1, 101_000), (180_000, 400_000), (360_000, 400_000), (480_000, 400_000)] {
-            model.acknowledged(now, 0, 1_200, rtt, false);
-        }
-        assert!(model.window() >= INITIAL_WINDOW && model.pacing_rate() > Some(1_000_000), "the search has ended");
-    }
-
-    #[test]
-    fn what_is_less_than_the_line_carries_does_not_wait() {
-        for delay in [500, 10_000, 50_000, 150_000] {
-            for loss_percent in [0, 5] {
-                let line = Line { delay, loss_percent, queue: 50_000, offer: Some(5_000_000), ..PLAIN };
-                // When there was time to get to know the line, and to catch up.
-                let Ran { waiting, .. } = run(line, 0, line, 100_000 + 18 * delay);
-                let most = 5_000_000 / 20 + 2 * 5_000_000 * delay / SECOND;
-                assert!(waiting < most, "{delay} us, {loss_percent} %: {waiting} bytes wait");
-            }
-        }
-    }
-
-    #[test]
-    fn the_search_for_the_rate_does_not_flood_a_short_queue() {
-        for delay in [10_000, 50_000, 150_000] {
-            for loss_percent in [0, 1, 10] {
-                for offer in [None, Some(5_000_000)] {
-                    let line = Line { delay, loss_percent, queue: 50_000, offer, ..PLAIN };
-                    let Ran { overflow, used, .. } = run(line, 0, line, 5 * SECOND);
-                    // A round at twice what the line carries, and a little for each probe.
-                    let round = line.rate * 2 * (delay + 25_000) / SECOND;
-                    assert!(overflow < 2 * round, "{delay} us, {loss_percent} %, {offer:?}: {overflow} of {round}");
-                    let left = 1.0 - loss_percent as f64 / 100.0;
-                    assert!(offer.is_some() || used > 0.8 * left, "{delay} us, {loss_percent} %: {used}");
-                }
-            }
-        }
-    }
-}
+#[cfg(test)]
+#[path = "rate_sharing_tests.rs"]
+mod sharing_tests;

@@ -14,6 +14,8 @@ use std::collections::{BTreeMap, VecDeque};
 pub const FRAME_SIZE_MAX: usize = (1 << 20) + (4 << 10);
 /// Bytes of the stream that the receiver takes before the application has used any.
 pub const INITIAL_LIMIT: u64 = 32 << 20;
+/// Bytes of symbols and blocks that are kept until they are whole and in order, at most: what may come, and padding.
+const HELD_MAX: u64 = INITIAL_LIMIT + (1 << 20);
 /// Symbols may overtake each other by so long before one counts as lost, in microseconds: a quarter of the round trip
 /// within these bounds.
 const REORDER_MICROS: std::ops::RangeInclusive<u64> = 2_000..=50_000;
@@ -69,6 +71,8 @@ pub struct Receiver {
     highest: u64,
     stream: BytesMut,
     frames: VecDeque<Received>,
+    /// Bytes of blocks that are not whole, or wait for one that is not.
+    held: u64,
     /// Bytes of the stream that came in order, and how many may.
     taken: u64,
     limit: u64,
@@ -87,6 +91,7 @@ impl Receiver {
             highest: 0,
             stream: BytesMut::new(),
             frames: VecDeque::new(),
+            held: 0,
             taken: 0,
             limit: INITIAL_LIMIT,
             counters: ReceiveCounters::default(),
@@ -125,7 +130,10 @@ impl Receiver {
             _ => usize::from(symbol.index),
         };
         match block.symbols.get_mut(index) {
-            Some(place @ None) => *place = Some(symbol.data),
+            Some(place @ None) => {
+                self.held += symbol.data.len() as u64;
+                *place = Some(symbol.data);
+            }
             _ => {
                 self.counters.superfluous_symbols += 1;
                 return Ok(());
@@ -145,6 +153,10 @@ impl Receiver {
         if block.count >= source_count {
             self.finish(number, shape)?;
         }
+        // No correct sender has more under way: its blocks are parts of what it may send, and each is held at most once.
+        if self.held > HELD_MAX {
+            return Err(ProtocolError::Limit(self.held, HELD_MAX));
+        }
         Ok(())
     }
 
@@ -152,6 +164,7 @@ impl Receiver {
         let Some(mut block) = self.blocks.remove(&number) else {
             return Ok(());
         };
+        let held: usize = block.symbols.iter().flatten().map(Bytes::len).sum();
         let source_count = usize::from(shape.source_count);
         let missing = block.symbols.iter().take(source_count).filter(|symbol| symbol.is_none()).count();
         if !self.coder.decode(shape.code, source_count, &mut block.symbols) {
@@ -167,9 +180,11 @@ impl Receiver {
         if !planted(Plant::PaddingDelivered) {
             data.truncate(shape.size as usize);
         }
+        self.held = self.held.saturating_sub(held as u64) + data.len() as u64;
         self.complete.insert(number, data.freeze());
         while let Some(data) = self.next_complete() {
             self.next_block += 1;
+            self.held = self.held.saturating_sub(data.len() as u64);
             self.taken += data.len() as u64;
             if self.taken > self.limit {
                 return Err(ProtocolError::Limit(self.taken, self.limit));

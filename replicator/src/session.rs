@@ -31,6 +31,9 @@ const KEEPALIVE_MICROS: u64 = 40_000;
 const INITIAL_LOSS: f64 = 0.02;
 /// What counts as a round trip before one was measured.
 const INITIAL_RTT_MICROS: u64 = 100_000;
+/// While so many datagrams came over the other link for so long, in microseconds, one that is silent is not used.
+const OVERTAKEN_COUNT: u32 = 3;
+const OVERTAKEN_MICROS: u64 = 40_000;
 /// A link that is silent for three round trips and this is dead.
 const SILENCE_MICROS: u64 = 100_000;
 
@@ -95,9 +98,14 @@ pub struct Full(pub Frame);
 struct Link {
     /// The driver can send.
     open: bool,
-    /// Something was heard lately.
+    /// Something was heard lately; and since when.
     alive: bool,
+    up_at: u64,
     heard: u64,
+    /// Datagrams that came over the other link since one came over this, and when the first of them did.
+    overtaken: (u32, u64),
+    /// That were enough: what comes next over this link ends it.
+    is_silent: bool,
     sent: u64,
     sequence: u32,
     came: Came,
@@ -293,17 +301,34 @@ impl Session {
         self.heard = now;
         let line = &mut self.links[link];
         line.heard = now;
+        (line.overtaken, line.is_silent) = ((0, now), false);
         line.came.take(header.sequence);
         (line.echo, line.echo_at) = (header.time, now);
         if !line.alive {
-            line.alive = true;
+            (line.alive, line.up_at) = (true, now);
             self.events.push_back(SessionEvent::Link { link, state: LinkState::Up });
+        }
+        self.overtake(now, 1 - link);
+    }
+
+    /// The other link was heard. Acknowledgements go over both, so a link over which none come is likely to be gone long before it
+    /// counts as dead; what it carried goes over the other, and nothing goes over it until it is heard.
+    fn overtake(&mut self, now: u64, link: usize) {
+        let farther =
+            self.links[link].rtt.unwrap_or_default().saturating_sub(self.links[1 - link].rtt.unwrap_or_default());
+        let line = &mut self.links[link];
+        let (count, since) = if line.overtaken.0 == 0 { (1, now) } else { (line.overtaken.0 + 1, line.overtaken.1) };
+        line.overtaken = (count, since);
+        let is_long = count >= OVERTAKEN_COUNT && now >= since + OVERTAKEN_MICROS + farther;
+        if is_long && line.alive && line.open && !core::mem::replace(&mut line.is_silent, true) {
+            self.sender.link_lost(link);
         }
     }
 
     fn handle_acknowledgement(&mut self, now: u64, link: usize, ack: &Acknowledgement) {
         let line = &mut self.links[link];
-        if ack.echo != 0 && now >= ack.echo.saturating_add(ack.hold.into()) {
+        // What was handed out while the link was dead has waited for it.
+        if ack.echo != 0 && ack.echo >= line.up_at && now >= ack.echo.saturating_add(ack.hold.into()) {
             let sample = now - ack.echo - u64::from(ack.hold);
             if line.shortest.is_none_or(|(shortest, at)| sample <= shortest || now > at + SHORTEST_MICROS) {
                 line.shortest = Some((sample, now));
@@ -455,7 +480,10 @@ impl Session {
     }
 
     fn live(&self) -> [bool; 2] {
-        [0, 1].map(|link| link < self.link_count && self.links[link].open && self.links[link].alive)
+        [0, 1].map(|link| {
+            let line = &self.links[link];
+            link < self.link_count && line.open && line.alive && !line.is_silent
+        })
     }
 
     fn path(&self, link: usize) -> Path {

@@ -505,3 +505,47 @@ fn a_peer_that_sends_more_than_it_may_is_refused() {
     });
     assert!(matches!(refused, Some(ProtocolError::Limit(..))), "{refused:?}");
 }
+
+#[test]
+fn as_much_can_be_under_way_as_the_window_holds() {
+    let mut sender = Sender::new();
+    (0..32).for_each(|number| sender.push(World::frame(number, 1 << 20)));
+    let symbols = std::iter::from_fn(|| sender.poll(1, 0, [true; 2], Mode::Auto, Path::default()));
+    let source = symbols.filter(|symbol| symbol.index < symbol.shape.source_count);
+    let bytes: usize = source.map(|symbol| symbol.data.len()).sum();
+    assert!(bytes >= 32 << 20, "{bytes} bytes, which is less than a gigabit link holds while a block is asked for");
+}
+
+#[test]
+fn a_peer_that_completes_no_block_cannot_make_this_node_hold_more_than_the_window() {
+    let mut receiver = Receiver::new();
+    let shape = BlockShape { size: 35_200, source_count: 32, code: crate::coder::Code::ReedSolomon(32) };
+    let data = Bytes::from(vec![0; 1_100]);
+    let symbols = (0..1_100).flat_map(|block| (0..31).map(move |index| (block, index)));
+    let mut held = 0;
+    let refused = symbols.map(|(block, index)| Symbol { block, shape, index, data: data.clone() }).find_map(|symbol| {
+        held += 1_100;
+        receiver.handle(1, symbol, 20_000).err()
+    });
+    assert!(matches!(refused, Some(ProtocolError::Limit(..))), "{refused:?}");
+    assert!(held <= 34 << 20, "{held} bytes are held");
+}
+
+#[test]
+fn a_link_over_which_nothing_comes_is_not_used_long_before_it_counts_as_dead() {
+    let weather = Weather { loss_percent: 0, double_percent: 0, delay_micros: 10_000, jitter_micros: 0 };
+    let mut world = World::new(Mode::Auto, weather, 5);
+    world.run_until(5_000_000, |world| world.ups == [1, 1]);
+    let start = world.now + 500_000;
+    world.run_until(5_000_000, |world| world.now >= start);
+    world.cut[0] = true;
+    let mut sent = 0;
+    while world.now < start + 80_000 {
+        world.ends[0].send(World::frame(sent, 1_000)).unwrap();
+        sent += 1;
+        world.step();
+    }
+    assert!(world.ends[0].links[0].alive && !world.ends[0].live()[0], "it is used");
+    world.cut[0] = false;
+    world.run_until(5_000_000, |world| world.ends[0].live() == [true; 2] && world.got[1].len() as u64 == sent);
+}

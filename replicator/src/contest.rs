@@ -1,0 +1,98 @@
+//! A window like TCP CUBIC's, for a queue that others fill too.
+//!
+//! Whoever measures the path's rate and does not yield to loss takes all of it from flows that do: each probe for more fills the
+//! queue, they back off, and what they leave is the rate from then on. So a loss at a long queue that draining has not made
+//! shorter begins a contest: the window is that of RFC 9438, which shares with its like, until the queue is gone. The two modes are
+//! those of Copa (Arun and Balakrishnan, NSDI 2018).
+//!
+//! Random loss must not have such an effect. It comes without regard to the queue: when little was sent, too, and again long
+//! before the window has grown. Then the contest is over and loss means nothing for a while. The same goes for rivals that do not
+//! back off either, such as BBR's first version.
+
+/// The reduced window is so much of the former one, and grows by so many packets in a second cubed: RFC 9438.
+const BETA: f64 = 0.7;
+const CUBIC: f64 = 0.4;
+/// What grows as fast as Reno's window: packets a round.
+const RENO: f64 = 3.0 * (1.0 - BETA) / (1.0 + BETA);
+/// Bytes of a packet.
+const PACKET: f64 = 1_200.0;
+/// A window that has grown so far beyond the former one without loss has no rival.
+const OUTGROWN: f64 = 1.3;
+/// Round trips that are longer by no more than this, in microseconds, are scheduling; and by this part of the shortest, chance.
+const SCATTER: u64 = 5_000;
+const LONG_PART: u64 = 8;
+/// The shortest round trip counts for so long, in microseconds: others may keep a queue for all of the time.
+const SHORTEST_MICROS: u64 = 30_000_000;
+/// What is lost within so many round trips after a reduction was sent before it, and within so many more for other reasons.
+const ROUNDS_SAME: u64 = 2;
+const ROUNDS_OTHER: u64 = 10;
+/// How long loss means nothing then, in microseconds.
+const DEAF_MICROS: u64 = 10_000_000;
+
+/// Since when the window grows, and what it was before, in packets.
+#[derive(Clone, Copy, Debug)]
+struct Epoch {
+    start: u64,
+    most: f64,
+}
+
+/// See the module. Times in microseconds.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Contest {
+    now: u64,
+    rtt: u64,
+    shortest: Option<(u64, u64)>,
+    epoch: Option<Epoch>,
+    deaf_until: u64,
+}
+
+impl Contest {
+    /// Round trips take `rtt` now, smoothed. Whether a contest is over.
+    pub(crate) fn acknowledged(&mut self, now: u64, rtt: u64) -> bool {
+        (self.now, self.rtt) = (now, rtt.max(1));
+        if self.shortest.is_none_or(|(shortest, at)| self.rtt <= shortest || now > at + SHORTEST_MICROS) {
+            self.shortest = Some((self.rtt, now));
+        }
+        let Some(Epoch { start, most }) = self.epoch else { return false };
+        let is_empty = now > start + ROUNDS_SAME * self.rtt && self.queue() == 0;
+        let is_outgrown = self.window().is_some_and(|window| window as f64 > OUTGROWN * most * PACKET);
+        if is_empty || is_outgrown {
+            self.epoch = None;
+        }
+        self.epoch.is_none()
+    }
+
+    /// Something was lost, not at random as far as is known, while `flying` bytes were on their way.
+    pub(crate) fn lost(&mut self, flying: u64) {
+        let shortest = self.shortest.map_or(0, |(shortest, _)| shortest);
+        if self.now < self.deaf_until || self.queue() <= shortest / LONG_PART {
+            return;
+        }
+        let rounds = self.epoch.map(|epoch| (self.now - epoch.start) / self.rtt);
+        match rounds {
+            Some(..ROUNDS_SAME) => {}
+            Some(..ROUNDS_OTHER) => (self.epoch, self.deaf_until) = (None, self.now + DEAF_MICROS),
+            _ => self.epoch = Some(Epoch { start: self.now, most: flying as f64 / PACKET }),
+        }
+    }
+
+    /// How much longer than the shortest round trips are, in microseconds.
+    fn queue(&self) -> u64 {
+        self.shortest.map_or(0, |(shortest, _)| self.rtt.saturating_sub(shortest + SCATTER))
+    }
+
+    /// Whether there is no queue.
+    pub(crate) fn has_room(&self) -> bool {
+        self.queue() <= self.shortest.map_or(0, |(shortest, _)| shortest) / 16
+    }
+
+    /// Bytes that may be on their way, while there is a contest.
+    pub(crate) fn window(&self) -> Option<u64> {
+        let Epoch { start, most } = self.epoch?;
+        let elapsed = self.now - start;
+        let plateau = (most * (1.0 - BETA) / CUBIC).cbrt();
+        let cubic = CUBIC * (elapsed as f64 / 1e6 - plateau).powi(3) + most;
+        let reno = most * BETA + RENO * elapsed as f64 / self.rtt as f64;
+        Some((cubic.max(reno) * PACKET) as u64)
+    }
+}

@@ -1,0 +1,192 @@
+//! The rate model over lines with a drop-tail queue, in virtual time.
+
+use super::*;
+use std::collections::VecDeque;
+
+const SECOND: u64 = 1_000_000;
+
+/// A line with a drop-tail queue. What it is may change at a time.
+#[derive(Clone, Copy)]
+struct Line {
+    rate: u64,
+    delay: u64,
+    loss_percent: u64,
+    /// The longest, in microseconds.
+    queue: u64,
+    /// What there is to send, in bytes a second; `None`: always more.
+    offer: Option<u64>,
+    /// Acknowledgements come together, once in so many microseconds.
+    clump: u64,
+}
+
+const PLAIN: Line = Line { rate: 12_500_000, delay: 10_000, loss_percent: 0, queue: 200_000, offer: None, clump: 1 };
+
+/// What came of it.
+struct Ran {
+    /// How much of the line was used after `from`.
+    used: f64,
+    /// The longest queue then, in microseconds.
+    queue: u64,
+    /// The most bytes that waited to be sent then.
+    waiting: u64,
+    /// Bytes that the line had no room for, from the beginning.
+    overflow: u64,
+    /// What the model thought the line has, at most, then.
+    best: u64,
+}
+
+fn run(before: Line, change_at: u64, after: Line, from: u64) -> Ran {
+    const PACKET: u64 = 1_200;
+    let (mut model, mut now) = (RateModel::new(), 1u64);
+    let (mut busy_until, mut next_send, mut flying) = (0u64, 0u64, 0u64);
+    let mut arrivals: VecDeque<(u64, u64, bool)> = VecDeque::new();
+    let (mut delivered, mut random) = (0u64, 7u64);
+    let (mut sent, mut limited) = (0u64, false);
+    let mut ran = Ran { used: 0.0, queue: 0, waiting: 0, overflow: 0, best: 0 };
+    let end = 20 * SECOND;
+    while now < end {
+        let line = if now < change_at { before } else { after };
+        let heard = now - now % line.clump;
+        while let Some((_, sent, lost)) = arrivals.pop_front_if(|(at, ..)| *at <= heard) {
+            flying -= PACKET;
+            if lost {
+                model.lost(PACKET);
+            } else {
+                model.acknowledged(now, sent, PACKET, now - sent, limited);
+                delivered += PACKET * u64::from(now > from);
+            }
+        }
+        let waiting = line.offer.map(|offer| (offer * now / SECOND).saturating_sub(sent));
+        if now > from {
+            ran.waiting = ran.waiting.max(waiting.unwrap_or_default());
+            ran.best = ran.best.max(model.best());
+        }
+        limited = waiting.is_some_and(|waiting| waiting < PACKET);
+        while now >= next_send && flying + PACKET <= model.window() {
+            if line.offer.is_some_and(|offer| offer * now / SECOND < sent + PACKET) {
+                break;
+            }
+            sent += PACKET;
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let queue = busy_until.saturating_sub(now);
+            let full = queue > line.queue;
+            let lost = (random >> 33) % 100 < line.loss_percent || full;
+            if !full {
+                busy_until = busy_until.max(now) + PACKET * SECOND / line.rate;
+            }
+            ran.overflow += PACKET * u64::from(full);
+            if now > from {
+                ran.queue = ran.queue.max(queue);
+            }
+            arrivals.push_back((busy_until.max(now) + 2 * line.delay, now, lost));
+            flying += PACKET;
+            let pace = model.pacing_rate().unwrap_or(10 << 20);
+            next_send = next_send.max(now.saturating_sub(1_000)) + PACKET * SECOND / pace;
+        }
+        now += 50;
+    }
+    ran.used = delivered as f64 / (after.rate as f64 * (end - from) as f64 / SECOND as f64);
+    ran
+}
+
+#[test]
+fn random_loss_does_not_slow_it_and_the_queue_stays_bounded() {
+    for (rate, delay) in [(12_500_000, 10_000), (12_500_000, 50_000), (2_500_000, 25_000)] {
+        for loss in [0, 1, 5, 10] {
+            let line = Line { rate, delay, loss_percent: loss, ..PLAIN };
+            let Ran { used, queue, .. } = run(line, 0, line, 10 * SECOND);
+            let left = 1.0 - loss as f64 / 100.0;
+            assert!(used > 0.92 * left, "{rate} B/s, {delay} us, {loss} %: {used}");
+            assert!(queue <= 3 * delay + 30_000, "{rate} B/s, {delay} us, {loss} %: a queue of {queue} us");
+        }
+    }
+}
+
+#[test]
+fn delay_that_is_no_queue_of_ours_does_not_slow_it() {
+    let line = Line { loss_percent: 1, ..PLAIN };
+    for delay in [15_000, 20_000, 50_000, 150_000] {
+        let Ran { used, .. } = run(line, 5 * SECOND, Line { delay, ..line }, 7 * SECOND);
+        assert!(used > 0.8, "{delay} us: {used}");
+    }
+}
+
+#[test]
+fn a_line_that_becomes_slower_has_no_standing_queue() {
+    for rate in [10_000_000, 8_000_000, 6_250_000, 5_000_000, 4_000_000, 2_500_000, 1_800_000, 1_250_000] {
+        let Ran { used, queue, .. } = run(PLAIN, 5 * SECOND, Line { rate, ..PLAIN }, 8 * SECOND);
+        assert!(used > 0.8, "{rate} B/s: {used}");
+        assert!(queue <= 60_000, "{rate} B/s: a queue of {queue} us");
+    }
+}
+
+#[test]
+fn a_line_that_becomes_faster_is_soon_used() {
+    for (delay, loss_percent, after) in [(25_000, 1, 2), (75_000, 1, 4), (75_000, 15, 4)] {
+        let slow = Line { rate: 1_250_000, delay, loss_percent, ..PLAIN };
+        let Ran { used, .. } = run(slow, 5 * SECOND, Line { rate: 12_500_000, ..slow }, (5 + after) * SECOND);
+        let left = 1.0 - loss_percent as f64 / 100.0;
+        assert!(used > 0.8 * left, "{delay} us, {loss_percent} %: {used}");
+    }
+}
+
+#[test]
+fn a_lone_write_is_not_spread_over_the_time_that_small_ones_took() {
+    let mut model = RateModel::new();
+    for round in 0..100 {
+        model.acknowledged(20_001 + round * 20_000, 1 + round * 20_000, 100, 20_000, true);
+    }
+    let pace = model.pacing_rate();
+    assert!(pace.is_some_and(|pace| 6_000 * SECOND / pace < 2_000), "{pace:?} bytes a second");
+}
+
+#[test]
+fn acknowledgements_that_come_together_do_not_make_the_line_faster() {
+    for clump in [7_000, 13_000, 29_000] {
+        for loss_percent in [0, 5] {
+            let line = Line { loss_percent, clump, ..PLAIN };
+            let Ran { used, best, .. } = run(line, 0, line, 10 * SECOND);
+            assert!(best < line.rate * 13 / 10, "{clump} us, {loss_percent} %: {best}");
+            assert!(used > 0.75, "{clump} us, {loss_percent} %: {used}");
+        }
+    }
+}
+
+#[test]
+fn a_handshake_that_took_long_is_no_queue() {
+    let mut model = RateModel::new();
+    for (now, rtt) in [(1, 101_000), (180_000, 400_000), (360_000, 400_000), (480_000, 400_000)] {
+        model.acknowledged(now, 0, 1_200, rtt, false);
+    }
+    assert!(model.window() >= INITIAL_WINDOW && model.pacing_rate() > Some(1_000_000), "the search has ended");
+}
+
+#[test]
+fn what_is_less_than_the_line_carries_does_not_wait() {
+    for delay in [500, 10_000, 50_000, 150_000] {
+        for loss_percent in [0, 5] {
+            let line = Line { delay, loss_percent, queue: 50_000, offer: Some(5_000_000), ..PLAIN };
+            // When there was time to get to know the line, and to catch up.
+            let Ran { waiting, .. } = run(line, 0, line, 100_000 + 18 * delay);
+            let most = 5_000_000 / 20 + 2 * 5_000_000 * delay / SECOND;
+            assert!(waiting < most, "{delay} us, {loss_percent} %: {waiting} bytes wait");
+        }
+    }
+}
+
+#[test]
+fn the_search_for_the_rate_does_not_flood_a_short_queue() {
+    for delay in [10_000, 50_000, 150_000] {
+        for loss_percent in [0, 1, 10] {
+            for offer in [None, Some(5_000_000)] {
+                let line = Line { delay, loss_percent, queue: 50_000, offer, ..PLAIN };
+                let Ran { overflow, used, .. } = run(line, 0, line, 5 * SECOND);
+                // A round at twice what the line carries, and a little for each probe.
+                let round = line.rate * 2 * (delay + 25_000) / SECOND;
+                assert!(overflow < 2 * round, "{delay} us, {loss_percent} %, {offer:?}: {overflow} of {round}");
+                let left = 1.0 - loss_percent as f64 / 100.0;
+                assert!(offer.is_some() || used > 0.8 * left, "{delay} us, {loss_percent} %: {used}");
+            }
+        }
+    }
+}
