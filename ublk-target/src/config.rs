@@ -311,7 +311,7 @@ mod tests {
         assert_eq!(
             error("[node]\nname = \"a\"\ndirectry = \"/x\"\n"),
             "holdfast.toml: TOML parse error at line 3, column 1\n  |\n3 | directry = \"/x\"\n  | ^^^^^^^^\n\
-             unknown field `directry`, expected one of `name`, `directory`, `control`, `key`\n"
+             unknown field `directry`, expected one of `name`, `directory`, `control`, `key`, `busy_poll_micros`\n"
         );
     }
 
