@@ -177,6 +177,11 @@ impl Journal {
         self.batches.push_back(batch);
     }
 
+    /// The last entry of the first batch.
+    pub fn first_batch_end(&self) -> Option<Order> {
+        self.batches.front().map(|batch| batch.last)
+    }
+
     /// Bytes of the batches that end after `from` and not after `to`.
     pub fn size_between(&self, from: Order, to: Order) -> u64 {
         let first = self.batches.partition_point(|batch| batch.last <= from);

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     buffer::AlignedBuffer,
+    command::Command,
     disk::DiskAction,
     request::{Durability, Operation},
 };
@@ -94,6 +95,19 @@ fn the_journal_lets_go_of_large_writes_that_make_small_ones_large() {
         while pick(&mut bench.rng, 3) > 0 && bench.step() {}
     }
     panic!("each small write still copies a block");
+}
+
+#[test]
+fn what_follows_a_restart_point_is_kept_for_a_peer_that_is_promoted_to_it() {
+    let mut pair = Pair::in_step();
+    pair.command(0, Command::RestartPoint { label: "nightly".parse().unwrap() }).unwrap();
+    pair.write_at_unchecked(0, 1 << 20);
+    pair.settle();
+    let group = &pair.nodes[0].group;
+    assert!(
+        group.volumes.values().any(|volume| volume.table.blocks.has_redirected()),
+        "a fork would be copied as a whole"
+    );
 }
 
 #[test]

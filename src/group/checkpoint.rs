@@ -237,7 +237,10 @@ impl Group {
         const ENTRY_COUNT_MAX: usize = 65_536;
         let stride = self.journal.ring_size() / 8;
         if self.volumes.values().any(|volume| volume.table.blocks.has_redirected()) {
-            self.retire_up_to(limit.min(self.unneeded_limit()), |_| true);
+            let unneeded = limit.min(self.unneeded_limit());
+            if unneeded == applied || self.journal.size_between(self.journal.tail_order, unneeded) >= stride {
+                self.retire_up_to(unneeded, |_| true);
+            }
         }
         let pool_is_short = self.volumes.values().any(|volume| volume.table.blocks.is_short());
         let crowded = self.journal.entry_count() > ENTRY_COUNT_MAX / 8 * 9 || self.journal.live_size() > 3 * stride;

@@ -401,6 +401,7 @@ impl Group {
                 self.pair.state = if self.pair.peer.is_some() { PairState::Duplex } else { PairState::Simplex };
                 // The peer, when it comes back, has at most what was common before this epoch.
                 self.peer.stream_after(Order(order.0 - 1));
+                self.peer.forget_confirmed();
                 self.peer.stop_streaming();
                 let count = self.superblock.request();
                 self.again = true;

@@ -483,7 +483,8 @@ impl Group {
         }
         // Such a block is written wholly for the least change, until the journal lets go of the record in it.
         let relocated = cycle.plans.iter().filter(|plan| plan.relocates).count();
-        let holds_unneeded = self.journal.tail_order < self.unneeded_limit().min(cycle.last);
+        let unneeded = self.unneeded_limit().min(cycle.last);
+        let holds_unneeded = self.journal.first_batch_end().is_some_and(|end| end <= unneeded);
         self.checkpoint.wanted |= relocated * 8 > cycle.plans.len() && holds_unneeded;
         for (id, block) in &cycle.unnamed {
             if let Some(volume) = self.volumes.get_mut(id) {

@@ -266,8 +266,9 @@ impl Group {
         self.seal();
         self.start_sync();
         self.check_delay();
-        self.start_destage();
+        // Before the next cycle, for which it would have to wait otherwise.
         self.start_checkpoint();
+        self.start_destage();
         self.retire();
         self.suspend_when_nearly_full();
         self.start_superblock();

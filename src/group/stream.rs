@@ -57,6 +57,8 @@ pub(super) struct Peer {
     acknowledged_count: u64,
     /// The last entry that is durable at the peer.
     acknowledged: Order,
+    /// The last entry that this peer itself has said to be durable there; 0: none yet.
+    confirmed: Order,
     /// Journalled frames received in this session, and where the unacknowledged ones are.
     received: u64,
     received_marks: VecDeque<(Order, u64)>,
@@ -150,9 +152,15 @@ impl Peer {
     pub(super) fn stream_after(&mut self, order: Order) {
         self.cursor = order;
         self.acknowledged = order;
+        self.confirmed = self.confirmed.min(order);
         self.streaming = true;
         self.anchored = true;
         self.resending = None;
+    }
+
+    /// Of a peer in a new epoch nothing is known before it has said something.
+    pub(super) fn forget_confirmed(&mut self) {
+        self.confirmed = Order(0);
     }
 
     /// Nothing is sent until the peer has greeted again; the anchor stays.
@@ -185,11 +193,13 @@ impl Group {
         if bound { self.peer.acknowledged } else { Order(u64::MAX) }
     }
 
-    /// Entries up to here no peer will ever ask for, as there is none or it has them.
+    /// Entries up to here no peer will ever ask for: there is none, or it has them, and what it would lack if it were promoted to the
+    /// last restart point comes later.
     pub(super) fn unneeded_limit(&self) -> Order {
+        let point = self.stream.restart_point.as_ref().filter(|point| point.info.is_declared());
         match (self.pair.peer, self.pair.role) {
             (None, _) => Order(u64::MAX),
-            (Some(_), Role::Primary) => self.peer.acknowledged,
+            (Some(_), Role::Primary) => point.map_or(self.peer.confirmed, |point| self.peer.confirmed.min(point.order)),
             (Some(_), _) => Order(0),
         }
     }
@@ -211,7 +221,7 @@ impl Group {
             self.peer.acknowledged_count += 1;
             match sent {
                 Sent::Record(order) => {
-                    self.peer.acknowledged = order;
+                    (self.peer.acknowledged, self.peer.confirmed) = (order, order);
                     if let Some(entry) = self.journal.entry(order)
                         && entry.record.kind == Kind::RestartPoint
                         && !self.copy.is_running()
