@@ -228,7 +228,7 @@ impl GroupActor {
     pub fn medium_file(&self, medium: MediumId) -> std::io::Result<std::fs::File> {
         let state = self.state.borrow();
         let medium = state.media.0.get(&medium);
-        medium.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))?.file()
+        medium.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))?.open_again()
     }
 
     /// Adds a volume whose pool is formatted.

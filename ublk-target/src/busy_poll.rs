@@ -1,4 +1,4 @@
-//! Busy polling: for a while after the last request the disk thread looks for work instead of sleeping.
+//! Busy polling: for a while after anything has happened in a group the disk thread looks for work instead of sleeping.
 //!
 //! A thread that sleeps is woken by an interrupt, on a virtual machine by way of the host; a lone request waits for that twice, as
 //! it comes and when the disk has done its part. Whoever has a processor to spare for it can have these times back.

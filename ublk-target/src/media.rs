@@ -125,9 +125,7 @@ impl Medium {
     /// sync that has failed the cache may hold what the disk does not.
     pub fn write_through_cache(&mut self) -> Result<(), MediumError> {
         let error = |source| MediumError::Open { path: self.path.clone(), source };
-        // By the descriptor's path: what is locked is what is opened.
-        let link = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-        let file = OpenOptions::new().write(true).open(link).map_err(error)?;
+        let file = self.open_again().map_err(error)?;
         self.ring.cached = Some(Rc::new(file));
         Ok(())
     }
@@ -153,9 +151,12 @@ impl Medium {
         &self.path
     }
 
-    /// The file itself, once more.
-    pub fn file(&self) -> io::Result<File> {
-        self.file.try_clone()
+    /// The file itself, opened once more. Not a second descriptor for what is open: the kernel tells an error in writing what was
+    /// cached once to each that has opened the file, and only the journal's own sync may be the one that hears of it.
+    pub fn open_again(&self) -> io::Result<File> {
+        // By the descriptor's path: what is locked is what is opened.
+        let link = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        OpenOptions::new().read(true).write(true).open(link)
     }
 
     /// Its size in bytes.

@@ -11,6 +11,8 @@ use tokio::sync::Notify;
 
 /// Data of at least so many bytes is written from where it is; less is copied beside its header.
 const LENT_SIZE_MIN: usize = 16 << 10;
+/// More pieces are not lent at once, as a small one may keep all of a large buffer in memory.
+const LENT_COUNT_MAX: usize = 32;
 /// A reply waits when so much is not yet written.
 const SIZE_MAX: usize = 64 << 20;
 /// What is kept for the next replies; a large answer must not keep its memory for ever.
@@ -46,7 +48,7 @@ impl Replies {
     /// Adds data.
     pub fn lend(&mut self, data: Bytes) {
         self.size += data.len();
-        if data.len() < LENT_SIZE_MIN {
+        if data.len() < LENT_SIZE_MIN || self.pieces.len() >= LENT_COUNT_MAX {
             return self.open.extend_from_slice(&data);
         }
         self.close();
@@ -70,8 +72,11 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Adds a reply.
+    /// Adds a reply, unless nothing can be written any more.
     pub fn add(&self, reply: impl FnOnce(&mut Replies)) {
+        if self.is_closed() {
+            return;
+        }
         reply(&mut self.replies.borrow_mut());
         self.ready.notify_one();
     }
@@ -81,6 +86,11 @@ impl Outbox {
         while self.replies.borrow().size > SIZE_MAX && !self.closed.get() {
             self.drained.notified().await;
         }
+    }
+
+    /// Whether nothing is written any more.
+    pub fn is_closed(&self) -> bool {
+        self.closed.get()
     }
 
     /// Nothing more will be added.
@@ -168,6 +178,30 @@ mod tests {
             self.0.borrow_mut().extend_from_slice(&all[..taken]);
             (Ok(taken), pieces)
         }
+    }
+
+    /// Takes nothing.
+    struct Broken;
+
+    impl Sink for Broken {
+        async fn write_all(&self, bytes: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
+            (Err(io::ErrorKind::BrokenPipe.into()), bytes)
+        }
+
+        async fn write_some(&self, pieces: Vec<Bytes>) -> (io::Result<usize>, Vec<Bytes>) {
+            (Err(io::ErrorKind::BrokenPipe.into()), pieces)
+        }
+    }
+
+    #[tokio::test]
+    async fn what_nobody_takes_is_not_kept() {
+        let outbox = Outbox::default();
+        let fill = |replies: &mut Replies| (0..4).for_each(|_| replies.lend(Bytes::from(vec![0; 1 << 20])));
+        outbox.add(fill);
+        assert!(outbox.write_to(&Broken).await.is_err());
+        (0..100).for_each(|_| outbox.add(fill));
+        assert!(outbox.is_closed() && outbox.replies.borrow().size == 0, "replies pile up");
+        outbox.wait_for_room().await;
     }
 
     #[tokio::test]

@@ -317,7 +317,8 @@ impl<E: Export> Connection<E> {
             };
             let request = Request::parse(header).map_err(io::Error::other)?;
             at += REQUEST_HEADER_SIZE;
-            if request.command == Command::Disconnect {
+            // Whoever takes no more answers is asked for nothing more.
+            if request.command == Command::Disconnect || self.outbox.is_closed() {
                 return Ok(());
             }
             let payload = self.read_payload(&request, &pending, &mut at).await?;
