@@ -10,7 +10,7 @@ use super::{
     report::{Better, Report},
     scenarios::Scenario,
     tcp,
-    wan::{Part, WanOptions},
+    wan_options::{Part, WanOptions},
 };
 use crate::{
     emulator::LineCounters,

@@ -8,7 +8,7 @@ use super::{
     load,
     report::{Better, Report},
     scenarios::{self, Scenario},
-    wan::WanOptions,
+    wan_options::WanOptions,
     with_free_ports,
 };
 use crate::sites::{GROUP, Sites};

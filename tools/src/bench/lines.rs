@@ -5,7 +5,7 @@ use super::{
     load::{self, Age, percentile},
     report::{Better, Report},
     scenarios::Scenario,
-    wan::WanOptions,
+    wan_options::WanOptions,
     with_free_ports,
 };
 use crate::{

@@ -18,6 +18,7 @@ pub mod report;
 pub mod scenarios;
 pub mod tcp;
 pub mod wan;
+pub mod wan_options;
 pub mod write;
 
 use std::time::{Duration, Instant};

@@ -8,7 +8,13 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tools::bench::{fio, hot_path, html, instructions, life, report::Results, scenarios, wan, write};
+use tools::bench::{
+    fio, hot_path, html, instructions, life,
+    report::Results,
+    scenarios, wan,
+    wan_options::{Part, WanOptions},
+    write,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -102,20 +108,20 @@ struct Wan {
     lines: Vec<String>,
     /// Measures only these [default: all; quick: all but writes]; what needs what is not there is left out
     #[arg(long = "measure", value_name = "PART,...", value_delimiter = ',', value_enum)]
-    parts: Vec<wan::Part>,
+    parts: Vec<Part>,
     /// Leaves out tcp, shared and mirror, which need root, for network namespaces
     #[arg(long)]
     no_tcp: bool,
 }
 
 impl Wan {
-    fn parts(&self, quick: bool) -> anyhow::Result<Vec<wan::Part>> {
-        let is_wanted = |part: &wan::Part| match self.parts.as_slice() {
-            [] => !quick || *part != wan::Part::Writes,
+    fn parts(&self, quick: bool) -> anyhow::Result<Vec<Part>> {
+        let is_wanted = |part: &Part| match self.parts.as_slice() {
+            [] => !quick || *part != Part::Writes,
             parts => parts.contains(part),
         };
-        let is_allowed = |part: &wan::Part| !self.no_tcp || part.over_tcp().is_none();
-        let all = wan::Part::value_variants().iter();
+        let is_allowed = |part: &Part| !self.no_tcp || part.over_tcp().is_none();
+        let all = Part::value_variants().iter();
         let parts: Vec<_> = all.filter(|part| is_wanted(part) && is_allowed(part)).copied().collect();
         if parts.is_empty() {
             bail!("Nothing is left to measure: --no-tcp leaves out all that --measure names");
@@ -205,7 +211,7 @@ fn measure(arguments: &Arguments) -> anyhow::Result<Option<Results>> {
             };
             let took = wan.seconds.unwrap_or(Duration::from_secs(if quick { 2 } else { 10 }));
             let (parts, rounds) = (wan.parts(quick)?, rounds(2));
-            Ok(wan::run(&wan::WanOptions { programs, scenarios, took, parts, rounds, limit }))
+            Ok(wan::run(&WanOptions { programs, scenarios, took, parts, rounds, limit }))
         }
         What::Life { changed, rate } => {
             let changed = changed.unwrap_or(if quick { 5_000 } else { 100_000 });
@@ -231,7 +237,7 @@ fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use wan::Part::{Mirror, Shared, Stream, Tcp, Writes};
+    use Part::{Mirror, Shared, Stream, Tcp, Writes};
 
     #[test]
     fn what_is_named_is_measured_and_else_what_there_is_time_for() {
