@@ -55,6 +55,7 @@ fn a_sync_begins_before_a_host_that_flushes_each_write_asks_for_it() {
     assert_eq!(ahead.len(), 1, "the sync waits for the flush");
     // It writes again without a flush: no more is expected of it.
     let more = bench.write_before_syncs(0, 4096);
+    // Nor if the sync that nobody has asked for has ended before.
     bench.operations.extend(ahead);
     while bench.step() {}
     let after = bench.write_before_syncs(0, 4096);

@@ -20,6 +20,8 @@ pub(super) struct Sync {
     pub(super) wanted: bool,
     /// How often in a row a host has waited for its write, and then flushed it.
     flushes_in_a_row: u8,
+    /// There was a write, and no flush since.
+    is_unflushed: bool,
 }
 
 /// A host that has done so as often is expected to do it again: the sync begins before it asks.
@@ -36,11 +38,16 @@ impl Group {
     /// Learns whether each write is flushed by itself. Such a host waits for the journal and then for the sync; while it hears of
     /// the one, the other can be under way.
     pub(super) fn learn_habit(&mut self, operation: &Operation) {
-        let has_undurable = self.durable < self.completed && self.completed == self.journal.last();
-        let habit = &mut self.sync.flushes_in_a_row;
+        let is_alone = self.completed == self.journal.last();
+        let Sync { flushes_in_a_row: habit, is_unflushed, .. } = &mut self.sync;
         match operation {
-            Operation::Flush if has_undurable => *habit = (*habit + 1).min(HABIT),
-            Operation::Write { .. } if has_undurable => *habit = 0,
+            Operation::Flush if *is_unflushed && is_alone => *habit = (*habit + 1).min(HABIT),
+            Operation::Write { .. } if *is_unflushed => *habit = 0,
+            _ => {}
+        }
+        match operation {
+            Operation::Flush => *is_unflushed = false,
+            Operation::Write { .. } => *is_unflushed = true,
             _ => {}
         }
     }
