@@ -570,3 +570,40 @@ fn a_link_over_which_nothing_comes_is_not_used_long_before_it_counts_as_dead() {
     world.cut[0] = false;
     world.run_until(5_000_000, |world| world.ends[0].live() == [true; 2] && world.got[1].len() as u64 == sent);
 }
+
+/// What came over both links while this process stood still is taken at once, first what came over one of them.
+#[test]
+fn a_stall_of_this_process_is_no_silence_of_a_link() {
+    let weather = Weather { loss_percent: 0, double_percent: 0, delay_micros: 10_000, jitter_micros: 0 };
+    let mut world = World::new(Mode::Auto, weather, 5);
+    world.run_until(5_000_000, |world| world.ups == [1, 1]);
+    let start = world.now + 500_000;
+    world.run_until(5_000_000, |world| world.now >= start);
+    let mut came = [vec![], vec![]];
+    for number in 0..20 {
+        world.now += 5_000;
+        let now = world.now;
+        world.ends[0].mark_durable(now, CHANNEL, number);
+        world.ends[0].handle_timeout(now);
+        for (link, came) in came.iter_mut().enumerate() {
+            came.extend(std::iter::from_fn(|| world.ends[0].poll_transmit(now, link)));
+        }
+        // The first of them come before the stall.
+        if number == 0 {
+            came.iter_mut().enumerate().rev().for_each(|(link, came)| {
+                came.drain(..).for_each(|bytes| world.ends[1].handle_datagram(now, link, &bytes).unwrap());
+            });
+        }
+    }
+    world.ends[1].send(World::frame(0, 100_000)).unwrap();
+    for link in 0..2 {
+        assert!((0..20).all(|_| world.ends[1].poll_transmit(world.now, link).is_some()));
+    }
+    for (link, came) in came.iter().enumerate() {
+        assert!(came.len() >= 10, "{} over link {link}", came.len());
+        came.iter().for_each(|bytes| world.ends[1].handle_datagram(world.now, link, bytes).unwrap());
+    }
+    world.ends[1].handle_timeout(world.now);
+    assert_eq!(world.ends[1].live(), [true; 2]);
+    assert_eq!(world.ends[1].sender.counters.resent_symbols, 0, "what went over a link that is there is sent again");
+}
