@@ -21,8 +21,11 @@ const WINDOW_MIN: u64 = 32 << 10;
 const RATE_MIN: u64 = 64 << 10;
 /// How much more is sent than was delivered, by phase, in hundredths: a probe, its drain, then steady.
 const PHASES: [u64; RATE_ROUNDS] = [125, 75, 100, 100, 100, 100, 100, 100, 100, 100];
-/// The phase of the drain; what arrives in the next one shows what is lost at random.
+/// The phase of the drain. What is sent in it arrives a round trip later, in the next one, and shows what is lost at random; what
+/// arrives in the drain itself was sent in the probe, and shows how short the queue is.
 const PHASE_DRAIN: usize = 1;
+/// When this phase begins, what arrived in the one after the drain is known.
+const PHASE_MEASURED: usize = (PHASE_DRAIN + 2) % RATE_ROUNDS;
 /// The drain of a queue that is shorter than a standing one and is there for longer than a probe: else nobody would ever see the
 /// shortest round trip again.
 const DRAIN_LONG: u64 = 55;
@@ -150,7 +153,9 @@ impl RateModel {
             self.calm = if self.has_queue() { 0 } else { self.calm + 1 };
             // Of what is delivered after a queue was drained nothing follows.
             let is_calm = self.calm > RATE_ROUNDS && !self.overflows();
-            let is_more = is_calm && rate * 100 >= self.gross(best) * FOUND_MORE * self.arrived_hundredths() / 100;
+            // A probe is sent at what makes up for random loss; so what arrives of it is compared as it is. Allowing for what is
+            // lost in this round would take each overflow for more.
+            let is_more = is_calm && rate * 100 >= best * FOUND_MORE;
             if !self.is_starting && is_more {
                 (self.is_starting, self.plateau, self.opening) = (true, (rate, 0), self.window());
             }
@@ -180,7 +185,7 @@ impl RateModel {
 
     /// Loss that is there also when less is sent than the path has is no overflow, and has to be made good by sending more.
     fn check_random(&mut self) {
-        let had_room = self.round == PHASE_DRAIN + 1 && self.contest.has_room() && self.contest.window().is_none();
+        let had_room = self.round == PHASE_MEASURED && self.contest.has_room() && self.contest.window().is_none();
         if had_room && !self.is_starting {
             let (arrived, lost) = self.random;
             self.random = (arrived * 7 / 8 + self.round_delivered, lost * 7 / 8 + self.round_lost);
@@ -207,12 +212,6 @@ impl RateModel {
 
     fn is_limited(&self) -> bool {
         self.round_limited * LIMITED_PART > self.round_delivered
-    }
-
-    /// Which part of what was sent has arrived; at least what a bad line leaves.
-    fn arrived_hundredths(&self) -> u64 {
-        let sent = self.round_delivered + self.round_lost;
-        (self.round_delivered * 100 / sent.max(1)).max(100 - self.overflow_hundredths())
     }
 
     fn overflows(&self) -> bool {

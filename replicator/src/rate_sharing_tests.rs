@@ -348,7 +348,7 @@ fn flows_like_tcp_get_a_part_of_the_line_and_leave_one() {
             let part = part_beside(line, || Box::new(Cubic::new()));
             assert!((0.33..0.67).contains(&part), "{part} beside CUBIC, {line:?}");
             // The first version of BBR takes most of a queue that holds no more than the path, whoever is there.
-            let least = if rtt > 50_000 && queue_hundredths == 100 { 0.25 } else { 0.33 };
+            let least = if rtt > 50_000 && queue_hundredths == 100 { 0.22 } else { 0.33 };
             let part = part_beside(line, || Box::new(Bbr::new()));
             assert!((least..0.67).contains(&part), "{part} beside BBR, {line:?}");
         }
@@ -361,8 +361,9 @@ fn two_of_us_share() {
         for queue_hundredths in [50, 100, 200, 400] {
             let line = Line { rate: RATE, rtt, queue_hundredths, loss_thousandths: 0 };
             let Shares { parts, .. } = share(line, vec![(0, ours()), (3 * SECOND, ours())], 10 * SECOND, 70 * SECOND);
-            let part = parts[0] / (parts[0] + parts[1]);
-            assert!((0.3..0.7).contains(&part), "{line:?}: {parts:?}");
+            let all = parts[0] + parts[1];
+            assert!(all > 0.9, "{line:?}: {all} of the line");
+            assert!((0.3..0.7).contains(&(parts[0] / all)), "{line:?}: {parts:?}");
         }
     }
 }

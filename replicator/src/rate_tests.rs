@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 const SECOND: u64 = 1_000_000;
 
 /// A line with a drop-tail queue. What it is may change at a time.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Line {
     rate: u64,
     delay: u64,
@@ -25,6 +25,8 @@ const PLAIN: Line = Line { rate: 12_500_000, delay: 10_000, loss_percent: 0, que
 struct Ran {
     /// How much of the line was used after `from`.
     used: f64,
+    /// How much was sent then, as a part of what the line carries.
+    offered: f64,
     /// The longest queue then, in microseconds.
     queue: u64,
     /// The most bytes that waited to be sent then.
@@ -41,8 +43,8 @@ fn run(before: Line, change_at: u64, after: Line, from: u64) -> Ran {
     let (mut busy_until, mut next_send, mut flying) = (0u64, 0u64, 0u64);
     let mut arrivals: VecDeque<(u64, u64, bool)> = VecDeque::new();
     let (mut delivered, mut random) = (0u64, 7u64);
-    let (mut sent, mut limited) = (0u64, false);
-    let mut ran = Ran { used: 0.0, queue: 0, waiting: 0, overflow: 0, best: 0 };
+    let (mut sent, mut offered, mut limited) = (0u64, 0u64, false);
+    let mut ran = Ran { used: 0.0, offered: 0.0, queue: 0, waiting: 0, overflow: 0, best: 0 };
     let end = 20 * SECOND;
     while now < end {
         let line = if now < change_at { before } else { after };
@@ -67,6 +69,7 @@ fn run(before: Line, change_at: u64, after: Line, from: u64) -> Ran {
                 break;
             }
             sent += PACKET;
+            offered += PACKET * u64::from(now > from);
             random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             let queue = busy_until.saturating_sub(now);
             let full = queue > line.queue;
@@ -85,7 +88,8 @@ fn run(before: Line, change_at: u64, after: Line, from: u64) -> Ran {
         }
         now += 50;
     }
-    ran.used = delivered as f64 / (after.rate as f64 * (end - from) as f64 / SECOND as f64);
+    let carried = after.rate as f64 * (end - from) as f64 / SECOND as f64;
+    (ran.used, ran.offered) = (delivered as f64 / carried, offered as f64 / carried);
     ran
 }
 
@@ -187,6 +191,38 @@ fn the_search_for_the_rate_does_not_flood_a_short_queue() {
                 let left = 1.0 - loss_percent as f64 / 100.0;
                 assert!(offer.is_some() || used > 0.8 * left, "{delay} us, {loss_percent} %: {used}");
             }
+        }
+    }
+}
+
+/// Who takes the overflow of its own probes for random loss sends more to make it good, and so loses more with the next one.
+#[test]
+fn little_more_is_sent_than_a_line_with_a_short_queue_carries() {
+    for rate in [1_250_000, 5_000_000] {
+        for delay in [10_000, 50_000] {
+            for queue_hundredths in [5, 10, 15, 20, 25] {
+                for loss_percent in [0, 1] {
+                    let line = Line { rate, delay, loss_percent, queue: 2 * delay * queue_hundredths / 100, ..PLAIN };
+                    let Ran { used, offered, .. } = run(line, 0, line, 10 * SECOND);
+                    let left = 1.0 - loss_percent as f64 / 100.0;
+                    assert!(offered < 1.15 * used / left, "{line:?}: {offered} for {used}");
+                    // At a queue of a fifth of a long path a probe's overflow may look like a rival's.
+                    assert!(used > 0.85 * left, "{line:?}: {used}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn random_loss_that_ends_is_no_longer_made_good() {
+    for delay in [10_000, 50_000] {
+        for queue in [2_000, 5_000, 10_000, 50_000] {
+            let line = Line { rate: 5_000_000, delay, loss_percent: 30, queue, ..PLAIN };
+            let Ran { used, .. } = run(line, 0, line, 10 * SECOND);
+            assert!(used > 0.9 * 0.7, "{line:?}: {used}");
+            let Ran { offered, used, .. } = run(line, 5 * SECOND, Line { loss_percent: 0, ..line }, 15 * SECOND);
+            assert!(offered < 1.15 * used, "{line:?}: {offered} for {used}");
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::{
     ChannelId, Received,
-    coder::{Code, Coder},
-    packet::{Acknowledgement, BlockShape, COMPLETE_BIT_COUNT, LACKING_COUNT_MAX, Lacking, Symbol},
+    coder::{Code, Coder, SYMBOL_COUNT_MAX},
+    packet::{Acknowledgement, BlockShape, COMPLETE_BIT_COUNT, LACKING_COUNT_MAX, Lacking, SYMBOL_SIZE, Symbol},
     sender::FRAME_HEADER_SIZE,
     testing::{Plant, planted},
 };
@@ -14,8 +14,12 @@ use std::collections::{BTreeMap, VecDeque};
 pub const FRAME_SIZE_MAX: usize = (1 << 20) + (4 << 10);
 /// Bytes of the stream that the receiver takes before the application has used any.
 pub const INITIAL_LIMIT: u64 = 32 << 20;
-/// Bytes of symbols and blocks that are kept until they are whole and in order, at most: what may come, and padding.
-const HELD_MAX: u64 = INITIAL_LIMIT + (1 << 20);
+/// What a symbol or a whole block that is kept costs beside its bytes: a place, and what an allocation takes.
+const KEPT_OVERHEAD: u64 = 64;
+/// Bytes of symbols and blocks that are kept until they are whole and in order, at most: as many full blocks as an acknowledgement
+/// can tell of, which is more than the limit of the stream lets a correct sender have beyond a block that is not whole.
+const HELD_MAX: u64 =
+    COMPLETE_BIT_COUNT * (SYMBOL_COUNT_MAX as u64 / 2) * (SYMBOL_SIZE as u64 + KEPT_OVERHEAD) + (1 << 20);
 /// Symbols may overtake each other by so long before one counts as lost, in microseconds: a quarter of the round trip
 /// within these bounds.
 const REORDER_MICROS: std::ops::RangeInclusive<u64> = 2_000..=50_000;
@@ -131,8 +135,10 @@ impl Receiver {
         };
         match block.symbols.get_mut(index) {
             Some(place @ None) => {
-                self.held += symbol.data.len() as u64;
-                *place = Some(symbol.data);
+                // A copy: what came is a part of a buffer of up to 64 KiB, all of which it would keep alive.
+                let data = Bytes::copy_from_slice(&symbol.data);
+                self.held += cost(&data);
+                *place = Some(data);
             }
             _ => {
                 self.counters.superfluous_symbols += 1;
@@ -164,7 +170,7 @@ impl Receiver {
         let Some(mut block) = self.blocks.remove(&number) else {
             return Ok(());
         };
-        let held: usize = block.symbols.iter().flatten().map(Bytes::len).sum();
+        let held: u64 = block.symbols.iter().flatten().map(cost).sum();
         let source_count = usize::from(shape.source_count);
         let missing = block.symbols.iter().take(source_count).filter(|symbol| symbol.is_none()).count();
         if !self.coder.decode(shape.code, source_count, &mut block.symbols) {
@@ -180,11 +186,12 @@ impl Receiver {
         if !planted(Plant::PaddingDelivered) {
             data.truncate(shape.size as usize);
         }
-        self.held = self.held.saturating_sub(held as u64) + data.len() as u64;
-        self.complete.insert(number, data.freeze());
+        let data = data.freeze();
+        self.held = self.held.saturating_sub(held) + cost(&data);
+        self.complete.insert(number, data);
         while let Some(data) = self.next_complete() {
             self.next_block += 1;
-            self.held = self.held.saturating_sub(data.len() as u64);
+            self.held = self.held.saturating_sub(cost(&data));
             self.taken += data.len() as u64;
             if self.taken > self.limit {
                 return Err(ProtocolError::Limit(self.taken, self.limit));
@@ -263,6 +270,11 @@ impl Receiver {
             ack.lacking.push(Lacking { block: *number, count, missing });
         }
     }
+}
+
+/// What it costs to keep this.
+fn cost(data: &Bytes) -> u64 {
+    data.len() as u64 + KEPT_OVERHEAD
 }
 
 impl Default for Receiver {

@@ -27,7 +27,8 @@ const RESIDUAL: f64 = 1e-6;
 const RESIDUAL_BACKLOG: f64 = 5e-4;
 /// Where so many blocks wait is a backlog: what matters then is how soon the last of them is there.
 const BACKLOG_BLOCKS: u64 = 8;
-/// Symbols that stand in line for a link, at most, before more of them are sent again: all of the blocks that can be under way.
+/// Symbols that stand in line for both links together, at most, before more of them are sent again: all of the blocks that can be
+/// under way.
 const LINE_LENGTH_MAX: usize = COMPLETE_BIT_COUNT as usize * SYMBOL_COUNT_MAX;
 /// The symbols of so many blocks take turns while there is a backlog, so that each loses a part of a burst only.
 const INTERLEAVED_BLOCKS: usize = 4;
@@ -323,8 +324,8 @@ impl Sender {
         }
         let all = block.source.len() + block.repair.len();
         let mut missing = (0..block.source.len().min(32)).filter(|index| missing >> index & 1 == 1);
-        // A peer may ask for more and take nothing.
-        let room = LINE_LENGTH_MAX.saturating_sub(self.lines[link].len());
+        // A peer may ask for more and take nothing; and what stands in line for a link that is lost moves to the other.
+        let room = LINE_LENGTH_MAX.saturating_sub(self.lines[0].len() + self.lines[1].len());
         for _ in 0..count.min(room) {
             let index = if block.next < all {
                 block.next += 1;
@@ -437,6 +438,23 @@ mod tests {
         // What a peer may say at most.
         assert!(repair_count(SYMBOL_COUNT_MAX / 2, 0.5, RESIDUAL) <= SYMBOL_COUNT_MAX);
         assert_eq!(repair_count(32, f64::MAX, RESIDUAL), SYMBOL_COUNT_MAX);
+    }
+
+    /// It asks for more over the first link and lets that one fall silent, over and over.
+    #[test]
+    fn a_peer_that_takes_nothing_cannot_make_the_lines_grow_without_end() {
+        let mut sender = Sender::new();
+        let payload = Bytes::from(vec![0; 1 << 20]);
+        let frame = Frame { channel: crate::ChannelId([0; 16]), header: Bytes::new(), payload };
+        (0..32).for_each(|_| sender.push(frame.clone()));
+        while sender.poll(1, 0, [true, false], Mode::Auto, Path::default()).is_some() {}
+        for now in 2..300 {
+            let lacking = (0..32).map(|block| Lacking { block, count: 32, missing: u32::MAX }).collect();
+            sender.acknowledged(now, &Acknowledgement { lacking, ..Acknowledgement::default() }, [0; 2], 0);
+            sender.link_lost(0);
+        }
+        let length = sender.lines[0].len() + sender.lines[1].len();
+        assert!(length > LINE_LENGTH_MAX / 2 && length < 2 * LINE_LENGTH_MAX, "{length} symbols stand in line");
     }
 
     #[test]

@@ -308,21 +308,19 @@ impl Session {
             (line.alive, line.up_at) = (true, now);
             self.events.push_back(SessionEvent::Link { link, state: LinkState::Up });
         }
-        self.overtake(now, 1 - link);
+        let other = &mut self.links[1 - link];
+        let (count, since) = other.overtaken;
+        other.overtaken = if count == 0 { (1, now) } else { (count.saturating_add(1), since) };
     }
 
-    /// The other link was heard. Acknowledgements go over both, so a link over which none come is likely to be gone long before it
-    /// counts as dead; what it carried goes over the other, and nothing goes over it until it is heard.
-    fn overtake(&mut self, now: u64, link: usize) {
-        let farther =
-            self.links[link].rtt.unwrap_or_default().saturating_sub(self.links[1 - link].rtt.unwrap_or_default());
-        let line = &mut self.links[link];
-        let (count, since) = if line.overtaken.0 == 0 { (1, now) } else { (line.overtaken.0 + 1, line.overtaken.1) };
-        line.overtaken = (count, since);
-        let is_long = count >= OVERTAKEN_COUNT && now >= since + OVERTAKEN_MICROS + farther;
-        if is_long && line.alive && line.open && !core::mem::replace(&mut line.is_silent, true) {
-            self.sender.link_lost(link);
-        }
+    /// Whether so much was heard over the other link that this one is likely to be gone: acknowledgements go over both, so this
+    /// shows long before it counts as dead.
+    fn is_overtaken(&self, link: usize) -> bool {
+        let [line, other] = [self.links[link], self.links[1 - link]];
+        let farther = line.rtt.unwrap_or_default().saturating_sub(other.rtt.unwrap_or_default());
+        let (count, since) = line.overtaken;
+        let is_long = count >= OVERTAKEN_COUNT && other.heard >= since + OVERTAKEN_MICROS + farther;
+        is_long && line.alive && line.open && !line.is_silent
     }
 
     fn handle_acknowledgement(&mut self, now: u64, link: usize, ack: &Acknowledgement) {
@@ -368,6 +366,12 @@ impl Session {
     /// The time that [`Session::poll_timeout`] named has come.
     pub fn handle_timeout(&mut self, now: u64) {
         for link in 0..self.link_count {
+            // Judged here, when everything that has come was taken: after a stall of this process what came over one link is taken
+            // before what came over the other. What the link carried goes over the other, and nothing over it until it is heard.
+            if self.is_overtaken(link) {
+                self.links[link].is_silent = true;
+                self.sender.link_lost(link);
+            }
             let line = self.links[link];
             if line.alive && now >= line.heard + self.silence(link) {
                 self.link_dead(link);
@@ -427,6 +431,9 @@ impl Session {
             }
             if line.alive {
                 at.push(line.heard + self.silence(link));
+            }
+            if self.is_overtaken(link) {
+                at.push(self.links[1 - link].heard);
             }
         }
         if self.up {

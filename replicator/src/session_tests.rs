@@ -516,19 +516,40 @@ fn as_much_can_be_under_way_as_the_window_holds() {
     assert!(bytes >= 32 << 20, "{bytes} bytes, which is less than a gigabit link holds while a block is asked for");
 }
 
-#[test]
-fn a_peer_that_completes_no_block_cannot_make_this_node_hold_more_than_the_window() {
+/// What a peer sends of many blocks, each of which lacks one symbol, until it is refused: how many bytes of symbols that were.
+fn held_at_most(source_count: u8, size: usize) -> (u64, Option<ProtocolError>) {
     let mut receiver = Receiver::new();
-    let shape = BlockShape { size: 35_200, source_count: 32, code: crate::coder::Code::ReedSolomon(32) };
-    let data = Bytes::from(vec![0; 1_100]);
-    let symbols = (0..1_100).flat_map(|block| (0..31).map(move |index| (block, index)));
+    let (count, code) = (u32::from(source_count), crate::coder::Code::ReedSolomon(32));
+    let shape = BlockShape { size: count * size as u32, source_count, code };
+    let data = Bytes::from(vec![0; size]);
+    let symbols = (0..1_024).flat_map(|block| (1..source_count).map(move |index| (block, index)));
     let mut held = 0;
     let refused = symbols.map(|(block, index)| Symbol { block, shape, index, data: data.clone() }).find_map(|symbol| {
-        held += 1_100;
+        held += size as u64;
         receiver.handle(1, symbol, 20_000).err()
     });
+    (held, refused)
+}
+
+#[test]
+fn a_peer_that_completes_no_block_cannot_make_this_node_hold_more_than_it_may() {
+    let (held, refused) = held_at_most(64, 1_100);
     assert!(matches!(refused, Some(ProtocolError::Limit(..))), "{refused:?}");
-    assert!(held <= 34 << 20, "{held} bytes are held");
+    assert!(held <= 38 << 20, "{held} bytes are held");
+    let (held, refused) = held_at_most(32, 1_100);
+    assert!(held > 33 << 20 && refused.is_none(), "full blocks are refused: {held}, {refused:?}");
+}
+
+#[test]
+fn a_symbol_that_is_kept_does_not_keep_the_buffer_it_came_in() {
+    let mut receiver = Receiver::new();
+    let buffer = Bytes::from(vec![7; 64 << 10]);
+    let shape = BlockShape { size: 4, source_count: 2, code: crate::coder::Code::Xor };
+    for block in 0..8 {
+        let data = buffer.slice(100..102);
+        receiver.handle(1, Symbol { block, shape, index: 0, data }, 20_000).unwrap();
+    }
+    assert!(buffer.is_unique(), "2 bytes keep 64 KiB alive");
 }
 
 #[test]
@@ -548,4 +569,41 @@ fn a_link_over_which_nothing_comes_is_not_used_long_before_it_counts_as_dead() {
     assert!(world.ends[0].links[0].alive && !world.ends[0].live()[0], "it is used");
     world.cut[0] = false;
     world.run_until(5_000_000, |world| world.ends[0].live() == [true; 2] && world.got[1].len() as u64 == sent);
+}
+
+/// What came over both links while this process stood still is taken at once, first what came over one of them.
+#[test]
+fn a_stall_of_this_process_is_no_silence_of_a_link() {
+    let weather = Weather { loss_percent: 0, double_percent: 0, delay_micros: 10_000, jitter_micros: 0 };
+    let mut world = World::new(Mode::Auto, weather, 5);
+    world.run_until(5_000_000, |world| world.ups == [1, 1]);
+    let start = world.now + 500_000;
+    world.run_until(5_000_000, |world| world.now >= start);
+    let mut came = [vec![], vec![]];
+    for number in 0..20 {
+        world.now += 5_000;
+        let now = world.now;
+        world.ends[0].mark_durable(now, CHANNEL, number);
+        world.ends[0].handle_timeout(now);
+        for (link, came) in came.iter_mut().enumerate() {
+            came.extend(std::iter::from_fn(|| world.ends[0].poll_transmit(now, link)));
+        }
+        // The first of them come before the stall.
+        if number == 0 {
+            came.iter_mut().enumerate().rev().for_each(|(link, came)| {
+                came.drain(..).for_each(|bytes| world.ends[1].handle_datagram(now, link, &bytes).unwrap());
+            });
+        }
+    }
+    world.ends[1].send(World::frame(0, 100_000)).unwrap();
+    for link in 0..2 {
+        assert!((0..20).all(|_| world.ends[1].poll_transmit(world.now, link).is_some()));
+    }
+    for (link, came) in came.iter().enumerate() {
+        assert!(came.len() >= 10, "{} over link {link}", came.len());
+        came.iter().for_each(|bytes| world.ends[1].handle_datagram(world.now, link, bytes).unwrap());
+    }
+    world.ends[1].handle_timeout(world.now);
+    assert_eq!(world.ends[1].live(), [true; 2]);
+    assert_eq!(world.ends[1].sender.counters.resent_symbols, 0, "what went over a link that is there is sent again");
 }
