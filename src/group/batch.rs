@@ -167,7 +167,6 @@ impl Group {
         }
         self.forget_payloads();
         self.answer_waiting();
-        self.expect_flush();
     }
 
     /// Lets go of the oldest payloads that are on the medium.

@@ -8,10 +8,8 @@ use super::{
 use crate::{
     buffer::AlignedBuffer,
     command::Command,
-    disk::DiskAction,
     request::{Durability, Operation},
 };
-use alloc::vec::Vec;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 
 fn bench() -> Bench {
@@ -19,47 +17,15 @@ fn bench() -> Bench {
 }
 
 impl Bench {
-    /// A write that is answered while syncs take long; those that are in flight then.
-    fn write_before_syncs(&mut self, offset: u64, size: usize) -> Vec<(DiskOperation, u64)> {
+    fn write(&mut self, offset: u64, size: usize) {
         let data = AlignedBuffer::new(size).freeze();
         let id = self.request(Operation::Write { offset, data, durability: Durability::Completed });
-        let mut syncs = Vec::new();
-        loop {
-            self.drain();
-            syncs.extend(self.operations.extract_if(.., |(operation, _)| matches!(operation.action, DiskAction::Sync)));
-            if self.answers.contains_key(&id) {
-                return syncs;
-            }
-            assert!(self.step(), "the write is never answered");
-        }
-    }
-
-    fn write(&mut self, offset: u64, size: usize) {
-        let syncs = self.write_before_syncs(offset, size);
-        self.operations.extend(syncs);
+        self.wait(id);
     }
 
     fn pool_operations(&self) -> usize {
         self.operations.iter().filter(|(operation, _)| operation.medium != MediumId::Journal).count()
     }
-}
-
-#[test]
-fn a_sync_begins_before_a_host_that_flushes_each_write_asks_for_it() {
-    let mut bench = bench();
-    for _ in 0..8 {
-        bench.write(0, 4096);
-        bench.flush();
-    }
-    let ahead = bench.write_before_syncs(0, 4096);
-    assert_eq!(ahead.len(), 1, "the sync waits for the flush");
-    // It writes again without a flush: no more is expected of it.
-    let more = bench.write_before_syncs(0, 4096);
-    // Nor if the sync that nobody has asked for has ended before.
-    bench.operations.extend(ahead);
-    while bench.step() {}
-    let after = bench.write_before_syncs(0, 4096);
-    assert_eq!((more.len(), after.len()), (0, 0), "nobody asks for it any more");
 }
 
 #[test]

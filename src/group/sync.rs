@@ -5,7 +5,6 @@ use crate::{
     disk::{DiskAction, DiskOutcome, MediumId},
     output::{Event, Output},
     pair::Role,
-    request::Operation,
     stream_state::KeptPoint,
     testing::{Plant, planted},
     units::Order,
@@ -18,14 +17,7 @@ pub(super) struct Sync {
     pending: usize,
     /// Destaging or a command wants everything completed to be durable.
     pub(super) wanted: bool,
-    /// How often in a row a host has waited for its write, and then flushed it.
-    flushes_in_a_row: u8,
-    /// There was a write, and no flush since.
-    is_unflushed: bool,
 }
-
-/// A host that has done so as often is expected to do it again: the sync begins before it asks.
-const HABIT: u8 = 4;
 
 impl Sync {
     /// Whether a round is running.
@@ -35,28 +27,6 @@ impl Sync {
 }
 
 impl Group {
-    /// Learns whether each write is flushed by itself. Such a host waits for the journal and then for the sync; while it hears of
-    /// the one, the other can be under way.
-    pub(super) fn learn_habit(&mut self, operation: &Operation) {
-        let is_alone = self.completed == self.journal.last();
-        let Sync { flushes_in_a_row: habit, is_unflushed, .. } = &mut self.sync;
-        match operation {
-            Operation::Flush if *is_unflushed && is_alone => *habit = (*habit + 1).min(HABIT),
-            Operation::Write { .. } if *is_unflushed => *habit = 0,
-            _ => {}
-        }
-        match operation {
-            Operation::Flush => *is_unflushed = false,
-            Operation::Write { .. } => *is_unflushed = true,
-            _ => {}
-        }
-    }
-
-    /// Everything that was staged has been written: begins the sync that will be asked for, if there is one to expect.
-    pub(super) fn expect_flush(&mut self) {
-        self.sync.wanted |= self.sync.flushes_in_a_row == HABIT && self.completed == self.journal.last();
-    }
-
     /// Starts a round if somebody waits and none is running.
     pub(super) fn start_sync(&mut self) {
         if self.sync.target.is_some() || self.durable == self.completed {

@@ -188,7 +188,6 @@ impl Group {
         let Request { id, volume, access, operation } = request;
         #[cfg(feature = "testing")]
         self.started.push(id);
-        self.learn_habit(&operation);
         let durability = match operation {
             Operation::Read { offset, size } => return self.start_read(id, volume, offset, size),
             Operation::Extents { offset, size } => {
