@@ -1,7 +1,7 @@
 //! Two sessions in virtual time over bad links: every frame once, in order, whatever the links do.
 
 use super::*;
-use crate::packet::{BlockShape, Lacking, Symbol};
+use crate::packet::Lacking;
 use proptest::prelude::*;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -486,70 +486,6 @@ fn what_an_unsent_acknowledgement_asked_for_is_asked_for_by_the_next() {
     let asked: Vec<u64> = ack.asking_too(earlier).lacking.iter().map(|lacking| lacking.block).collect();
     assert_eq!(asked.len(), packet::LACKING_COUNT_MAX);
     assert_eq!(asked[..4], [6, 5, 8, 9], "5 to 7 but for what is complete or asked for already");
-}
-
-#[test]
-fn a_peer_that_sends_more_than_it_may_is_refused() {
-    let mut receiver = Receiver::new();
-    let shape = BlockShape { size: 1_100, source_count: 1, code: crate::coder::Code::Copy };
-    // Each block is one frame, which nobody uses.
-    let mut data = vec![0; 1_100];
-    data[16..20].copy_from_slice(&1_080u32.to_le_bytes());
-    let data = Bytes::from(data);
-    // A little more than what may come before any is used.
-    let mut symbols = (0..40_000).map(|block| Symbol { block, shape, index: 0, data: data.clone() });
-    let refused = symbols.find_map(|symbol| {
-        let outcome = receiver.handle(1, symbol, 20_000).err();
-        while receiver.pop().is_some() {}
-        outcome
-    });
-    assert!(matches!(refused, Some(ProtocolError::Limit(..))), "{refused:?}");
-}
-
-#[test]
-fn as_much_can_be_under_way_as_the_window_holds() {
-    let mut sender = Sender::new();
-    (0..32).for_each(|number| sender.push(World::frame(number, 1 << 20)));
-    let symbols = std::iter::from_fn(|| sender.poll(1, 0, [true; 2], Mode::Auto, Path::default()));
-    let source = symbols.filter(|symbol| symbol.index < symbol.shape.source_count);
-    let bytes: usize = source.map(|symbol| symbol.data.len()).sum();
-    assert!(bytes >= 32 << 20, "{bytes} bytes, which is less than a gigabit link holds while a block is asked for");
-}
-
-/// What a peer sends of many blocks, each of which lacks one symbol, until it is refused: how many bytes of symbols that were.
-fn held_at_most(source_count: u8, size: usize) -> (u64, Option<ProtocolError>) {
-    let mut receiver = Receiver::new();
-    let (count, code) = (u32::from(source_count), crate::coder::Code::ReedSolomon(32));
-    let shape = BlockShape { size: count * size as u32, source_count, code };
-    let data = Bytes::from(vec![0; size]);
-    let symbols = (0..1_024).flat_map(|block| (1..source_count).map(move |index| (block, index)));
-    let mut held = 0;
-    let refused = symbols.map(|(block, index)| Symbol { block, shape, index, data: data.clone() }).find_map(|symbol| {
-        held += size as u64;
-        receiver.handle(1, symbol, 20_000).err()
-    });
-    (held, refused)
-}
-
-#[test]
-fn a_peer_that_completes_no_block_cannot_make_this_node_hold_more_than_it_may() {
-    let (held, refused) = held_at_most(64, 1_100);
-    assert!(matches!(refused, Some(ProtocolError::Limit(..))), "{refused:?}");
-    assert!(held <= 38 << 20, "{held} bytes are held");
-    let (held, refused) = held_at_most(32, 1_100);
-    assert!(held > 33 << 20 && refused.is_none(), "full blocks are refused: {held}, {refused:?}");
-}
-
-#[test]
-fn a_symbol_that_is_kept_does_not_keep_the_buffer_it_came_in() {
-    let mut receiver = Receiver::new();
-    let buffer = Bytes::from(vec![7; 64 << 10]);
-    let shape = BlockShape { size: 4, source_count: 2, code: crate::coder::Code::Xor };
-    for block in 0..8 {
-        let data = buffer.slice(100..102);
-        receiver.handle(1, Symbol { block, shape, index: 0, data }, 20_000).unwrap();
-    }
-    assert!(buffer.is_unique(), "2 bytes keep 64 KiB alive");
 }
 
 #[test]
