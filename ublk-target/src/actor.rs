@@ -24,6 +24,7 @@ use replicator::{ChannelId, Frame};
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, VecDeque},
+    ops::Range,
     path::Path,
     rc::Rc,
     time::Duration,
@@ -229,6 +230,13 @@ impl GroupActor {
         let state = self.state.borrow();
         let medium = state.media.0.get(&medium);
         medium.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))?.open_again()
+    }
+
+    /// Writes what a journal has gained, in the background: [`crate::preparation`].
+    pub fn prepare_journal(&self, gained: Range<u64>) {
+        if let Some(journal) = self.state.borrow().media.0.get(&MediumId::Journal) {
+            journal.prepare(gained);
+        }
     }
 
     /// Adds a volume whose pool is formatted.

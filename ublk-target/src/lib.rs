@@ -18,6 +18,7 @@ pub mod media;
 pub mod nbd;
 pub mod node;
 pub mod peer;
+pub mod preparation;
 pub mod presence;
 pub mod provision;
 pub mod ublk;

@@ -3,6 +3,7 @@
 use crate::{
     buffers::{Filling, drop_front},
     lock::{Holder, LockError, Patience, lock},
+    preparation::Preparation,
 };
 use bytes::Bytes;
 use holdfast::{
@@ -14,6 +15,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, Seek, SeekFrom},
+    ops::Range,
     os::{
         fd::AsRawFd,
         unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
@@ -95,6 +97,14 @@ pub struct Ring {
     file: Rc<tokio_uring::fs::File>,
     /// The file once more, for what is written through the page cache.
     cached: Option<Rc<File>>,
+    preparation: Rc<Preparation>,
+}
+
+impl Ring {
+    fn new(file: File) -> Self {
+        let file = Rc::new(tokio_uring::fs::File::from_std(file));
+        Self { file, cached: None, preparation: Rc::default() }
+    }
 }
 
 impl Medium {
@@ -115,8 +125,7 @@ impl Medium {
             LockError::Failed(source) => MediumError::Open { path: path.into(), source },
         })?;
         let error = |source| MediumError::Open { path: path.into(), source };
-        let ring =
-            Ring { file: Rc::new(tokio_uring::fs::File::from_std(file.try_clone().map_err(error)?)), cached: None };
+        let ring = Ring::new(file.try_clone().map_err(error)?);
         Ok(Self { path: path.into(), file, ring })
     }
 
@@ -128,6 +137,11 @@ impl Medium {
         let file = self.open_again().map_err(error)?;
         self.ring.cached = Some(Rc::new(file));
         Ok(())
+    }
+
+    /// Writes a part that nobody has written yet, in the background: [`crate::preparation`].
+    pub fn prepare(&self, range: Range<u64>) {
+        self.ring.preparation.add(&self.ring.file, range);
     }
 
     /// Creates a file of `size` bytes and opens it. What exists is only opened.
@@ -200,10 +214,11 @@ pub async fn carry_out(ring: Ring, action: DiskAction) -> DiskOutcome {
     match action {
         DiskAction::Read { offset, size } => read(file, offset, size).await,
         DiskAction::Write { offset, pieces } => {
-            if let Some(cached) = ring.cached.filter(|_| size_of_all(&pieces) <= CACHED_SIZE_MAX) {
+            let expected = size_of_all(&pieces);
+            ring.preparation.give_way(offset..offset + expected as u64).await;
+            if let Some(cached) = ring.cached.filter(|_| expected <= CACHED_SIZE_MAX) {
                 return write_cached(&cached, &pieces, offset).map_err(|error| disk_error(&error));
             }
-            let expected = size_of_all(&pieces);
             let result = match <[Bytes; 1]>::try_from(pieces) {
                 Ok([piece]) => file.write_all_at(piece, offset).await.0.map(|()| expected),
                 Err(pieces) => write_pieces(file, pieces, offset).await,
@@ -334,8 +349,8 @@ mod tests {
             reader.read_to_end(&mut found).map(|_| found)
         });
         let outcome = tokio_uring::start(async move {
-            let file = Rc::new(tokio_uring::fs::File::from_std(File::from(OwnedFd::from(writer))));
-            carry_out(Ring { file, cached: None }, DiskAction::Write { offset: 0, pieces }).await
+            let ring = Ring::new(File::from(OwnedFd::from(writer)));
+            carry_out(ring, DiskAction::Write { offset: 0, pieces }).await
         });
         assert_eq!(outcome, Ok(Bytes::new()));
         assert!(reads.join().unwrap().unwrap() == expected, "other bytes have arrived");

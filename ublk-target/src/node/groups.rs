@@ -11,7 +11,7 @@ use crate::{
 use holdfast::{
     command::{Command, VolumeSpec},
     disk::MediumId,
-    format::journal_superblock::check_geometry,
+    format::journal_superblock::{RING_OFFSET, check_geometry},
     group::{GroupSpec, format_journal, format_pool, pool_size_for},
     pair::Role,
     units::{GroupId, MediumUuid, VolumeId},
@@ -98,6 +98,10 @@ impl Node {
         });
         match opened {
             Ok(actor) => {
+                // A file that was there has been written, or is somebody else's to prepare.
+                if !existed && !self.options().buffered {
+                    actor.prepare_journal(RING_OFFSET..size);
+                }
                 self.groups.borrow_mut().insert(spec.name.to_string(), actor.clone());
                 Ok(actor)
             }

@@ -21,7 +21,11 @@ use holdfast::{
     units::{NodeKey, VolumeId},
 };
 use serde_json::json;
-use std::{rc::Rc, time::Duration};
+use std::{
+    io::{Seek, SeekFrom},
+    rc::Rc,
+    time::Duration,
+};
 use tokio::time::timeout;
 use tracing::info;
 
@@ -67,12 +71,16 @@ impl Node {
     pub(super) async fn resize_journal(&self, group: &str, size: u64) -> Answer {
         let actor = self.group(group)?;
         let at = |error: &dyn std::fmt::Display| ApiError::new(format!("The journal of group {group}: {error}"));
-        let journal = actor.medium_file(MediumId::Journal).map_err(|error| at(&error))?;
+        let mut journal = actor.medium_file(MediumId::Journal).map_err(|error| at(&error))?;
+        let had = journal.seek(SeekFrom::End(0)).map_err(|error| at(&error))?;
         // All of it at once, as when it was made.
         let grow = move || enlarge(&journal, size, Allocation::Full);
         let has = tokio::task::spawn_blocking(grow).await.map_err(ApiError::new)?.map_err(|error| at(&error))?;
         if has < size {
             return Err(at(&format!("its device has {has} bytes; enlarge it first")));
+        }
+        if !self.options().buffered {
+            actor.prepare_journal(had..has);
         }
         command(&actor, Command::GrowJournal { size }).await?;
         Ok(json!({ "done": format!("The journal of group {group} has {size} bytes now on this node"), "size": size }))
