@@ -186,7 +186,9 @@ impl RateModel {
     /// Loss that is there also when less is sent than the path has is no overflow, and has to be made good by sending more.
     fn check_random(&mut self) {
         let had_room = self.round == PHASE_MEASURED && self.contest.has_room() && self.contest.window().is_none();
-        if had_room && !self.is_starting {
+        // More than that is an outage.
+        let is_outage = self.round_lost > self.round_delivered;
+        if had_room && !self.is_starting && !is_outage {
             let (arrived, lost) = self.random;
             self.random = (arrived * 7 / 8 + self.round_delivered, lost * 7 / 8 + self.round_lost);
         }

@@ -226,3 +226,24 @@ fn random_loss_that_ends_is_no_longer_made_good() {
         }
     }
 }
+
+/// All that is on its way is lost when a link is cut, and nothing of that comes again when it is back.
+#[test]
+fn an_outage_is_not_made_good() {
+    const BYTES: u64 = 12_500;
+    let (mut model, mut now) = (RateModel::new(), 1u64);
+    let go_on = |model: &mut RateModel, now: &mut u64, rounds: u64| {
+        for _ in 0..20 * rounds {
+            *now += 1_000;
+            model.acknowledged(*now, now.saturating_sub(20_000), BYTES, 20_000, false);
+        }
+    };
+    go_on(&mut model, &mut now, 200);
+    for rounds in 1..=RATE_ROUNDS as u64 {
+        let (mut model, mut now) = (model.clone(), now);
+        go_on(&mut model, &mut now, rounds);
+        model.lost(40 * BYTES);
+        go_on(&mut model, &mut now, 3);
+        assert!(model.random_thousandths() < RANDOM_MIN, "{} of 1,000", model.random_thousandths());
+    }
+}

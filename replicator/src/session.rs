@@ -395,8 +395,9 @@ impl Session {
             self.sender.probe(now, rtt, [link, other]);
         }
         let is_due = |at: Option<u64>| at.is_some_and(|at| now >= at);
-        let is_silent = |link: usize| self.links[link].open && self.hello[link] && self.acks[link].is_none();
-        if is_due(self.ack_at) || is_due(self.repeat_at) || (0..self.link_count).any(is_silent) {
+        let live = self.live();
+        let is_idle = |link: usize| live[link] && self.hello[link] && self.acks[link].is_none();
+        if is_due(self.ack_at) || is_due(self.repeat_at) || (0..self.link_count).any(is_idle) {
             let wait = (rtt / 4).clamp(*REPEAT_MICROS.start(), *REPEAT_MICROS.end());
             self.repeat_at = self.ack_at.map(|_| now + wait);
             self.make_acknowledgement(now);
@@ -413,11 +414,10 @@ impl Session {
         ack.marks =
             self.marks.iter().cycle().skip(turn).take(marks.min(MARK_COUNT_MAX)).map(|(c, v)| (*c, *v)).collect();
         self.mark_turn = turn + MARK_COUNT_MAX;
-        for link in 0..self.link_count {
-            if self.links[link].open {
-                let unsent = self.acks[link].take().unwrap_or_default();
-                self.acks[link] = Some(ack.clone().asking_too(unsent.lacking));
-            }
+        let live = self.live();
+        for (_, waiting) in live.iter().zip(&mut self.acks).filter(|(is_live, _)| **is_live) {
+            let unsent = waiting.take().unwrap_or_default();
+            *waiting = Some(ack.clone().asking_too(unsent.lacking));
         }
     }
 
@@ -484,6 +484,12 @@ impl Session {
     /// What happened next.
     pub fn poll_event(&mut self) -> Option<SessionEvent> {
         self.events.pop_front()
+    }
+
+    /// Whether nothing is heard over a link that can send. Then nothing goes over it but a hello now and then, which finds out whether
+    /// it is back: so the driver need not hold any of them back for what is on its way there, perhaps for ever.
+    pub fn is_silent(&self, link: usize) -> bool {
+        self.links[link].open && !self.live()[link]
     }
 
     fn live(&self) -> [bool; 2] {

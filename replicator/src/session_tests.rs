@@ -507,6 +507,29 @@ fn a_link_over_which_nothing_comes_is_not_used_long_before_it_counts_as_dead() {
     world.run_until(5_000_000, |world| world.ends[0].live() == [true; 2] && world.got[1].len() as u64 == sent);
 }
 
+#[test]
+fn nothing_but_a_hello_now_and_then_goes_over_a_link_that_is_silent() {
+    let weather = Weather { loss_percent: 0, double_percent: 0, delay_micros: 10_000, jitter_micros: 0 };
+    let mut world = World::new(Mode::Auto, weather, 5);
+    world.run_until(5_000_000, |world| world.ups == [1, 1]);
+    world.cut[0] = true;
+    world.run_until(5_000_000, |world| [0, 1].iter().all(|end| world.ends[*end].is_silent(0)));
+    let (start, before) = (world.now, [0, 1].map(|end: usize| world.ends[end].links[0].sequence));
+    for number in 0..400 {
+        world.ends[0].send(World::frame(number, 1_000)).unwrap();
+        world.run_until(5_000_000, |world| world.now >= start + 2_500 * number);
+    }
+    for (end, before) in world.ends.iter().zip(before) {
+        let sent = end.links[0].sequence - before;
+        assert!((20..=26).contains(&sent), "{sent} datagrams in a second");
+    }
+    world.cut[0] = false;
+    let healed = world.now;
+    world.run_until(5_000_000, |world| world.ends.iter().all(|end| end.live() == [true; 2]));
+    assert!(world.now <= healed + KEEPALIVE_MICROS + 10_000 + 1_000, "{} us", world.now - healed);
+    world.run_until(5_000_000, |world| world.got[1].len() == 400 && world.durable[0] == 400);
+}
+
 /// What came over both links while this process stood still is taken at once, first what came over one of them.
 #[test]
 fn a_stall_of_this_process_is_no_silence_of_a_link() {

@@ -23,7 +23,7 @@ use std::{
     net::{SocketAddr, UdpSocket},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -50,6 +50,8 @@ const SOCKET_BUFFER: usize = 8 << 20;
 const REDIAL: Duration = Duration::from_millis(200);
 /// After how long the end that listens says that nobody calls.
 const CALL: Duration = Duration::from_secs(10);
+/// What counts as a round trip of a new connection.
+const INITIAL_RTT: Duration = Duration::from_millis(100);
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(3);
 
@@ -148,6 +150,8 @@ struct Shared {
     names: Vec<String>,
     /// Bytes a second over each link; 0: not known.
     rates: [AtomicU64; 2],
+    /// Whether nothing is heard over each link.
+    silent: [Arc<AtomicBool>; 2],
 }
 
 impl Shared {
@@ -232,33 +236,26 @@ pub fn connect(options: NodeOptions, seed: u64) -> Result<(Handle, mpsc::Unbound
         return Err(StartError::OwnKey);
     }
     coder::warm_up();
-    let transport = Arc::new(transport());
     let dials = options.identity.public() < options.peer;
-    let mut endpoints = Vec::new();
-    for link in &options.links {
-        endpoints.push(endpoint(link, &options, &transport)?);
-    }
     let client = options.identity.client(options.peer).map_err(|error| StartError::Key(error.to_string()))?;
-    let mut client = ClientConfig::new(Arc::new(client));
-    client.transport_config(transport);
+    let client = ClientConfig::new(Arc::new(client));
     let shared = Arc::new(Shared {
         session: Mutex::new(Session::new(options.session, seed, options.links.len())),
         wake: Notify::new(),
         start: Instant::now(),
         names: options.links.iter().map(|link| link.name.clone()).collect(),
         rates: Default::default(),
+        silent: Default::default(),
     });
     let (link_events, from_links) = mpsc::channel(256);
     let mut tasks = JoinSet::new();
-    for (index, (endpoint, link)) in endpoints.into_iter().zip(&options.links).enumerate() {
-        let keeper = Keeper {
-            index,
-            endpoint,
-            remote: link.remote,
-            client: dials.then(|| client.clone()),
-            events: link_events.clone(),
-        };
-        tasks.spawn(keeper.run());
+    for (index, (link, is_silent)) in options.links.iter().zip(&shared.silent).enumerate() {
+        let transport = Arc::new(transport(is_silent.clone()));
+        let endpoint = endpoint(link, &options, &transport)?;
+        let mut client = client.clone();
+        client.transport_config(transport);
+        let (client, events) = (dials.then_some(client), link_events.clone());
+        tasks.spawn(Keeper { index, endpoint, remote: link.remote, client, events }.run());
     }
     let (events, receiver) = mpsc::unbounded_channel();
     let handle = Handle { shared: shared.clone(), stop: Arc::new(Notify::new()) };
@@ -266,10 +263,12 @@ pub fn connect(options: NodeOptions, seed: u64) -> Result<(Handle, mpsc::Unbound
     Ok((handle, receiver))
 }
 
-fn transport() -> TransportConfig {
+fn transport(is_silent: Arc<AtomicBool>) -> TransportConfig {
     let mut config = TransportConfig::default();
     config
-        .congestion_controller_factory(Arc::new(rate::RateFactory))
+        .congestion_controller_factory(Arc::new(rate::RateFactory { is_silent }))
+        // Until one was measured. A handshake that is lost is tried again after three of them.
+        .initial_rtt(INITIAL_RTT)
         // Symbols fit the smallest MTU; without discovery a burst of loss cannot be taken for a black hole.
         .mtu_discovery_config(None)
         .datagram_receive_buffer_size(Some(16 << 20))
@@ -507,6 +506,9 @@ fn turn(shared: &Shared, connections: &[Option<Connection>; 2], events: &mpsc::U
             SessionEvent::Link { link, state } => Event::Link { link: name(link), state },
             SessionEvent::Writable => Event::Writable,
         });
+    }
+    for (link, is_silent) in shared.silent.iter().enumerate() {
+        is_silent.store(session.is_silent(link), Relaxed);
     }
     let refill = transmit(now, shared, &mut session, connections).then(|| now + REFILL.as_micros() as u64);
     [session.poll_timeout(), refill].into_iter().flatten().min()

@@ -26,8 +26,9 @@ use ublk_target::{
     key,
 };
 
-/// How often a waiting command looks again.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How soon a waiting command looks again, at first and at last.
+const LOOK_AGAIN_MIN: Duration = Duration::from_millis(1);
+const LOOK_AGAIN_MAX: Duration = Duration::from_millis(200);
 
 /// Carries out a command and prints its answer.
 ///
@@ -186,13 +187,16 @@ fn wait(
     deadline: &Deadline,
     done: impl Fn(&Value) -> Result<bool, String>,
 ) -> Result<Value, ClientError> {
+    let mut pause = LOOK_AGAIN_MIN;
     loop {
         let status = client.ask(&Request::Status { group: Some(group.to_owned()) })?;
         if done(&status).map_err(ClientError::Refused)? {
             return Ok(status);
         }
         deadline.check(group, &status)?;
-        std::thread::park_timeout(LOOK_AGAIN);
+        std::thread::park_timeout(pause);
+        // What has taken long may take a little longer.
+        pause = (pause * 5 / 4).min(LOOK_AGAIN_MAX);
     }
 }
 
