@@ -12,7 +12,6 @@ use crate::{
 };
 use anyhow::Context;
 use std::{
-    fs,
     path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -230,16 +229,8 @@ impl Places {
 
 /// MiB of a node's daemon.
 fn resident(sites: &Sites, node: usize) -> anyhow::Result<f64> {
-    let config = sites.nodes[node].config_path();
-    for entry in fs::read_dir("/proc")? {
-        let folder = entry?.path();
-        let Ok(command) = fs::read_to_string(folder.join("cmdline")) else { continue };
-        if command.contains("holdfastd") && command.contains(&*config.to_string_lossy()) {
-            let status = fs::read_to_string(folder.join("status"))?;
-            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-            let kibibytes: f64 = line.trim().trim_end_matches(" kB").trim().parse()?;
-            return Ok(kibibytes / 1024.0);
-        }
-    }
-    anyhow::bail!("the daemon of {} is not there", config.display())
+    let status = sites.workplace.proc_file(&sites.nodes[node].name, "status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kibibytes: f64 = line.trim().trim_end_matches(" kB").trim().parse()?;
+    Ok(kibibytes / 1024.0)
 }

@@ -33,6 +33,7 @@ pub struct Reports {
     offered: Report,
     /// Packets that found a line's queue full.
     pub dropped: Report,
+    processor: Report,
     latency: Report,
     round_trips: Report,
     age: Report,
@@ -50,6 +51,7 @@ impl Default for Reports {
             share: Report::new("Goodput", "of the rate of the links that are used", Better::Higher),
             offered: lower("Offered to the lines by Holdfast", "of their rate"),
             dropped: lower("Lost because a line's queue was full", "% of packets"),
+            processor: lower("Processor time of a carrier's thread, for each Gbit that is offered in a backlog", "s"),
             latency: lower("Latency of 4 KiB writes at level remote, QD 1", "ms"),
             round_trips: lower("Latency of 4 KiB writes at level remote, QD 1", "round trips of the nearer link"),
             age: lower("Age of what the standby lacks, at 70 % of the goodput", "ms"),
@@ -63,12 +65,13 @@ impl Default for Reports {
 impl Reports {
     /// Those that have figures, in the order in which they are shown.
     pub fn into_reports(self) -> Vec<Report> {
-        let Self { goodput, share, offered, dropped, mut latency, mut round_trips, age, cut, healed, times } = self;
+        let Self { goodput, share, offered, dropped, processor, .. } = self;
+        let Self { mut latency, mut round_trips, age, cut, healed, times, .. } = self;
         // The first line may have had too few writes for some of them.
         for report in [&mut latency, &mut round_trips] {
             report.order_columns(&["p50", "p99", "p99.9", "longest"]);
         }
-        vec![goodput, share, offered, dropped, latency, round_trips, age, cut, healed, times]
+        vec![goodput, share, offered, dropped, processor, latency, round_trips, age, cut, healed, times]
     }
 }
 
@@ -143,7 +146,7 @@ pub fn latency_figures(mut took: Vec<f64>) -> Vec<(&'static str, f64)> {
 fn goodput(options: &WanOptions, scenario: &Scenario, sites: &Sites, reports: &mut Reports) -> anyhow::Result<f64> {
     sites.wait_in_step(0)?;
     let (warm_up, rate) = (options.warm_up(scenario), scenario.rate_bits());
-    let mut window = Window::default();
+    let (mut window, mut carriers) = (Window::default(), Vec::new());
     let (mut goodput, idle) = (0.0, Mutex::new(None));
     let cut = cut_of(sites, options, warm_up);
     let heal = Box::new(|| {
@@ -151,7 +154,10 @@ fn goodput(options: &WanOptions, scenario: &Scenario, sites: &Sites, reports: &m
         *idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(idle_after(&sites.links[0], options.took));
     });
     Cut { heal, cut: Box::new(|| (cut.cut)()), ..cut }.run(scenario.is_cut, &mut || {
-        let mut look = || window.look(sent(sites));
+        let mut look = || {
+            window.look(sent(sites));
+            carriers.push([0, 1].map(|node| carrier_seconds(sites, node)));
+        };
         goodput = load::backlog_goodput(sites, rate, [warm_up, options.took], &mut look)?;
         Ok(())
     })?;
@@ -163,7 +169,21 @@ fn goodput(options: &WanOptions, scenario: &Scenario, sites: &Sites, reports: &m
     let offered = window.offered()?;
     reports.offered.add(&scenario.name, "a backlog", offered.rate_bits / rate);
     reports.dropped.add(&scenario.name, "a backlog", offered.dropped_percent);
+    let gigabits = offered.rate_bits * offered.took.as_secs_f64() / 1e9;
+    if let [before, after] = &carriers[..] {
+        for (node, name) in ["primary", "standby"].into_iter().enumerate() {
+            if let (Some(before), Some(after)) = (before[node], after[node]) {
+                reports.processor.add(&scenario.name, name, (after - before) / gigabits);
+            }
+        }
+    }
     Ok(goodput)
+}
+
+/// What the thread of a node's carrier, which is the daemon's first one, has taken of a processor; `None` if the kernel does not tell.
+fn carrier_seconds(sites: &Sites, node: usize) -> Option<f64> {
+    let schedstat = sites.workplace.proc_file(&sites.nodes[node].name, "schedstat").ok()?;
+    Some(schedstat.split_whitespace().next()?.parse::<f64>().ok()? / 1e9)
 }
 
 /// How long a link carries next to nothing from now on, but no longer than `limit`.
@@ -307,6 +327,8 @@ pub struct Offered {
     pub rate_bits: f64,
     /// Of the packets those that found the queue full.
     pub dropped_percent: f64,
+    /// In so long.
+    pub took: Duration,
 }
 
 impl Window {
@@ -331,7 +353,7 @@ fn offered(before: &LineCounters, after: &LineCounters, took: Duration) -> Optio
     let packets = (after.taken - before.taken).max(1) as f64;
     let rate_bits = (after.taken_bytes - before.taken_bytes) as f64 * 8.0 / took.as_secs_f64();
     let dropped_percent = (after.lost_queue - before.lost_queue) as f64 * 100.0 / packets;
-    rate_bits.is_finite().then_some(Offered { rate_bits, dropped_percent })
+    rate_bits.is_finite().then_some(Offered { rate_bits, dropped_percent, took })
 }
 
 #[cfg(test)]
@@ -355,8 +377,9 @@ mod tests {
     fn what_a_line_is_offered_counts_what_it_loses() {
         let before = LineCounters { taken: 10, taken_bytes: 10_000, lost_queue: 1, ..LineCounters::default() };
         let after = LineCounters { taken: 110, taken_bytes: 110_000, lost_queue: 6, ..LineCounters::default() };
-        let found = offered(&before, &after, Duration::from_millis(500));
-        assert_eq!(found, Some(Offered { rate_bits: 1_600_000.0, dropped_percent: 5.0 }));
+        let took = Duration::from_millis(500);
+        let found = offered(&before, &after, took);
+        assert_eq!(found, Some(Offered { rate_bits: 1_600_000.0, dropped_percent: 5.0, took }));
         assert_eq!(offered(&before, &before, Duration::ZERO), None);
         assert!(Window::default().offered().is_err());
     }

@@ -156,6 +156,16 @@ impl Workplace {
         Ok(())
     }
 
+    /// A file of `/proc/PID` of a process.
+    ///
+    /// # Errors
+    /// When there is no process of this name, or no such file.
+    pub fn proc_file(&self, name: &str, file: &str) -> anyhow::Result<String> {
+        let id = self.shared.lock().get(name).map(Child::id).with_context(|| format!("There is no process {name}"))?;
+        let path = format!("/proc/{id}/{file}");
+        fs::read_to_string(&path).with_context(|| path)
+    }
+
     /// Bytes that all processes have caused to be written to media so far, as the kernel counts them (`write_bytes` in
     /// `/proc/PID/io`); `None` if it does not tell.
     pub fn written_bytes(&self) -> Option<u64> {
