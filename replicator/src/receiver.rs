@@ -181,28 +181,42 @@ impl Receiver {
             self.counters.repaired_blocks += 1;
             self.counters.repaired_symbols += missing as u64;
         }
-        let mut data = BytesMut::with_capacity(shape.size as usize + 2 * source_count);
-        block.symbols.iter().take(source_count).flatten().for_each(|symbol| data.extend_from_slice(symbol));
-        if !planted(Plant::PaddingDelivered) {
-            data.truncate(shape.size as usize);
+        let mut left = if planted(Plant::PaddingDelivered) { usize::MAX } else { shape.size as usize };
+        let pieces = block.symbols.iter().take(source_count).flatten().map(|symbol| {
+            let piece = &symbol[..symbol.len().min(left)];
+            left -= piece.len();
+            piece
+        });
+        self.held = self.held.saturating_sub(held);
+        if number == self.next_block {
+            let before = self.stream.len();
+            pieces.for_each(|piece| self.stream.extend_from_slice(piece));
+            self.admit((self.stream.len() - before) as u64)?;
+            self.cut_frames()?;
+        } else {
+            let mut data = BytesMut::with_capacity(shape.size as usize + 2 * source_count);
+            pieces.for_each(|piece| data.extend_from_slice(piece));
+            let data = data.freeze();
+            self.held += cost(&data);
+            self.complete.insert(number, data);
         }
-        let data = data.freeze();
-        self.held = self.held.saturating_sub(held) + cost(&data);
-        self.complete.insert(number, data);
         while let Some(data) = self.next_complete() {
-            self.next_block += 1;
             self.held = self.held.saturating_sub(cost(&data));
-            self.taken += data.len() as u64;
-            if self.taken > self.limit {
-                return Err(ProtocolError::Limit(self.taken, self.limit));
-            }
+            self.admit(data.len() as u64)?;
             self.stream.extend_from_slice(&data);
-            if missing > 0 && planted(Plant::BlockTwice) {
+            if planted(Plant::BlockTwice) {
                 self.stream.extend_from_slice(&data);
             }
             self.cut_frames()?;
         }
         Ok(())
+    }
+
+    /// So many bytes, the next block's, come into the stream.
+    fn admit(&mut self, size: u64) -> Result<(), ProtocolError> {
+        self.next_block += 1;
+        self.taken += size;
+        if self.taken > self.limit { Err(ProtocolError::Limit(self.taken, self.limit)) } else { Ok(()) }
     }
 
     fn next_complete(&mut self) -> Option<Bytes> {
@@ -220,7 +234,10 @@ impl Receiver {
             }
             let mut channel = [0; 16];
             channel.copy_from_slice(&head[..16]);
-            if self.stream.len() < FRAME_HEADER_SIZE + size {
+            let lacking = (FRAME_HEADER_SIZE + size).saturating_sub(self.stream.len());
+            if lacking > 0 {
+                // At once, or what is here would be copied again each time the room doubles.
+                self.stream.reserve(lacking);
                 break;
             }
             self.stream.advance(FRAME_HEADER_SIZE);
