@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     buffer::AlignedBuffer,
-    command::Command,
+    command::{Command, CommandId},
     request::{Durability, Operation},
 };
 use proptest::test_runner::{RngAlgorithm, TestRng};
@@ -21,6 +21,18 @@ impl Bench {
         let data = AlignedBuffer::new(size).freeze();
         let id = self.request(Operation::Write { offset, data, durability: Durability::Completed });
         self.wait(id);
+    }
+
+    /// Goes on until everything is in the pool.
+    fn settle_without_checkpoint(&mut self) {
+        while self.group.applied < self.group.journal.last() {
+            if !self.step() {
+                let at = self.group.poll_timeout().expect("destaged at last");
+                self.now.monotonic = self.now.monotonic.max(at);
+                self.group.handle_timeout(self.now);
+            }
+        }
+        while self.step() {}
     }
 
     fn pool_operations(&self) -> usize {
@@ -41,6 +53,34 @@ fn a_host_never_has_more_than_a_part_of_a_cycle_before_it() {
         }
     }
     assert!(bench.group.applied > Order(2000), "nothing was destaged");
+    assert!(most <= 64, "{most} operations on the pool at once");
+}
+
+#[test]
+fn a_host_never_has_more_than_a_part_of_a_checkpoint_before_it() {
+    let mut bench = bench();
+    let volume = VolumeId(1);
+    let (size, block) = (16 << 30, bench.group.volumes[&volume].spec.table_block_size);
+    let pool_size = grown_pool_size(size, block);
+    bench.disks.set_size(MediumId::Pool(volume), pool_size);
+    bench.group.handle_command(bench.now, CommandId(7), Command::GrowVolume { volume, size, pool_size });
+    bench.settle();
+    assert!(bench.replies.remove(&CommandId(7)).is_some_and(|reply| reply.is_ok()));
+    // Each in a page of the table of its own.
+    for index in 0..200 {
+        bench.write(index * (64 << 20), 4096);
+    }
+    bench.settle_without_checkpoint();
+    let before = bench.group.checkpoint.begun();
+    bench.group.begin_checkpoint();
+    let (mut most, mut count) = (0, 0);
+    while bench.group.checkpoint.ended() <= before {
+        bench.drain();
+        most = most.max(bench.pool_operations());
+        count += 1;
+        assert!(bench.step(), "the checkpoint does not end");
+    }
+    assert!(count >= 200, "{count} operations");
     assert!(most <= 64, "{most} operations on the pool at once");
 }
 

@@ -16,6 +16,8 @@ use bytes::Bytes;
 
 /// A checkpoint is made when nothing was written for so long.
 const IDLE_MICROS: u64 = 1_000_000;
+/// So many of its writes are in flight at once: what a host asks for waits behind them.
+const IN_FLIGHT_MAX: usize = 64;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
@@ -27,7 +29,9 @@ enum Step {
 
 struct Running {
     step: Step,
-    pending: usize,
+    in_flight: usize,
+    /// What is still to be asked of the pools in this step, the last first.
+    queue: Vec<(VolumeId, DiskAction)>,
     applied: Order,
     superblocks: Vec<(VolumeId, u64, Bytes)>,
     /// The generations that the tables keep.
@@ -117,8 +121,9 @@ impl Group {
             writes.extend(made.pages.into_iter().map(|(offset, bytes)| (*id, offset, bytes)));
         }
         let covers_tracking = self.is_tracking();
-        let step = Step::Pages;
-        self.checkpoint.running = Some(Running { step, pending: 0, applied, superblocks, boundaries, covers_tracking });
+        let (step, in_flight, queue) = (Step::Pages, 0, Vec::new());
+        self.checkpoint.running =
+            Some(Running { step, in_flight, queue, applied, superblocks, boundaries, covers_tracking });
         self.checkpoint_step(writes, step);
     }
 
@@ -131,13 +136,25 @@ impl Group {
             // Neighbouring pages alternate between slots, so they rarely touch; each is written alone.
             actions.push((id, DiskAction::Write { offset, pieces: vec![bytes] }));
         }
+        actions.reverse();
+        let is_empty = actions.is_empty();
         if let Some(running) = &mut self.checkpoint.running {
-            (running.step, running.pending) = (step, actions.len());
+            (running.step, running.queue) = (step, actions);
         }
-        if actions.is_empty() {
-            return self.next_checkpoint_step();
+        if is_empty { self.next_checkpoint_step() } else { self.pump_checkpoint() }
+    }
+
+    /// Asks the pools for more of the step.
+    fn pump_checkpoint(&mut self) {
+        // Some at once: each time the medium is told of work costs more than the work.
+        if self.checkpoint.running.as_ref().is_some_and(|running| running.in_flight > IN_FLIGHT_MAX / 2) {
+            return;
         }
-        for (id, action) in actions {
+        while let Some(running) = &mut self.checkpoint.running
+            && running.in_flight < IN_FLIGHT_MAX
+            && let Some((id, action)) = running.queue.pop()
+        {
+            running.in_flight += 1;
             self.disk(MediumId::Pool(id), action, Purpose::Checkpoint);
         }
     }
@@ -150,9 +167,11 @@ impl Group {
         let Some(running) = &mut self.checkpoint.running else {
             return;
         };
-        running.pending -= 1;
-        if running.pending == 0 {
+        running.in_flight -= 1;
+        if running.in_flight == 0 && running.queue.is_empty() {
             self.next_checkpoint_step();
+        } else {
+            self.pump_checkpoint();
         }
     }
 

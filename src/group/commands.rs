@@ -382,11 +382,10 @@ impl Group {
         self.continue_stop();
     }
 
+    /// A checkpoint may be running: it makes the tables durable as they were when it began, and what a promotion changes in them counts
+    /// from the next one on. That of a large volume may take seconds.
     fn is_settled(&self) -> bool {
-        self.durable == self.journal.last()
-            && !self.destage.is_running()
-            && !self.checkpoint.is_running()
-            && self.growth.is_none()
+        self.durable == self.journal.last() && !self.destage.is_running() && self.growth.is_none()
     }
 
     fn continue_promotion(&mut self) {
@@ -489,7 +488,7 @@ impl Group {
             return;
         };
         if self.superblock.clean.is_none() {
-            let settled = self.is_settled() && self.in_flight.is_empty();
+            let settled = self.is_settled() && !self.checkpoint.is_running() && self.in_flight.is_empty();
             if settled && (!self.is_leased() || !self.peer.is_streaming()) {
                 // Whoever waits for the peer would wait for ever.
                 for id in self.waiting.take_all().into_iter().chain(self.leasing.take_withheld()) {

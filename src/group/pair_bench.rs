@@ -528,7 +528,7 @@ impl Pair {
         self.states.insert(last, found);
     }
 
-    fn content_after_confirm(&mut self, index: usize) -> State {
+    pub(super) fn content_after_confirm(&mut self, index: usize) -> State {
         self.pass_to(self.now.monotonic.after(10_000_000));
         self.content(index)
     }

@@ -2,11 +2,13 @@
 
 use super::{
     lease_tests::{Act, LEASE, MILLIS, PROMISE, act},
-    pair_bench::Pair,
+    pair_bench::{Node, Pair},
 };
 use crate::{
-    command::{Command, CommandError, PromoteTarget},
+    command::{Command, CommandError, CommandId, PromoteTarget},
+    disk::MediumId,
     pair::{Role, Takeover},
+    units::{Now, Order},
 };
 use alloc::vec::Vec;
 use proptest::prelude::*;
@@ -15,6 +17,20 @@ const AFTER: u64 = 10_000_000;
 
 fn takeover(after: u64) -> Command {
     Command::SetTakeover(Some(Takeover { after_millis: (after / 1000) as u32, to_latest: true }))
+}
+
+impl Node {
+    /// Carries out what is asked of the journal, and nothing else.
+    pub(super) fn only_journal(&mut self, now: Now) {
+        self.drain();
+        while let Some(index) = self.operations.iter().position(|(operation, _)| operation.medium == MediumId::Journal)
+        {
+            let (operation, asked) = self.operations.remove(index);
+            let outcome = self.disks.carry_out(operation.medium, operation.action, asked);
+            self.group.handle_disk(now, operation.id, outcome);
+            self.drain();
+        }
+    }
 }
 
 impl Pair {
@@ -250,5 +266,47 @@ proptest! {
             return Ok(());
         }
         pair.answers_no_more(asked);
+    }
+}
+
+/// The checkpoint of a large volume takes seconds. What it makes durable is the state before the promotion; whatever happens then, it is
+/// not served.
+#[test]
+fn a_promotion_does_not_wait_for_a_checkpoint() {
+    for seed in 0..60 {
+        let mut pair = Pair::in_step_with([seed; 32]);
+        (0..5).for_each(|_| {
+            pair.write();
+        });
+        pair.restart_point();
+        let expected = pair.state.clone();
+        (0..5).for_each(|_| {
+            pair.write();
+        });
+        while !pair.nodes[1].group.checkpoint.is_running() || pair.nodes[1].group.applied < Order(8) {
+            if !pair.step() {
+                pair.pass_to(pair.next_timeout().expect("there is no checkpoint"));
+            }
+        }
+        pair.cut();
+        let (now, id) = (pair.clock(1), CommandId(1 << 40));
+        let command = Command::Promote { target: PromoteTarget::RestartPoint, force: true };
+        pair.nodes[1].group.handle_command(now, id, command);
+        pair.nodes[1].only_journal(now);
+        assert_eq!(pair.role(1), Role::Primary);
+        assert!(pair.nodes[1].group.checkpoint.is_running() && pair.nodes[1].replies.contains_key(&id));
+        (pair.primary, pair.state) = (1, expected.clone());
+        if seed % 3 == 0 {
+            pair.kill(1);
+            assert!(pair.content_after_confirm(1) == expected, "another state after a crash");
+        }
+        assert!(pair.content(1) == expected, "another state is served");
+        (0..5).for_each(|_| {
+            pair.write();
+        });
+        if seed % 3 == 1 {
+            pair.kill(1);
+        }
+        pair.finish();
     }
 }
