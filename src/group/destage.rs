@@ -100,7 +100,8 @@ impl Group {
 
     /// Starts a cycle if it is time.
     pub(super) fn start_destage(&mut self) {
-        if self.destage.cycle.is_some() || self.checkpoint.is_running() || self.is_about_to_grow() {
+        let must_wait = self.is_about_to_grow() || self.promotion_is_due();
+        if self.destage.cycle.is_some() || self.checkpoint.is_running() || must_wait {
             return;
         }
         if self.applied >= self.completed.min(self.destage_limit()) {
