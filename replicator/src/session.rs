@@ -106,6 +106,8 @@ struct Link {
     overtaken: (u32, u64),
     /// That were enough: what comes next over this link ends it.
     is_silent: bool,
+    /// When it was heard again after it was silent or dead.
+    back_at: u64,
     sent: u64,
     sequence: u32,
     came: Came,
@@ -301,6 +303,9 @@ impl Session {
         self.heard = now;
         let line = &mut self.links[link];
         line.heard = now;
+        if !line.alive || line.is_silent {
+            line.back_at = now;
+        }
         (line.overtaken, line.is_silent) = ((0, now), false);
         line.came.take(header.sequence);
         (line.echo, line.echo_at) = (header.time, now);
@@ -486,10 +491,11 @@ impl Session {
         self.events.pop_front()
     }
 
-    /// Whether nothing is heard over a link that can send. Then nothing goes over it but a hello now and then, which finds out whether
-    /// it is back: so the driver need not hold any of them back for what is on its way there, perhaps for ever.
-    pub fn is_silent(&self, link: usize) -> bool {
-        self.links[link].open && !self.live()[link]
+    /// Whether nothing is heard over a link that can send, or not for long. While it is silent nothing goes over it but a hello now and
+    /// then, which finds out whether it is back; and when it is heard something must get through, so that what was lost is known to
+    /// be: so the driver must not hold anything back for what seems to be on its way there.
+    pub fn is_unproven(&self, now: u64, link: usize) -> bool {
+        self.links[link].open && (!self.live()[link] || now < self.links[link].back_at + KEEPALIVE_MICROS)
     }
 
     fn live(&self) -> [bool; 2] {

@@ -513,7 +513,7 @@ fn nothing_but_a_hello_now_and_then_goes_over_a_link_that_is_silent() {
     let mut world = World::new(Mode::Auto, weather, 5);
     world.run_until(5_000_000, |world| world.ups == [1, 1]);
     world.cut[0] = true;
-    world.run_until(5_000_000, |world| [0, 1].iter().all(|end| world.ends[*end].is_silent(0)));
+    world.run_until(5_000_000, |world| world.ends.iter().all(|end| !end.live()[0]));
     let (start, before) = (world.now, [0, 1].map(|end: usize| world.ends[end].links[0].sequence));
     for number in 0..400 {
         world.ends[0].send(World::frame(number, 1_000)).unwrap();
@@ -527,6 +527,11 @@ fn nothing_but_a_hello_now_and_then_goes_over_a_link_that_is_silent() {
     let healed = world.now;
     world.run_until(5_000_000, |world| world.ends.iter().all(|end| end.live() == [true; 2]));
     assert!(world.now <= healed + KEEPALIVE_MICROS + 10_000 + 1_000, "{} us", world.now - healed);
+    let last = world.ends.iter().map(|end| end.links[0].back_at).max().unwrap();
+    assert_eq!(
+        [0, 39_999, 40_000].map(|after| world.ends.iter().any(|end| end.is_unproven(last + after, 0))),
+        [true, true, false]
+    );
     world.run_until(5_000_000, |world| world.got[1].len() == 400 && world.durable[0] == 400);
 }
 

@@ -20,7 +20,7 @@ macro_rules! plants {
 plants! {
     /// Blocks are acknowledged of which only a part has come.
     AcknowledgedUnseen,
-    /// A block that had to be repaired is delivered twice.
+    /// A block that had to wait for another one is delivered twice.
     BlockTwice,
     /// Blocks are delivered as they come, not in order.
     BlocksOutOfOrder,

@@ -213,6 +213,10 @@ impl GroupActor {
 
     /// Carries out an operator's command.
     pub async fn command(&self, command: Command) -> CommandResult {
+        if self.closed.get() {
+            // Nobody is left to answer.
+            return Err(CommandError::Stopped);
+        }
         let receiver = {
             let mut state = self.state.borrow_mut();
             let (id, receiver) = state.expect_command();

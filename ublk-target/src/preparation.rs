@@ -29,11 +29,13 @@ pub struct Preparation {
 }
 
 impl Preparation {
-    /// Writes `range` too, for as long as somebody else has the file open. Nobody has written there yet. Must be called inside a
-    /// tokio-uring runtime.
+    /// Writes `range` too, but nothing before what somebody has written through [`Preparation::give_way`], for as long as somebody
+    /// else has the file open. Must be called inside a tokio-uring runtime.
     pub fn add(self: &Rc<Self>, file: &Rc<File>, range: Range<u64>) {
         let mut left = self.left.borrow_mut();
-        *left = if left.is_empty() { range } else { left.start..range.end };
+        // Its start goes forwards only, whoever asks: whatever lies before it may have been written.
+        *left =
+            if left.is_empty() { left.start.max(range.start)..range.end } else { left.start..left.end.max(range.end) };
         if !self.is_running.replace(true) {
             tokio_uring::spawn(self.clone().run(Rc::downgrade(file)));
         }
@@ -130,6 +132,20 @@ mod tests {
         preparation.end_piece();
         assert!(is_ready(&mut Box::pin(preparation.give_way(0..8 * PIECE_SIZE))));
         assert_eq!(preparation.begin_piece(), None);
+    }
+
+    #[test]
+    fn who_asks_late_gets_nothing_zeroed_that_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = Rc::new(File::from_std(std::fs::File::create_new(folder.path().join("file")).unwrap()));
+        tokio_uring::start(async {
+            let preparation = Rc::new(preparation(0..0));
+            preparation.give_way(0..2 * PIECE_SIZE).await;
+            preparation.add(&file, 0..3 * PIECE_SIZE);
+            assert_eq!(*preparation.left.borrow(), 2 * PIECE_SIZE..3 * PIECE_SIZE);
+            preparation.add(&file, 0..PIECE_SIZE);
+            assert_eq!(*preparation.left.borrow(), 2 * PIECE_SIZE..3 * PIECE_SIZE);
+        });
     }
 
     #[test]

@@ -150,8 +150,8 @@ struct Shared {
     names: Vec<String>,
     /// Bytes a second over each link; 0: not known.
     rates: [AtomicU64; 2],
-    /// Whether nothing is heard over each link.
-    silent: [Arc<AtomicBool>; 2],
+    /// Whether nothing is heard over each link, or not for long.
+    unproven: [Arc<AtomicBool>; 2],
 }
 
 impl Shared {
@@ -245,12 +245,12 @@ pub fn connect(options: NodeOptions, seed: u64) -> Result<(Handle, mpsc::Unbound
         start: Instant::now(),
         names: options.links.iter().map(|link| link.name.clone()).collect(),
         rates: Default::default(),
-        silent: Default::default(),
+        unproven: Default::default(),
     });
     let (link_events, from_links) = mpsc::channel(256);
     let mut tasks = JoinSet::new();
-    for (index, (link, is_silent)) in options.links.iter().zip(&shared.silent).enumerate() {
-        let transport = Arc::new(transport(is_silent.clone()));
+    for (index, (link, is_unproven)) in options.links.iter().zip(&shared.unproven).enumerate() {
+        let transport = Arc::new(transport(is_unproven.clone()));
         let endpoint = endpoint(link, &options, &transport)?;
         let mut client = client.clone();
         client.transport_config(transport);
@@ -263,10 +263,10 @@ pub fn connect(options: NodeOptions, seed: u64) -> Result<(Handle, mpsc::Unbound
     Ok((handle, receiver))
 }
 
-fn transport(is_silent: Arc<AtomicBool>) -> TransportConfig {
+fn transport(is_unproven: Arc<AtomicBool>) -> TransportConfig {
     let mut config = TransportConfig::default();
     config
-        .congestion_controller_factory(Arc::new(rate::RateFactory { is_silent }))
+        .congestion_controller_factory(Arc::new(rate::RateFactory { is_unproven }))
         // Until one was measured. A handshake that is lost is tried again after three of them.
         .initial_rtt(INITIAL_RTT)
         // Symbols fit the smallest MTU; without discovery a burst of loss cannot be taken for a black hole.
@@ -507,8 +507,8 @@ fn turn(shared: &Shared, connections: &[Option<Connection>; 2], events: &mpsc::U
             SessionEvent::Writable => Event::Writable,
         });
     }
-    for (link, is_silent) in shared.silent.iter().enumerate() {
-        is_silent.store(session.is_silent(link), Relaxed);
+    for (link, is_unproven) in shared.unproven.iter().enumerate() {
+        is_unproven.store(session.is_unproven(now, link), Relaxed);
     }
     let refill = transmit(now, shared, &mut session, connections).then(|| now + REFILL.as_micros() as u64);
     [session.poll_timeout(), refill].into_iter().flatten().min()

@@ -15,14 +15,14 @@ use std::{
 /// Makes a controller for each connection over a link.
 #[derive(Debug)]
 pub(super) struct RateFactory {
-    /// Whether nothing is heard over the link: then only hellos are sent, and none is held back. What was on its way when the link was
+    /// Whether nothing is heard over the link, or not for long: then nothing is held back, and while it is silent only hellos are sent. What was on its way when the link was
     /// cut would else fill the window, and QUIC itself tries again a second later only, if a link is silent for long.
-    pub is_silent: Arc<AtomicBool>,
+    pub is_unproven: Arc<AtomicBool>,
 }
 
 impl ControllerFactory for RateFactory {
     fn build(self: Arc<Self>, now: Instant, _: u16) -> Box<dyn Controller> {
-        Box::new(RateController { start: now, model: RateModel::new(), is_silent: self.is_silent.clone() })
+        Box::new(RateController { start: now, model: RateModel::new(), is_unproven: self.is_unproven.clone() })
     }
 }
 
@@ -30,7 +30,7 @@ impl ControllerFactory for RateFactory {
 struct RateController {
     start: Instant,
     model: RateModel,
-    is_silent: Arc<AtomicBool>,
+    is_unproven: Arc<AtomicBool>,
 }
 
 impl Controller for RateController {
@@ -49,7 +49,7 @@ impl Controller for RateController {
     fn on_mtu_update(&mut self, _: u16) {}
 
     fn window(&self) -> u64 {
-        if self.is_silent.load(Relaxed) { u64::MAX } else { self.model.window() }
+        if self.is_unproven.load(Relaxed) { u64::MAX } else { self.model.window() }
     }
 
     fn metrics(&self) -> ControllerMetrics {

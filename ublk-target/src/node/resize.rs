@@ -16,6 +16,7 @@ use crate::{
 use holdfast::{
     command::{Command, VolumeSpec},
     disk::MediumId,
+    format::journal_superblock::RING_OFFSET,
     group::{grown_pool_size, smallest_pool_size},
     pair::Role,
     units::{NodeKey, VolumeId},
@@ -80,7 +81,9 @@ impl Node {
             return Err(at(&format!("its device has {has} bytes; enlarge it first")));
         }
         if !self.options().buffered {
-            actor.prepare_journal(had..has);
+            // Another command may have come between, and the ring may have what it has made.
+            let used = RING_OFFSET + actor.status().journal_size;
+            actor.prepare_journal(had.max(used).next_multiple_of(4096)..has);
         }
         command(&actor, Command::GrowJournal { size }).await?;
         Ok(json!({ "done": format!("The journal of group {group} has {size} bytes now on this node"), "size": size }))
