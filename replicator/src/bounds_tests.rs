@@ -1,6 +1,7 @@
 //! What a peer can make this node hold, and what an honest one needs.
 
 use super::*;
+use crate::ProtocolError;
 use crate::packet::{BlockShape, Symbol};
 
 fn frame(number: u64) -> Frame {

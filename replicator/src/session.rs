@@ -11,7 +11,7 @@
 use crate::{
     ChannelId, Frame, LinkState, LinkStatus, Mode, Received, SessionStatus,
     packet::{self, Acknowledgement, Body, Header, MARK_COUNT_MAX, PacketError},
-    receiver::{ProtocolError, Receiver},
+    receiver::Receiver,
     sender::{self, Path, Sender},
     testing::{Plant, planted},
 };
@@ -280,8 +280,8 @@ impl Session {
             Body::Hello => {}
             Body::Acknowledgement(ack) => self.handle_acknowledgement(now, link, &ack),
             Body::Symbol(symbol) => {
-                if let Err(error) = self.receiver.handle(now, symbol, self.rtt()) {
-                    self.protocol_error(now, error);
+                if self.receiver.handle(now, symbol, self.rtt()).is_err() {
+                    self.end(now, "the peer broke the protocol");
                     return Err(PacketError::Field("symbol"));
                 }
                 while let Some(frame) = self.receiver.pop() {
@@ -293,10 +293,6 @@ impl Session {
             }
         }
         Ok(())
-    }
-
-    fn protocol_error(&mut self, now: u64, _: ProtocolError) {
-        self.end(now, "the peer broke the protocol");
     }
 
     fn heard(&mut self, now: u64, link: usize, header: &Header) {
