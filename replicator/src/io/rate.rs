@@ -15,8 +15,8 @@ use std::{
 /// Makes a controller for each connection over a link.
 #[derive(Debug)]
 pub(super) struct RateFactory {
-    /// Whether nothing is heard over the link, or not for long: then nothing is held back, and while it is silent only hellos are sent. What was on its way when the link was
-    /// cut would else fill the window, and QUIC itself tries again a second later only, if a link is silent for long.
+    /// Whether nothing is heard over the link, or not for long: then nothing is held back, and while it is silent only hellos are sent.
+    /// What was on its way when the link was cut would else fill the window, and after a while QUIC itself tries only once a second.
     pub is_unproven: Arc<AtomicBool>,
 }
 
