@@ -228,7 +228,10 @@ impl Servers<'_> {
     /// Has this daemon mirror its file to the server of `copy`.
     fn mirror(&self, mut command: Command, copy: &str, copy_mode: &str) -> anyhow::Result<(Disk, Monitor)> {
         let (image, socket, monitor) = (self.image("image")?, self.path("sock"), self.path("qmp"));
+        // The daemon takes its options in their order: when the disk's socket listens, the monitor's does.
         for (option, value) in [
+            ("--chardev", format!("socket,id=qmp,path={},server=on,wait=off", monitor.display())),
+            ("--monitor", "chardev=qmp".to_owned()),
             (
                 "--blockdev",
                 format!("driver=file,node-name=file,filename={},cache.direct=on,aio=io_uring", image.display()),
@@ -237,8 +240,6 @@ impl Servers<'_> {
             ("--blockdev", format!("driver=nbd,node-name=copy,{copy}")),
             ("--nbd-server", format!("addr.type=unix,addr.path={},max-connections=8", socket.display())),
             ("--export", "type=nbd,id=export,node-name=disk,name=disk,writable=on".to_owned()),
-            ("--chardev", format!("socket,id=qmp,path={},server=on,wait=off", monitor.display())),
-            ("--monitor", "chardev=qmp".to_owned()),
         ] {
             command.arg(option).arg(value);
         }
