@@ -64,15 +64,15 @@ impl Group {
     /// Makes an empty table durable as of the last durable entry.
     fn store_new(&mut self, storage: &mut dyn Storage, spec: &VolumeSpec, table: &mut Table) -> Result<(), DiskError> {
         let medium = MediumId::Pool(spec.id);
-        let writes = table.begin_checkpoint(self.durable);
-        for (offset, bytes) in writes.pages {
+        let mut checkpoint = table.begin_checkpoint(self.durable);
+        while let Some((offset, bytes)) = table.next_page() {
             storage.write(medium, offset, bytes)?;
         }
         storage.sync(medium)?;
-        let (offset, bytes) = writes.superblock;
+        let (offset, bytes) = table.superblock(&mut checkpoint);
         storage.write(medium, offset, bytes)?;
         storage.sync(medium)?;
-        table.commit_checkpoint(self.durable, writes.boundaries, self.reads.next());
+        table.commit_checkpoint(checkpoint, self.reads.next());
         Ok(())
     }
 }

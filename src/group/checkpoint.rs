@@ -3,16 +3,15 @@
 //! Steps, each on all pools: changed table pages; sync; superblocks; sync. Then the journal's tail may move. No cycle of
 //! destaging runs meanwhile.
 
-use super::{Group, Purpose};
+use super::{Group, Purpose, Volume};
 use crate::{
     disk::{DiskAction, DiskOutcome, MediumId},
     journal::Journal,
-    table::Boundaries,
+    table::TableCheckpoint,
     testing::{Plant, planted},
     units::{Monotonic, Order, VolumeId},
 };
 use alloc::{collections::BTreeMap, vec, vec::Vec};
-use bytes::Bytes;
 
 /// A checkpoint is made when nothing was written for so long.
 const IDLE_MICROS: u64 = 1_000_000;
@@ -30,14 +29,26 @@ enum Step {
 struct Running {
     step: Step,
     in_flight: usize,
-    /// What is still to be asked of the pools in this step, the last first.
+    /// What is still to be asked of the pools in this step, but for pages.
     queue: Vec<(VolumeId, DiskAction)>,
-    applied: Order,
-    superblocks: Vec<(VolumeId, u64, Bytes)>,
-    /// The generations that the tables keep.
-    boundaries: BTreeMap<VolumeId, Boundaries>,
+    /// A volume that was added meanwhile is not part of it.
+    tables: BTreeMap<VolumeId, TableCheckpoint>,
     /// What was dirty when it began is durable when it ends.
     covers_tracking: bool,
+}
+
+impl Running {
+    /// What is to be asked of the pools next. Pages are encoded only now: there may be a hundred thousand.
+    fn next_action(&mut self, volumes: &mut BTreeMap<VolumeId, Volume>) -> Option<(VolumeId, DiskAction)> {
+        if self.step != Step::Pages {
+            return self.queue.pop();
+        }
+        // Neighbouring pages alternate between slots, so they rarely touch; each is written alone.
+        volumes.iter_mut().find_map(|(id, volume)| {
+            let (offset, bytes) = volume.table.next_page()?;
+            Some((*id, DiskAction::Write { offset, pieces: vec![bytes] }))
+        })
+    }
 }
 
 /// The state of checkpoints.
@@ -111,40 +122,18 @@ impl Group {
         self.checkpoint.begun += 1;
         self.checkpoint.wanted = false;
         self.checkpoint.marked = false;
-        let applied = self.applied;
-        let (mut superblocks, mut writes, mut boundaries) = (Vec::new(), Vec::new(), BTreeMap::new());
+        let (applied, mut tables) = (self.applied, BTreeMap::new());
         for (id, volume) in &mut self.volumes {
             // A volume that was added has more: the entries before it are not about it.
-            let made = volume.table.begin_checkpoint(applied.max(volume.table.applied_durable()));
-            superblocks.push((*id, made.superblock.0, made.superblock.1));
-            boundaries.insert(*id, made.boundaries);
-            writes.extend(made.pages.into_iter().map(|(offset, bytes)| (*id, offset, bytes)));
+            tables.insert(*id, volume.table.begin_checkpoint(applied.max(volume.table.applied_durable())));
         }
         let covers_tracking = self.is_tracking();
-        let (step, in_flight, queue) = (Step::Pages, 0, Vec::new());
         self.checkpoint.running =
-            Some(Running { step, in_flight, queue, applied, superblocks, boundaries, covers_tracking });
-        self.checkpoint_step(writes, step);
+            Some(Running { step: Step::Pages, in_flight: 0, queue: Vec::new(), tables, covers_tracking });
+        self.pump_checkpoint();
     }
 
-    fn checkpoint_step(&mut self, writes: Vec<(VolumeId, u64, Bytes)>, step: Step) {
-        let mut actions: Vec<(VolumeId, DiskAction)> = Vec::new();
-        if matches!(step, Step::PagesSync | Step::SuperblocksSync) {
-            actions.extend(self.volumes.keys().map(|id| (*id, DiskAction::Sync)));
-        }
-        for (id, offset, bytes) in writes {
-            // Neighbouring pages alternate between slots, so they rarely touch; each is written alone.
-            actions.push((id, DiskAction::Write { offset, pieces: vec![bytes] }));
-        }
-        actions.reverse();
-        let is_empty = actions.is_empty();
-        if let Some(running) = &mut self.checkpoint.running {
-            (running.step, running.queue) = (step, actions);
-        }
-        if is_empty { self.next_checkpoint_step() } else { self.pump_checkpoint() }
-    }
-
-    /// Asks the pools for more of the step.
+    /// Asks the pools for more of the step, or begins the next one.
     fn pump_checkpoint(&mut self) {
         // Some at once: each time the medium is told of work costs more than the work.
         if self.checkpoint.running.as_ref().is_some_and(|running| running.in_flight > IN_FLIGHT_MAX / 2) {
@@ -152,10 +141,13 @@ impl Group {
         }
         while let Some(running) = &mut self.checkpoint.running
             && running.in_flight < IN_FLIGHT_MAX
-            && let Some((id, action)) = running.queue.pop()
+            && let Some((id, action)) = running.next_action(&mut self.volumes)
         {
             running.in_flight += 1;
             self.disk(MediumId::Pool(id), action, Purpose::Checkpoint);
+        }
+        if self.checkpoint.running.as_ref().is_some_and(|running| running.in_flight == 0) {
+            self.next_checkpoint_step();
         }
     }
 
@@ -168,26 +160,31 @@ impl Group {
             return;
         };
         running.in_flight -= 1;
-        if running.in_flight == 0 && running.queue.is_empty() {
-            self.next_checkpoint_step();
-        } else {
-            self.pump_checkpoint();
-        }
+        self.pump_checkpoint();
     }
 
     fn next_checkpoint_step(&mut self) {
         let Some(running) = &mut self.checkpoint.running else {
             return;
         };
-        match running.step {
-            Step::Pages if !planted(Plant::PagesNotSynced) => self.checkpoint_step(Vec::new(), Step::PagesSync),
-            Step::Pages | Step::PagesSync => {
-                let superblocks = core::mem::take(&mut running.superblocks);
-                self.checkpoint_step(superblocks, Step::Superblocks);
-            }
-            Step::Superblocks => self.checkpoint_step(Vec::new(), Step::SuperblocksSync),
-            Step::SuperblocksSync => self.end_checkpoint(),
+        let step = match running.step {
+            Step::Pages if !planted(Plant::PagesNotSynced) => Step::PagesSync,
+            Step::Pages | Step::PagesSync => Step::Superblocks,
+            Step::Superblocks => Step::SuperblocksSync,
+            Step::SuperblocksSync => return self.end_checkpoint(),
+        };
+        running.step = step;
+        for (id, checkpoint) in &mut running.tables {
+            let action = match (step, self.volumes.get(id)) {
+                (Step::Superblocks, Some(volume)) => {
+                    let (offset, bytes) = volume.table.superblock(checkpoint);
+                    DiskAction::Write { offset, pieces: vec![bytes] }
+                }
+                _ => DiskAction::Sync,
+            };
+            running.queue.push((*id, action));
         }
+        self.pump_checkpoint();
     }
 
     fn end_checkpoint(&mut self) {
@@ -198,10 +195,8 @@ impl Group {
         self.again = true;
         let reads = self.reads.next();
         for (id, volume) in &mut self.volumes {
-            // A volume that was added meanwhile is not part of it.
-            if let Some(boundaries) = running.boundaries.remove(id) {
-                let applied = running.applied.max(volume.table.applied_durable());
-                volume.table.commit_checkpoint(applied, boundaries, reads);
+            if let Some(checkpoint) = running.tables.remove(id) {
+                volume.table.commit_checkpoint(checkpoint, reads);
             }
         }
         if running.covers_tracking {

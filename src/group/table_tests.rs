@@ -149,23 +149,53 @@ impl Bench {
         self.done.push(act);
     }
 
+    /// The table changes while it is being written; what is written is what it was.
     fn checkpoint(&mut self, rng: &mut TestRng) {
-        let writes = self.table.begin_checkpoint(Order(0));
-        let (pages, (offset, superblock)) = (writes.pages, writes.superblock);
+        let mut checkpoint = self.table.begin_checkpoint(Order(0));
+        let before = self.done.len();
         let crashes = pick(rng, 4) == 0;
-        // Some pages are there, and the superblock is not.
-        let count = if crashes { pick(rng, pages.len() as u64 + 1) as usize } else { pages.len() };
-        for (offset, bytes) in pages.into_iter().take(count) {
+        loop {
+            match pick(rng, 4) {
+                0 => self.table.sweep_pages(1),
+                1 => self.let_go(rng),
+                2 => self.roll_back(rng),
+                _ => {}
+            }
+            // Some pages are there, and the superblock is not.
+            if crashes && pick(rng, 3) == 0 {
+                return self.crash();
+            }
+            let Some((offset, bytes)) = self.table.next_page() else { break };
             self.disks.carry_out(POOL, DiskAction::Write { offset, pieces: vec![bytes] }, 0).unwrap();
         }
         if crashes {
             return self.crash();
         }
+        let (offset, superblock) = self.table.superblock(&mut checkpoint);
         self.disks.carry_out(POOL, DiskAction::Write { offset, pieces: vec![superblock] }, 0).unwrap();
-        self.table.commit_checkpoint(Order(0), writes.boundaries, 0);
+        self.table.commit_checkpoint(checkpoint, 0);
         self.table.blocks.release(0, Order(u64::MAX));
         self.table.blocks.take_leaving().into_iter().for_each(|block| self.table.blocks.gone(block, 1));
-        self.done.clear();
+        self.done.drain(..before);
+    }
+
+    /// Lets go of some generations.
+    fn let_go(&mut self, rng: &mut TestRng) {
+        let count = pick(rng, 5) as usize;
+        let kept: Vec<Order> = self.model.kept.keys().rev().take(count).copied().collect();
+        // A roll-back that a crash repeats must find its target.
+        if !self.done.iter().any(|act| matches!(act, Act::RollBack(_))) {
+            self.table.retain_generations(|order| kept.contains(&order));
+            self.model.kept.retain(|order, _| kept.contains(order));
+        }
+    }
+
+    /// Takes it back to a generation, if there is one.
+    fn roll_back(&mut self, rng: &mut TestRng) {
+        let kept: Vec<Order> = self.model.kept.keys().copied().collect();
+        if !kept.is_empty() && pick(rng, 2) == 0 {
+            self.act_and_note(Act::RollBack(kept[pick(rng, kept.len() as u64) as usize]));
+        }
     }
 
     fn crash(&mut self) {
@@ -207,21 +237,8 @@ proptest! {
             match pick(&mut rng, 20) {
                 0 => bench.act_and_note(Act::Zero(block)),
                 1 | 2 => bench.act_and_note(Act::Keep(Order(step))),
-                3 => {
-                    let kept: Vec<Order> = bench.model.kept.keys().copied().collect();
-                    if !kept.is_empty() && pick(&mut rng, 2) == 0 {
-                        bench.act_and_note(Act::RollBack(kept[pick(&mut rng, kept.len() as u64) as usize]));
-                    }
-                }
-                4 => {
-                    let count = pick(&mut rng, 5) as usize;
-                    let kept: Vec<Order> = bench.model.kept.keys().rev().take(count).copied().collect();
-                    // A roll-back that a crash repeats must find its target.
-                    if !bench.done.iter().any(|act| matches!(act, Act::RollBack(_))) {
-                        bench.table.retain_generations(|order| kept.contains(&order));
-                        bench.model.kept.retain(|order, _| kept.contains(order));
-                    }
-                }
+                3 => bench.roll_back(&mut rng),
+                4 => bench.let_go(&mut rng),
                 5 => bench.table.sweep_pages(1 + pick(&mut rng, 3) as u32),
                 6 => bench.checkpoint(&mut rng),
                 7 => bench.crash(),

@@ -42,12 +42,19 @@ impl Storage for Pages {
     }
 }
 
-fn checkpointed(table: &mut Table, pages: &mut Pages, spec: &VolumeSpec) -> Table {
+/// The table of a checkpoint, after `count` pages of which all marks went.
+fn checkpointed(table: &mut Table, pages: &mut Pages, spec: &VolumeSpec, count: u32) -> Table {
     let medium = MediumId::Pool(spec.id);
-    let writes = table.begin_checkpoint(Order(1));
-    for (offset, bytes) in writes.pages.into_iter().chain([writes.superblock]) {
+    let mut checkpoint = table.begin_checkpoint(Order(1));
+    for index in 0.. {
+        if index == count {
+            table.clear_all_dirty();
+        }
+        let Some((offset, bytes)) = table.next_page() else { break };
         pages.write(medium, offset, bytes).unwrap();
     }
+    let (offset, bytes) = table.superblock(&mut checkpoint);
+    pages.write(medium, offset, bytes).unwrap();
     load(pages, GroupId([7; 16]), spec).unwrap()
 }
 
@@ -87,7 +94,7 @@ proptest! {
                         model[(u64::from(block) * units + bit) as usize] = false;
                     }
                 }
-                6 => table = checkpointed(&mut table, &mut pages, &spec),
+                6 => table = checkpointed(&mut table, &mut pages, &spec, u32::from(bits) % 4),
                 _ if place % 8 == 0 => {
                     table.clear_all_dirty();
                     model.fill(false);

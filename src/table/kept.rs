@@ -10,6 +10,7 @@
 
 use super::{
     Blocks, Geometry,
+    changes::Changes,
     slots::{PAGE_PAIR_SIZE, PageMeta},
 };
 use crate::{
@@ -41,7 +42,7 @@ pub struct Kept {
     free: Vec<u32>,
     extents: Vec<Extent>,
     metas: Vec<Option<PageMeta>>,
-    changed: BTreeSet<u32>,
+    changes: Changes<Vec<KeptRecord>>,
     /// Records have no owner.
     has_orphans: bool,
     /// The boundary to which the volume was taken back last, and the first stamp after that: no entry has one between them.
@@ -69,6 +70,19 @@ impl Kept {
         kept.metas.resize(pages, None);
         kept.slots.resize(pages * KEPT_PAGE_RECORD_COUNT, KeptRecord::default());
         Some(kept)
+    }
+
+    /// Where the first slot of a page is on the medium; `None`: there is no such page.
+    fn page_offset(&self, index: u32, geometry: &Geometry) -> Option<u64> {
+        let mut left = index as usize;
+        for extent in &self.extents {
+            let pages = pages_in(extent.count, geometry);
+            if left < pages {
+                return Some(geometry.offset_of(extent.first) + left as u64 * PAGE_PAIR_SIZE);
+            }
+            left -= pages;
+        }
+        None
     }
 
     /// The pages' places on the medium: index, offset of the first slot, and since which checkpoint they count.
@@ -115,7 +129,7 @@ impl Kept {
 
     /// The next checkpoint writes a page again, because an unfinished one may have left something.
     pub fn rewrite(&mut self, index: u32) {
-        self.changed.insert(index);
+        self.changes.add([index]);
     }
 
     /// All pages are in.
@@ -223,8 +237,9 @@ impl Kept {
     }
 
     fn set(&mut self, slot: u32, record: KeptRecord) {
+        let page = slot / KEPT_PAGE_RECORD_COUNT as u32;
+        self.changes.note(page, || self.slots[records_of(page)].to_vec());
         self.slots[slot as usize] = record;
-        self.changed.insert(slot / KEPT_PAGE_RECORD_COUNT as u32);
     }
 
     fn forget(&mut self, slot: u32) -> u32 {
@@ -303,7 +318,7 @@ impl Kept {
             let (page, pages) = (self.metas.len(), pages_in(count, geometry));
             self.metas.resize(page + pages, None);
             // All of them are written, so that nothing that lay there can be taken for one of them.
-            self.changed.extend((page..page + pages).map(|page| page as u32));
+            self.changes.add((page..page + pages).map(|page| page as u32));
             let slot = self.slots.len();
             self.slots.resize(slot + pages * KEPT_PAGE_RECORD_COUNT, KeptRecord::default());
             self.free.extend((slot..self.slots.len()).rev().map(|slot| slot as u32));
@@ -318,37 +333,34 @@ impl Kept {
 
     /// Whether a checkpoint would write a page.
     pub fn is_changed(&self) -> bool {
-        !self.changed.is_empty()
+        !self.changes.is_empty()
     }
 
-    /// The pages that a checkpoint writes, and the digest's difference.
-    pub fn begin_checkpoint(
-        &mut self,
-        pool: MediumUuid,
-        checkpoint: u64,
-        geometry: &Geometry,
-    ) -> (Vec<(u64, Bytes)>, u64) {
-        let (mut writes, mut digest) = (Vec::with_capacity(self.changed.len()), 0u64);
-        if self.changed.is_empty() {
-            return (writes, digest);
-        }
-        let places = self.pages(geometry);
-        for index in core::mem::take(&mut self.changed) {
-            let first = index as usize * KEPT_PAGE_RECORD_COUNT;
-            let records = &self.slots[first..first + KEPT_PAGE_RECORD_COUNT];
-            let (bytes, checksum) = kept_page::encode(pool, index, checkpoint, records);
-            let meta = &mut self.metas[index as usize];
-            let (slot, added) = PageMeta::write(meta, index | DIGEST_INDEX, checkpoint, checksum);
-            digest = digest.wrapping_add(added);
-            writes.push((places[index as usize].1 + slot, bytes));
-        }
-        (writes, digest)
+    /// A checkpoint begins.
+    pub fn begin_checkpoint(&mut self) {
+        self.changes.begin();
+    }
+
+    /// The next page of the running checkpoint: offset on the medium, bytes, and what it adds to the digest.
+    pub fn next_page(&mut self, pool: MediumUuid, checkpoint: u64, geometry: &Geometry) -> Option<(u64, Bytes, u64)> {
+        let (index, before) = self.changes.take()?;
+        let records = before.as_deref().unwrap_or(&self.slots[records_of(index)]);
+        let (bytes, checksum) = kept_page::encode(pool, index, checkpoint, records);
+        let meta = &mut self.metas[index as usize];
+        let (slot, added) = PageMeta::write(meta, index | DIGEST_INDEX, checkpoint, checksum);
+        Some((self.page_offset(index, geometry)? + slot, bytes, added))
     }
 
     /// A checkpoint of these generations is durable.
     pub fn commit_checkpoint(&mut self, stamp: u32, boundaries: Vec<u32>) {
         self.durable = (stamp, boundaries);
     }
+}
+
+/// Which records are in a page.
+fn records_of(page: u32) -> core::ops::Range<usize> {
+    let first = page as usize * KEPT_PAGE_RECORD_COUNT;
+    first..first + KEPT_PAGE_RECORD_COUNT
 }
 
 fn pages_in(count: u32, geometry: &Geometry) -> usize {

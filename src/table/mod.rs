@@ -10,6 +10,7 @@
 //! becomes its snapshot. No physical block is named twice.
 
 mod blocks;
+mod changes;
 mod geometry;
 mod kept;
 mod slots;
@@ -21,7 +22,7 @@ mod dirty_tests;
 pub use crate::format::table_page::Entry;
 pub use blocks::{Blocks, ReadCount};
 pub use geometry::{Geometry, grown_pool_size, pool_size_for, smallest_pool_size};
-pub use store::{Boundaries, LoadError, format_pool, load};
+pub use store::{LoadError, TableCheckpoint, format_pool, load};
 
 use crate::{
     format::{
@@ -32,6 +33,7 @@ use crate::{
     units::{GroupId, MediumUuid, Order, VolumeId},
 };
 use alloc::{boxed::Box, collections::BTreeSet, vec::Vec};
+use changes::Changes;
 use kept::Kept;
 use slots::PageMeta;
 
@@ -44,7 +46,7 @@ pub struct Table {
     geometry: Geometry,
     pages: Vec<Option<Entries>>,
     metas: Vec<Option<PageMeta>>,
-    changed_pages: BTreeSet<u32>,
+    changes: Changes<Entries>,
     /// The first checkpoint of pages in their present place; what lies there from before does not count.
     pages_since: u64,
     stamp: u32,
@@ -135,9 +137,10 @@ impl Table {
             return;
         };
         let entries = place.get_or_insert_with(|| Box::new([Entry::default(); TABLE_PAGE_ENTRY_COUNT]));
-        let old = core::mem::replace(&mut entries[slot], entry);
+        let old = entries[slot];
         if old != entry {
-            self.changed_pages.insert(page as u32);
+            self.changes.note(page as u32, || entries.clone());
+            entries[slot] = entry;
             self.dirty_count -= u64::from(old.dirty.count_ones());
             self.dirty_count += u64::from(entry.dirty.count_ones());
         }

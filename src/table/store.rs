@@ -5,6 +5,7 @@
 
 use super::{
     Blocks, Entry, Geometry, Table,
+    changes::Changes,
     kept::Kept,
     slots::{PAGE_PAIR_SIZE, PageMeta, Slots},
 };
@@ -20,7 +21,7 @@ use crate::{
     },
     units::{GroupId, MediumUuid, Order, VOLUME_SIZE_MAX},
 };
-use alloc::{boxed::Box, collections::BTreeSet, vec, vec::Vec};
+use alloc::{boxed::Box, vec, vec::Vec};
 use bytes::Bytes;
 
 /// Why a pool was not accepted.
@@ -181,7 +182,7 @@ pub fn load(storage: &mut dyn Storage, group: GroupId, spec: &VolumeSpec) -> Res
         geometry,
         pages: vec![None; page_count],
         metas: vec![None; page_count],
-        changed_pages: BTreeSet::new(),
+        changes: Changes::default(),
         pages_since: superblock.pages_since,
         stamp: superblock.stamp,
         void: superblock.void,
@@ -214,7 +215,7 @@ fn load_pages(storage: &mut dyn Storage, medium: MediumId, table: &mut Table) ->
             let parse = |raw: &[u8]| table_page::parse(raw, table.medium, index as u32, table.geometry.block_count);
             let slots = Slots::read(pair, table.pages_since, table.checkpoint, parse);
             if slots.unfinished {
-                table.changed_pages.insert(index as u32);
+                table.changes.add([index as u32]);
                 table.pages[index] = Some(Box::new([Entry::default(); TABLE_PAGE_ENTRY_COUNT]));
             }
             let Some((entries, meta)) = slots.newest else { continue };
@@ -252,17 +253,9 @@ fn load_kept(storage: &mut dyn Storage, medium: MediumId, table: &mut Table) -> 
     Ok(())
 }
 
-/// A table's stamp, and the boundaries of the generations that it keeps.
-pub type Boundaries = (u32, Vec<u32>);
-
-/// What a checkpoint writes to a pool: first the pages, then, after a sync, the superblock.
-pub struct CheckpointWrites {
-    /// Offset on the medium and bytes.
-    pub pages: Vec<(u64, Bytes)>,
-    /// Its stamp, and the boundaries of the generations that it keeps.
-    pub boundaries: Boundaries,
-    /// Offset on the medium and bytes.
-    pub superblock: (u64, Bytes),
+/// A checkpoint of a table that is being made: what of it is no page.
+pub struct TableCheckpoint {
+    superblock: PoolSuperblock,
 }
 
 impl Table {
@@ -290,7 +283,7 @@ impl Table {
             self.metas.fill(None);
             (self.digest, self.pages_since) = (0, self.checkpoint + 1);
             let stored = (0..).zip(&self.pages).filter(|(_, page)| page.is_some()).map(|(index, _)| index);
-            self.changed_pages.extend(stored);
+            self.changes.add(stored);
         }
         self.pages.resize(grown.page_count() as usize, None);
         self.metas.resize(grown.page_count() as usize, None);
@@ -300,31 +293,19 @@ impl Table {
 
     /// Whether a checkpoint would change anything but the applied order.
     pub fn is_changed(&self) -> bool {
-        !self.changed_pages.is_empty() || self.kept.is_changed() || self.blocks.is_waiting()
+        !self.changes.is_empty() || self.kept.is_changed() || self.blocks.is_waiting()
     }
 
-    /// Begins a checkpoint of the table as it is now, with all entries up to `applied`. There is one at a time.
-    pub fn begin_checkpoint(&mut self, applied: Order) -> CheckpointWrites {
+    /// Begins a checkpoint of the table as it is now, with all entries up to `applied`. There is one at a time. Its pages come
+    /// from [`Table::next_page`]; when they are written and synced, its superblock makes them count.
+    pub fn begin_checkpoint(&mut self, applied: Order) -> TableCheckpoint {
         self.checkpoint += 1;
         self.blocks.begin_checkpoint();
-        let mut pages = Vec::with_capacity(self.changed_pages.len());
-        for index in core::mem::take(&mut self.changed_pages) {
-            let Some(entries) = &self.pages[index as usize] else {
-                continue;
-            };
-            let (bytes, checksum) = table_page::encode(self.medium, index, self.checkpoint, entries);
-            let (slot, added) = PageMeta::write(&mut self.metas[index as usize], index, self.checkpoint, checksum);
-            self.digest = self.digest.wrapping_add(added);
-            pages.push((self.geometry.page_offset(index) + slot, bytes));
-        }
-        let (kept_pages, digest) = self.kept.begin_checkpoint(self.medium, self.checkpoint, &self.geometry);
-        pages.extend(kept_pages);
-        self.digest = self.digest.wrapping_add(digest);
+        self.changes.begin();
+        self.kept.begin_checkpoint();
         self.write_count += 1;
         // From here on it is said.
         self.nameless = false;
-        let kept = self.kept.points();
-        let boundaries = (self.stamp, kept.iter().map(|(_, boundary)| *boundary).collect());
         let superblock = PoolSuperblock {
             write_count: self.write_count,
             group: self.group,
@@ -338,20 +319,45 @@ impl Table {
             pages_offset: self.geometry.pages_offset,
             pages_since: self.pages_since,
             checkpoint: self.checkpoint,
-            digest: self.digest,
+            // Known when all pages are.
+            digest: 0,
             applied,
             stamp: self.stamp,
             void: self.void.clone(),
-            kept: Some(kept),
+            kept: Some(self.kept.points()),
             extents: self.kept.extents().to_vec(),
         };
-        CheckpointWrites { pages, boundaries, superblock: (superblock.slot(), superblock.encode()) }
+        TableCheckpoint { superblock }
+    }
+
+    /// The next page of the running checkpoint, as it was when that began: offset on the medium and bytes. `None`: there are
+    /// no more.
+    pub fn next_page(&mut self) -> Option<(u64, Bytes)> {
+        while let Some((index, before)) = self.changes.take() {
+            let Some(entries) = before.as_ref().or(self.pages[index as usize].as_ref()) else {
+                continue;
+            };
+            let (bytes, checksum) = table_page::encode(self.medium, index, self.checkpoint, entries);
+            let (slot, added) = PageMeta::write(&mut self.metas[index as usize], index, self.checkpoint, checksum);
+            self.digest = self.digest.wrapping_add(added);
+            return Some((self.geometry.page_offset(index) + slot, bytes));
+        }
+        let (offset, bytes, added) = self.kept.next_page(self.medium, self.checkpoint, &self.geometry)?;
+        self.digest = self.digest.wrapping_add(added);
+        Some((offset, bytes))
+    }
+
+    /// What makes a checkpoint count of which all pages were taken: offset on the medium and bytes.
+    pub fn superblock(&self, checkpoint: &mut TableCheckpoint) -> (u64, Bytes) {
+        checkpoint.superblock.digest = self.digest;
+        (checkpoint.superblock.slot(), checkpoint.superblock.encode())
     }
 
     /// The checkpoint's superblock is durable. `reads` is the number of the next read.
-    pub fn commit_checkpoint(&mut self, applied: Order, (stamp, boundaries): Boundaries, reads: super::ReadCount) {
+    pub fn commit_checkpoint(&mut self, checkpoint: TableCheckpoint, reads: super::ReadCount) {
+        let PoolSuperblock { applied, stamp, kept, .. } = checkpoint.superblock;
         self.applied_durable = applied;
-        self.kept.commit_checkpoint(stamp, boundaries);
+        self.kept.commit_checkpoint(stamp, kept.into_iter().flatten().map(|(_, boundary)| boundary).collect());
         self.blocks.commit_checkpoint(reads);
     }
 }
