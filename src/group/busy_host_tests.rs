@@ -57,6 +57,26 @@ fn a_host_never_has_more_than_a_part_of_a_cycle_before_it() {
 }
 
 #[test]
+fn a_stop_does_not_wait_for_all_that_is_to_be_applied() {
+    let mut bench = bench();
+    let write = |index: u64| Operation::Write {
+        offset: index % 2048 * 8192,
+        data: AlignedBuffer::new(512).freeze(),
+        durability: Durability::Completed,
+    };
+    // More than three cycles take.
+    let ids: Vec<_> = (0..7000).map(|index| bench.request(write(index))).collect();
+    ids.into_iter().for_each(|id| bench.wait(id));
+    bench.group.handle_command(bench.now, CommandId(7), Command::Stop);
+    bench.settle();
+    assert!(bench.replies.remove(&CommandId(7)).is_some_and(|reply| reply.is_ok()));
+    let (applied, last) = (bench.group.applied, bench.group.journal.last());
+    assert!(applied < last, "all of it was applied before");
+    bench.reopen();
+    assert_eq!(bench.group.journal.last(), last);
+}
+
+#[test]
 fn a_host_never_has_more_than_a_part_of_a_checkpoint_before_it() {
     let mut bench = bench();
     let volume = VolumeId(1);

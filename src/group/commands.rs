@@ -342,10 +342,11 @@ impl Group {
         self.commands.promotion.is_some()
     }
 
-    /// Whether a promotion waits for nothing but the end of a cycle of destaging. The next one would keep it waiting, and so would all of
-    /// those that follow, if much waits to be applied.
-    pub(super) fn promotion_is_due(&self) -> bool {
-        matches!(self.commands.promotion, Some(Promotion::Settling { .. })) && self.durable == self.journal.last()
+    /// Whether a promotion or a stop waits for nothing but the end of a cycle of destaging. The next one would keep it waiting, and so
+    /// would all of those that follow, if much waits to be applied.
+    pub(super) fn waits_for_cycle(&self) -> bool {
+        let promotes = matches!(self.commands.promotion, Some(Promotion::Settling { .. }));
+        (promotes || self.is_stopping()) && self.durable == self.journal.last()
     }
 
     /// The older restart point that a promotion needs until it has taken the volumes back.

@@ -79,7 +79,7 @@ impl Group {
     pub(super) fn destage_timeout(&self) -> Option<Monotonic> {
         // What is still being written or synced tells by itself when it is there.
         let nothing = self.applied >= self.completed.min(self.destage_limit()) || self.sync.is_running();
-        if self.destage.cycle.is_some() || self.checkpoint.is_running() {
+        if self.destage.cycle.is_some() || self.checkpoint.is_running() || self.waits_for_cycle() {
             return None;
         }
         if nothing {
@@ -100,7 +100,7 @@ impl Group {
 
     /// Starts a cycle if it is time.
     pub(super) fn start_destage(&mut self) {
-        let must_wait = self.is_about_to_grow() || self.promotion_is_due();
+        let must_wait = self.is_about_to_grow() || self.waits_for_cycle();
         if self.destage.cycle.is_some() || self.checkpoint.is_running() || must_wait {
             return;
         }
