@@ -1,7 +1,8 @@
 //! Checkpoints: the tables become durable, so that the journal before them is needed no more.
 //!
-//! Steps, each on all pools: changed table pages; sync; superblocks; sync. Then the journal's tail may move. No cycle of
-//! destaging runs meanwhile.
+//! Steps, each on all pools: changed table pages; sync; superblocks; sync. Then the journal's tail may move. It begins between
+//! two cycles of destaging; those that come while it is running are not part of it. Until it counts, what they leave is what
+//! the tables on the media and the one that is being written need: what they free is free after the next checkpoint.
 
 use super::{Group, Purpose, Volume};
 use crate::{

@@ -79,7 +79,7 @@ impl Group {
     pub(super) fn destage_timeout(&self) -> Option<Monotonic> {
         // What is still being written or synced tells by itself when it is there.
         let nothing = self.applied >= self.completed.min(self.destage_limit()) || self.sync.is_running();
-        if self.destage.cycle.is_some() || self.checkpoint.is_running() || self.waits_for_cycle() {
+        if self.destage.cycle.is_some() || self.waits_for_cycle() {
             return None;
         }
         if nothing {
@@ -100,8 +100,7 @@ impl Group {
 
     /// Starts a cycle if it is time.
     pub(super) fn start_destage(&mut self) {
-        let must_wait = self.is_about_to_grow() || self.waits_for_cycle();
-        if self.destage.cycle.is_some() || self.checkpoint.is_running() || must_wait {
+        if self.destage.cycle.is_some() || self.is_about_to_grow() || self.waits_for_cycle() {
             return;
         }
         if self.applied >= self.completed.min(self.destage_limit()) {
@@ -163,6 +162,11 @@ impl Group {
     }
 
     fn pool_is_full(&mut self) {
+        if self.checkpoint.is_running() {
+            // It sets blocks free; until then nothing need be given up for them.
+            self.destage.full_since = Some(self.now.monotonic);
+            return;
+        }
         if !self.drop_oldest_generation() && self.destage.full_since.is_none() {
             self.event(Event::PoolFull);
         }

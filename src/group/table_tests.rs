@@ -51,8 +51,10 @@ struct Bench {
     /// What physical blocks hold. Writes in place outlive a crash.
     pool: BTreeMap<u32, Content>,
     model: Model,
-    /// Since the last checkpoint.
+    /// Since the last checkpoint began that counts.
     done: Vec<Act>,
+    /// How much has happened.
+    step: u64,
     /// What the model held at each restart point, also of those that were let go of.
     ever: BTreeMap<Order, BTreeMap<u32, Content>>,
 }
@@ -74,7 +76,7 @@ impl Bench {
         format_pool(&mut disks, GROUP, &spec).unwrap();
         let table = table::load(&mut disks, GROUP, &spec).unwrap();
         let (pool, model, done, ever) = (BTreeMap::new(), Model::default(), vec![], BTreeMap::new());
-        Self { disks, spec, table, pool, model, done, ever }
+        Self { disks, spec, table, pool, model, done, step: 0, ever }
     }
 
     /// What a block with this entry holds.
@@ -155,11 +157,8 @@ impl Bench {
         let before = self.done.len();
         let crashes = pick(rng, 4) == 0;
         loop {
-            match pick(rng, 4) {
-                0 => self.table.sweep_pages(1),
-                1 => self.let_go(rng),
-                2 => self.roll_back(rng),
-                _ => {}
+            for _ in 0..pick(rng, 4) {
+                self.step(rng);
             }
             // Some pages are there, and the superblock is not.
             if crashes && pick(rng, 3) == 0 {
@@ -177,6 +176,25 @@ impl Bench {
         self.table.blocks.release(0, Order(u64::MAX));
         self.table.blocks.take_leaving().into_iter().for_each(|block| self.table.blocks.gone(block, 1));
         self.done.drain(..before);
+    }
+
+    /// Anything that happens to a table between two checkpoints.
+    fn step(&mut self, rng: &mut TestRng) {
+        self.step += 1;
+        let (step, block) = (self.step, pick(rng, BLOCKS.into()) as u32);
+        match pick(rng, 17) {
+            0 => self.act_and_note(Act::Zero(block)),
+            1 | 2 => self.act_and_note(Act::Keep(Order(step))),
+            3 => self.roll_back(rng),
+            4 => self.let_go(rng),
+            5 => self.table.sweep_pages(1 + pick(rng, 3) as u32),
+            6 => self.check(),
+            _ => {
+                let from = pick(rng, GRANULES as u64) as usize;
+                let to = from + 1 + pick(rng, (GRANULES - from) as u64) as usize;
+                self.act_and_note(Act::Write { block, from, to, value: step });
+            }
+        }
     }
 
     /// Lets go of some generations.
@@ -232,22 +250,11 @@ proptest! {
     fn the_table_does_what_the_model_says(seed: [u8; 32]) {
         let mut rng = TestRng::from_seed(prop::test_runner::RngAlgorithm::ChaCha, &seed);
         let mut bench = Bench::new();
-        for step in 1..160 {
-            let block = pick(&mut rng, BLOCKS.into()) as u32;
+        for _ in 0..160 {
             match pick(&mut rng, 20) {
-                0 => bench.act_and_note(Act::Zero(block)),
-                1 | 2 => bench.act_and_note(Act::Keep(Order(step))),
-                3 => bench.roll_back(&mut rng),
-                4 => bench.let_go(&mut rng),
-                5 => bench.table.sweep_pages(1 + pick(&mut rng, 3) as u32),
-                6 => bench.checkpoint(&mut rng),
-                7 => bench.crash(),
-                8 | 9 => bench.check(),
-                _ => {
-                    let from = pick(&mut rng, GRANULES as u64) as usize;
-                    let to = from + 1 + pick(&mut rng, (GRANULES - from) as u64) as usize;
-                    bench.act_and_note(Act::Write { block, from, to, value: step });
-                }
+                0 => bench.checkpoint(&mut rng),
+                1 => bench.crash(),
+                _ => bench.step(&mut rng),
             }
         }
         bench.check();
