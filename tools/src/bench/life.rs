@@ -1,6 +1,8 @@
-//! What an operator waits for in a pair's life: restart points, takeovers, resynchronisation; and what memory a volume takes.
+//! What an operator waits for in a pair's life: restart points, takeovers, resynchronisation; what memory a volume takes, and what its
+//! host notices when it writes all over it for long.
 
 use super::{
+    balance::{Balance, memory_of},
     has_time, machine,
     report::{Better, Report, Results},
     with_free_ports,
@@ -10,7 +12,6 @@ use crate::{
     nbd_client::{NbdClient, NbdRequest},
     sites::{GROUP, SiteOptions, Sites},
 };
-use anyhow::Context;
 use std::{
     path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
@@ -34,6 +35,8 @@ pub struct LifeOptions {
 }
 
 const BLOCK: u64 = 4096;
+/// So many times the blocks that change are written until a journal is full, and long after.
+const BALANCE_FACTOR: u64 = 10;
 
 /// Measures, telling on stderr what is being done.
 ///
@@ -47,12 +50,18 @@ pub fn run(options: &LifeOptions) -> anyhow::Result<Results> {
     let sent = "bytes offered to the lines, over bytes that differ or were written meanwhile";
     let mut offered = Report::new("What a resynchronisation sends", sent, Better::Lower);
     let mut rates = Report::new("Rate of a resynchronisation", "of the lines' rate", Better::Higher);
+    let mut balance = Balance::default();
     let (start, mut round) = (Instant::now(), 0);
     while round < options.rounds && has_time(options.limit, start, round) {
         round += 1;
         for size in ["1GiB", "1TiB"] {
             eprintln!("Round {round}: takeover of {size}");
             self::takeover(options, round, size, &mut takeover, &mut memory)?;
+        }
+        for size in ["1GiB", "1TiB"] {
+            eprintln!("Round {round}: {size} in balance");
+            let site = site_options(options, round, size, LineSettings::default());
+            balance.measure(site, BALANCE_FACTOR * u64::from(options.changed), &mut memory)?;
         }
         for load in [false, true] {
             eprintln!("Round {round}: resynchronisation{}", if load { " under load" } else { "" });
@@ -62,15 +71,21 @@ pub fn run(options: &LifeOptions) -> anyhow::Result<Results> {
     conditions.push(("rounds", round.to_string()));
     conditions.push(("blocks of 4 KiB changed", options.changed.to_string()));
     conditions.push(("each link of the resynchronisation", format!("{} Mbit/s, 20 ms round trip", options.rate)));
+    let [latency, rate] = balance.reports();
+    let reports = vec![takeover, latency, rate, memory, offered, rates];
     let notes =
         vec!["Both nodes are on this machine and its disk; links without delay but for the resynchronisation".into()];
-    Ok(Results { name: "life", conditions, notes, failure: None, reports: vec![takeover, memory, offered, rates] })
+    Ok(Results { name: "life", conditions, notes, failure: None, reports })
+}
+
+fn site_options(options: &LifeOptions, round: u32, size: &'static str, line: LineSettings) -> SiteOptions {
+    let (prefix, programs) = ("holdfast-bench", options.programs.clone());
+    let (size, journal_size) = (size.to_owned(), "2GiB".to_owned());
+    SiteOptions { prefix, programs, line, seed: round.into(), size, journal_size }
 }
 
 fn sites(options: &LifeOptions, round: u32, size: &'static str, line: LineSettings) -> anyhow::Result<Sites> {
-    let (prefix, programs) = ("holdfast-bench", options.programs.clone());
-    let (size, journal_size) = (size.to_owned(), "2GiB".to_owned());
-    let options = SiteOptions { prefix, programs, line, seed: round.into(), size, journal_size };
+    let options = site_options(options, round, size, line);
     with_free_ports(|| Sites::paired(&options))
 }
 
@@ -99,8 +114,8 @@ fn takeover(
         longest.sort_by(f64::total_cmp);
         times.add(&format!("longest write, QD 1, while {what} (median of 5)"), size, longest[2]);
     }
-    memory.add("primary", size, resident(&sites, 0)?);
-    memory.add("standby", size, resident(&sites, 1)?);
+    memory.add("primary", size, memory_of(&sites, 0, "VmRSS:")?);
+    memory.add("standby", size, memory_of(&sites, 1, "VmRSS:")?);
     sites.wait_in_step(0)?;
     places.again(round);
     let mut client = sites.client(0)?;
@@ -225,12 +240,4 @@ impl Places {
         }
         Ok(client.complete_all()?)
     }
-}
-
-/// MiB of a node's daemon.
-fn resident(sites: &Sites, node: usize) -> anyhow::Result<f64> {
-    let status = sites.workplace.proc_file(&sites.nodes[node].name, "status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kibibytes: f64 = line.trim().trim_end_matches(" kB").trim().parse()?;
-    Ok(kibibytes / 1024.0)
 }

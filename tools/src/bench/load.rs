@@ -57,7 +57,7 @@ pub fn write_rate(client: &mut NbdClient, depth: usize, warm_up: Duration, took:
 }
 
 /// Where the write of this number goes. An odd step meets every block of a volume whose size is a power of two.
-fn place(client: &NbdClient, number: u64) -> u64 {
+pub(super) fn place(client: &NbdClient, number: u64) -> u64 {
     number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % (client.size() / BLOCK as u64) * BLOCK as u64
 }
 

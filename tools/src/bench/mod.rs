@@ -1,6 +1,7 @@
 //! The benchmark: this program beside what users would take instead, in one run. Only ratios of one run count: machines
 //! are shared and noisy, so every figure is the median of interleaved rounds, with its spread.
 
+pub mod balance;
 pub mod beside;
 pub mod bursts;
 pub mod fio;
