@@ -6,6 +6,7 @@ use std::{
         fs::{FileExt, PermissionsExt},
         net::UnixListener,
     },
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -140,6 +141,14 @@ fn a_group_in_use_is_not_deleted_and_a_deleted_one_stays_away() {
     // The name is free again.
     sites.create_volume().unwrap();
     Model::new(5).check_exactly(&mut sites.client(0).unwrap(), AREA).unwrap();
+    // One that is erased leaves nothing, and what was kept of another stays.
+    let erase = ["group", "delete", GROUP, "--yes", "--erase"];
+    let erased = (0..1000).find_map(|_| sites.ask(0, &erase).ok()).unwrap();
+    let folder = erased["done"].as_str().unwrap().split_once("; ").unwrap().1.split_once(" and what was").unwrap().0;
+    assert!(!fs::exists(folder).unwrap(), "{erased}");
+    let others: Vec<_> =
+        fs::read_dir(Path::new(kept).parent().unwrap()).unwrap().map(|file| file.unwrap().path()).collect();
+    assert_eq!(others, [Path::new(kept)]);
 }
 
 #[test]

@@ -236,14 +236,18 @@ impl Node {
             .map(|path| path.display().to_string())
             .collect();
         let mut done = format!("Group {group} deleted");
+        // Also what is to be erased: that may take long, and what is left of it must not be taken for a group.
+        let attic = self.config.node.directory.join("deleted");
+        fs::create_dir_all(&attic).map_err(|error| at(&attic, error))?;
+        let place = attic.join(format!("{group}-{}", label.group));
+        fs::rename(&folder, &place).map_err(|error| at(&folder, error))?;
         if erase {
-            fs::remove_dir_all(&folder).map_err(|error| at(&folder, error))?;
+            let gone = place.clone();
+            // A large file in many parts takes the file system a minute; the other groups go on.
+            let erased = tokio::task::spawn_blocking(move || fs::remove_dir_all(gone)).await.map_err(ApiError::new)?;
+            erased.map_err(|error| at(&place, error))?;
             done += &format!("; {} and what was in it is removed", folder.display());
         } else {
-            let attic = self.config.node.directory.join("deleted");
-            fs::create_dir_all(&attic).map_err(|error| at(&attic, error))?;
-            let place = attic.join(format!("{group}-{}", label.group));
-            fs::rename(&folder, &place).map_err(|error| at(&folder, error))?;
             done += &format!("; its media are kept in {}", place.display());
         }
         if !kept.is_empty() {
