@@ -207,3 +207,28 @@ fn what_an_interrupted_resize_left_in_the_table_is_not_copied() {
     pair.command(0, Command::CreatePair { peer: NodeKey([2; 32]) }).unwrap();
     pair.finish();
 }
+
+#[test]
+fn a_table_that_moves_is_whole_beside_the_list_of_kept_blocks() {
+    let mut bench = deterministic();
+    let command = |bench: &mut Bench, command| {
+        bench.group.handle_command(bench.now, CommandId(7), command);
+        bench.settle();
+        bench.replies.remove(&CommandId(7)).expect("answered").expect("done");
+    };
+    command(&mut bench, Command::KeepGenerations { count: 4, seconds: 0 });
+    for _ in 0..4 {
+        let data = AlignedBuffer::new(4096).freeze();
+        let id = bench.request(Operation::Write { offset: 0, data, durability: Durability::Durable });
+        bench.wait(id);
+        command(&mut bench, Command::RestartPoint { label: "p".parse().unwrap() });
+    }
+    let table = |bench: &Bench| bench.group.volumes[&VolumeId(1)].table.geometry().pages_offset;
+    assert!(bench.group.volumes[&VolumeId(1)].table.extent_blocks() > 0, "nothing is kept");
+    let before = table(&bench);
+    // What does not change from here on is in no later checkpoint.
+    bench.reopen();
+    assert_eq!(bench.grow(8 << 30), Ok(CommandReply::Done));
+    assert_ne!(table(&bench), before, "the table did not move");
+    bench.reopen();
+}

@@ -280,8 +280,12 @@ impl Table {
             let (old, count) = self.geometry.page_blocks();
             (old..old + count).for_each(|block| self.blocks.free(block));
             grown.pages_offset = grown.offset_of(first);
-            self.metas.fill(None);
-            (self.digest, self.pages_since) = (0, self.checkpoint + 1);
+            // The pages of kept blocks stay where they are, and in the digest.
+            for (index, meta) in (0..).zip(&mut self.metas) {
+                let gone = meta.take().map_or(0, |meta| meta.weight(index));
+                self.digest = self.digest.wrapping_sub(gone);
+            }
+            self.pages_since = self.checkpoint + 1;
             let stored = (0..).zip(&self.pages).filter(|(_, page)| page.is_some()).map(|(index, _)| index);
             self.changes.add(stored);
         }
