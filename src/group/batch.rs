@@ -116,7 +116,9 @@ impl Group {
     fn find_room(&self, entries: &mut Vec<BatchEntry>) -> Option<u64> {
         loop {
             let size = batch::batch_size(entries.iter().map(|entry| entry.stored.len())) as u64;
-            let position = self.journal.room(size, RESERVE);
+            // Nothing sets room free before a promotion's record is there.
+            let reserve = if self.is_opening() { 0 } else { RESERVE };
+            let position = self.journal.room(size, reserve);
             if position.is_some() || entries.len() == 1 || !self.in_flight.is_empty() {
                 return position;
             }

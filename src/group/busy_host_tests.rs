@@ -35,6 +35,21 @@ impl Bench {
         while self.step() {}
     }
 
+    /// One operation is carried out that is none of a checkpoint's, if there is one.
+    fn step_but_checkpoint(&mut self) -> bool {
+        self.drain();
+        let purposes = &self.group.operations;
+        let is_other = |id: &OperationId| !matches!(purposes.get(id), Some(Purpose::Checkpoint));
+        let Some(index) = self.operations.iter().position(|(operation, _)| is_other(&operation.id)) else {
+            return false;
+        };
+        let (operation, asked) = self.operations.remove(index);
+        let outcome = self.disks.carry_out(operation.medium, operation.action, asked);
+        self.group.handle_disk(self.now, operation.id, outcome);
+        self.drain();
+        true
+    }
+
     fn pool_operations(&self) -> usize {
         self.operations.iter().filter(|(operation, _)| operation.medium != MediumId::Journal).count()
     }
@@ -74,6 +89,63 @@ fn a_stop_does_not_wait_for_all_that_is_to_be_applied() {
     assert!(applied < last, "all of it was applied before");
     bench.reopen();
     assert_eq!(bench.group.journal.last(), last);
+}
+
+#[test]
+fn a_stop_waits_for_no_checkpoint_but_the_one_that_runs() {
+    let mut bench = bench();
+    bench.write(0, 4096);
+    bench.settle_without_checkpoint();
+    bench.group.begin_checkpoint();
+    (bench.group.checkpoint.wanted, bench.group.checkpoint.marked) = (true, true);
+    let begun = bench.group.checkpoint.begun();
+    bench.group.handle_command(bench.now, CommandId(7), Command::Stop);
+    bench.settle();
+    assert!(bench.replies.remove(&CommandId(7)).is_some_and(|reply| reply.is_ok()));
+    assert_eq!(bench.group.checkpoint.begun(), begun);
+}
+
+#[test]
+fn no_write_is_refused_while_a_checkpoint_runs_and_a_generation_can_go() {
+    let mut bench = bench();
+    let command = |bench: &mut Bench, command| {
+        bench.group.handle_command(bench.now, CommandId(7), command);
+        bench.settle();
+        bench.replies.remove(&CommandId(7)).expect("answered").expect("done");
+    };
+    let geometry = *bench.group.volumes[&VolumeId(1)].table.geometry();
+    let (block, count) = (geometry.block_size as usize, geometry.volume_size / u64::from(geometry.block_size));
+    command(&mut bench, Command::KeepGenerations { count: 8, seconds: 0 });
+    // Nearly all of the pool is used.
+    for lacking in [0, 24] {
+        (0..count - lacking).for_each(|index| bench.write(index * block as u64, block));
+        command(&mut bench, Command::RestartPoint { label: "p".parse().unwrap() });
+    }
+    let kept = bench.group.generations().len();
+    bench.group.begin_checkpoint();
+    let mut waiting = 0;
+    for index in 0..6_000 {
+        let (offset, data) = (index % (count / 2) * block as u64 + 8192, AlignedBuffer::new(4096).freeze());
+        let id = bench.ask(Operation::Write { offset, data, durability: Durability::Completed });
+        for _ in 0..3 {
+            while !bench.answers.contains_key(&id) && bench.step_but_checkpoint() {}
+            if !bench.answers.contains_key(&id)
+                && let Some(at) = bench.group.poll_timeout()
+            {
+                bench.now.monotonic = bench.now.monotonic.max(at);
+                bench.group.handle_timeout(bench.now);
+            }
+        }
+        assert!(!matches!(bench.answers.get(&id), Some(Err(_))), "write {index} is refused");
+        waiting += u32::from(!bench.answers.contains_key(&id));
+        if waiting == 16 {
+            break;
+        }
+    }
+    assert!(bench.group.is_journal_full() && bench.group.checkpoint.is_running(), "there was room enough");
+    bench.settle();
+    assert!(bench.group.generations().len() < kept, "no generation went");
+    assert_eq!(bench.group.applied, bench.group.journal.last());
 }
 
 #[test]

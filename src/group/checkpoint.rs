@@ -70,6 +70,13 @@ impl Checkpoint {
         self.running.is_some()
     }
 
+    /// What is marked from here on is not in the one that is running.
+    pub(super) fn does_not_cover_tracking(&mut self) {
+        if let Some(running) = &mut self.running {
+            running.covers_tracking = false;
+        }
+    }
+
     /// How many were begun since the group was opened.
     pub(super) fn begun(&self) -> u64 {
         self.begun
@@ -84,8 +91,14 @@ impl Checkpoint {
 impl Group {
     /// When a checkpoint wants to be made at the latest.
     pub(super) fn checkpoint_timeout(&self) -> Option<Monotonic> {
-        let due = !self.checkpoint.is_running() && self.applied == self.destage_limit() && self.needs_checkpoint();
-        due.then(|| self.destage_idle_since().after(IDLE_MICROS))
+        let due = self.applied == self.destage_limit() && self.needs_checkpoint();
+        let may_begin = !self.checkpoint.is_running() && !self.checkpoints_must_wait();
+        (due && may_begin).then(|| self.destage_idle_since().after(IDLE_MICROS))
+    }
+
+    /// Whether no checkpoint may begin, whatever there is to write; what ends that calls again.
+    fn checkpoints_must_wait(&self) -> bool {
+        self.is_about_to_grow() || self.is_opening() || (self.is_stopping() && self.waits_for_cycle())
     }
 
     fn needs_checkpoint(&self) -> bool {
@@ -94,7 +107,7 @@ impl Group {
 
     /// Starts a checkpoint if it is time.
     pub(super) fn start_checkpoint(&mut self) {
-        if self.checkpoint.is_running() || self.destage.is_running() || self.is_about_to_grow() {
+        if self.checkpoint.is_running() || self.destage.is_running() || self.checkpoints_must_wait() {
             return;
         }
         // Half of what makes destaging hurry: the tail must move before the ring is full.
@@ -193,6 +206,7 @@ impl Group {
             return;
         };
         self.checkpoint.ended += 1;
+        self.destage.waits_for_checkpoint = false;
         self.again = true;
         let reads = self.reads.next();
         for (id, volume) in &mut self.volumes {

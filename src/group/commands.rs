@@ -197,7 +197,7 @@ impl Group {
         }
         self.pair.peer = Some(peer);
         self.pair.synced = Position::default();
-        self.peer.lose_anchor();
+        self.lose_anchor();
         self.set_pair_state(PairState::InitialCopy);
         Ok(())
     }
@@ -209,7 +209,7 @@ impl Group {
             self.pair.lease_millis = 0;
             self.leasing.renounce();
         }
-        self.peer.lose_anchor();
+        self.lose_anchor();
         self.peer.forget_session();
         self.copy.stop();
         self.confirmation = Confirmation::default();
@@ -347,6 +347,12 @@ impl Group {
     pub(super) fn waits_for_cycle(&self) -> bool {
         let promotes = matches!(self.commands.promotion, Some(Promotion::Settling { .. }));
         (promotes || self.is_stopping()) && self.durable == self.journal.last()
+    }
+
+    /// Whether a promotion has taken the volumes back and the record that says so is not durable. Nothing may make the one durable
+    /// before the other: a crash must lead back to where the stream goes on.
+    pub(super) fn is_opening(&self) -> bool {
+        matches!(self.commands.promotion, Some(Promotion::Opening { order, .. }) if order > self.durable)
     }
 
     /// The older restart point that a promotion needs until it has taken the volumes back.

@@ -138,7 +138,7 @@ impl Group {
                 self.copy.voids.push((*id, 0, volume.spec.size));
             }
         }
-        self.peer.lose_anchor();
+        self.lose_anchor();
         self.peer.unvoided = u64::from(anew);
         self.copy.compares = compares;
         self.copy.prepared = Some(anew);

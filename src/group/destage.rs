@@ -55,6 +55,10 @@ pub(super) struct Destage {
     /// What the entries that were applied amount to.
     pub(super) stream: StreamState,
     pub(super) full_since: Option<Monotonic>,
+    /// The operator was told that a pool is full.
+    told_full: bool,
+    /// A pool has no room, but a checkpoint that is running may set some free.
+    pub(super) waits_for_checkpoint: bool,
     /// Blocks have become unused since.
     pub(super) has_new_room: bool,
     /// Go on until everything is applied.
@@ -79,16 +83,18 @@ impl Group {
     pub(super) fn destage_timeout(&self) -> Option<Monotonic> {
         // What is still being written or synced tells by itself when it is there.
         let nothing = self.applied >= self.completed.min(self.destage_limit()) || self.sync.is_running();
-        if self.destage.cycle.is_some() || self.waits_for_cycle() {
+        if self.destage.cycle.is_some() || self.cycles_must_wait() {
             return None;
         }
         if nothing {
-            return self.needs_sweep().then(|| self.destage.touched.after(IDLE_MICROS));
+            let sweeps = self.needs_sweep() && !self.sync.is_running();
+            return sweeps.then(|| self.destage.touched.after(IDLE_MICROS));
         }
         match self.destage.full_since {
             // Room may come of it.
             Some(_) if self.needs_sweep() && !self.is_about_to_grow() => Some(self.now.monotonic),
-            Some(since) => Some(since.after(FULL_MICROS)),
+            Some(since) if self.wants_cycle() => Some(since.after(FULL_MICROS)),
+            Some(since) => Some(since.after(FULL_MICROS).max(self.destage.touched.after(IDLE_MICROS))),
             None => Some(self.destage.touched.after(IDLE_MICROS)),
         }
     }
@@ -100,7 +106,7 @@ impl Group {
 
     /// Starts a cycle if it is time.
     pub(super) fn start_destage(&mut self) {
-        if self.destage.cycle.is_some() || self.is_about_to_grow() || self.waits_for_cycle() {
+        if self.destage.cycle.is_some() || self.cycles_must_wait() {
             return;
         }
         if self.applied >= self.completed.min(self.destage_limit()) {
@@ -112,9 +118,8 @@ impl Group {
         if self.destage.full_since.is_some_and(|since| !has_new_room && now < since.after(FULL_MICROS)) {
             return self.sweep();
         }
-        let backlog = self.destage.backlog >= self.backlog_min();
         let idle = now >= self.destage.touched.after(IDLE_MICROS);
-        if !(backlog || idle || self.hurries()) {
+        if !(idle || self.wants_cycle()) {
             return;
         }
         if self.durable == self.applied {
@@ -122,6 +127,16 @@ impl Group {
             return self.start_sync();
         }
         self.begin_cycle();
+    }
+
+    /// Whether no cycle may begin, whatever there is to do; what ends that calls again.
+    fn cycles_must_wait(&self) -> bool {
+        self.is_about_to_grow() || self.waits_for_cycle() || self.is_opening() || self.destage.waits_for_checkpoint
+    }
+
+    /// Whether a cycle is to begin although the host is busy.
+    fn wants_cycle(&self) -> bool {
+        self.destage.backlog >= self.backlog_min() || self.hurries()
     }
 
     /// The least backlog for which a cycle is begun while the host is busy, in bytes.
@@ -150,7 +165,7 @@ impl Group {
             if let Some(mut cycle) = cycle
                 && self.allocate(&mut cycle)
             {
-                self.destage.full_since = None;
+                (self.destage.full_since, self.destage.told_full) = (None, false);
                 self.destage.cycle = Some(cycle);
                 return self.read_cycle();
             }
@@ -162,16 +177,16 @@ impl Group {
     }
 
     fn pool_is_full(&mut self) {
+        self.checkpoint.wanted = true;
         if self.checkpoint.is_running() {
-            // It sets blocks free; until then nothing need be given up for them.
-            self.destage.full_since = Some(self.now.monotonic);
+            // Until it ends nothing need be given up for room.
+            self.destage.waits_for_checkpoint = true;
             return;
         }
-        if !self.drop_oldest_generation() && self.destage.full_since.is_none() {
+        if !self.drop_oldest_generation() && !core::mem::replace(&mut self.destage.told_full, true) {
             self.event(Event::PoolFull);
         }
         self.destage.full_since = Some(self.now.monotonic);
-        self.checkpoint.wanted = true;
         self.sweep();
     }
 

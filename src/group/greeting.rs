@@ -231,7 +231,7 @@ impl Group {
         self.pair.fork = self.common(greeting);
         self.pair.role = Role::Fenced;
         self.confirmation.until = None;
-        self.peer.lose_anchor();
+        self.lose_anchor();
         self.copy.stop();
         for id in self.waiting.take_all().into_iter().chain(self.leasing.take_withheld()) {
             self.answer(id, Err(RequestError::NotPrimary));

@@ -84,7 +84,11 @@ impl Group {
         let (id, id_of_volume, size, pool_size) = (growth.id, growth.volume, growth.size, growth.pool_size);
         match growth.step {
             Step::Settling(_) => {
-                if !self.is_about_to_grow() || self.destage.is_running() || self.checkpoint.is_running() {
+                if !self.is_about_to_grow()
+                    || self.destage.is_running()
+                    || self.checkpoint.is_running()
+                    || self.is_opening()
+                {
                     return;
                 }
                 let grown = self.volumes.get_mut(&id_of_volume).map(|volume| volume.table.grow(size, pool_size));

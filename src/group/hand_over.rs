@@ -73,7 +73,7 @@ impl Group {
         self.pair.former_epoch = self.epoch();
         self.pair.fork = Position::default();
         self.confirmation = Confirmation::default();
-        self.peer.lose_anchor();
+        self.lose_anchor();
         self.copy.stop();
         for id in self.waiting.take_all().into_iter().chain(self.leasing.take_withheld()) {
             self.answer(id, Err(RequestError::NotPrimary));

@@ -81,6 +81,8 @@ mod pair_bench;
 #[cfg(test)]
 mod pair_tests;
 #[cfg(test)]
+mod promotion_tests;
+#[cfg(test)]
 mod simulated_tests;
 #[cfg(test)]
 mod table_tests;

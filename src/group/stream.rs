@@ -328,7 +328,7 @@ impl Group {
         if self.peer.anchored && !planted(Plant::LiveNotDirty) {
             self.mark_live_dirty(acknowledged);
         }
-        self.peer.lose_anchor();
+        self.lose_anchor();
         self.copy.stop();
         self.checkpoint.marked = true;
         self.checkpoint.wanted = true;
@@ -338,6 +338,12 @@ impl Group {
         if !matches!(cause, Cause::Command | Cause::MediumError) && self.peer.connected {
             self.outputs.push_back(Output::Reconnect);
         }
+    }
+
+    /// What the peer lacks is about to be noted, or is not known any more.
+    pub(super) fn lose_anchor(&mut self) {
+        self.peer.lose_anchor();
+        self.checkpoint.does_not_cover_tracking();
     }
 
     /// Notes everything after `order` that is still in the journal in the bitmap.

@@ -172,10 +172,19 @@ impl Bench {
         }
         let (offset, superblock) = self.table.superblock(&mut checkpoint);
         self.disks.carry_out(POOL, DiskAction::Write { offset, pieces: vec![superblock] }, 0).unwrap();
+        self.done.drain(..before);
+        // It counts before the table knows.
+        for _ in 0..pick(rng, 4) {
+            self.step(rng);
+        }
+        if pick(rng, 8) == 0 {
+            return self.crash();
+        }
         self.table.commit_checkpoint(checkpoint, 0);
         self.table.blocks.release(0, Order(u64::MAX));
         self.table.blocks.take_leaving().into_iter().for_each(|block| self.table.blocks.gone(block, 1));
-        self.done.drain(..before);
+        // What was set free is used next.
+        self.table.blocks.rewind();
     }
 
     /// Anything that happens to a table between two checkpoints.

@@ -5,10 +5,10 @@ use super::{
     pair_bench::{Node, Pair},
 };
 use crate::{
-    command::{Command, CommandError, CommandId, PromoteTarget},
+    command::{Command, CommandError, PromoteTarget},
     disk::MediumId,
     pair::{Role, Takeover},
-    units::{Now, Order},
+    units::Now,
 };
 use alloc::vec::Vec;
 use proptest::prelude::*;
@@ -41,7 +41,7 @@ impl Pair {
         pair
     }
 
-    fn role(&self, node: usize) -> Role {
+    pub(super) fn role(&self, node: usize) -> Role {
         self.nodes[node].group.pair.role
     }
 
@@ -267,76 +267,4 @@ proptest! {
         }
         pair.answers_no_more(asked);
     }
-}
-
-/// The checkpoint of a large volume takes seconds. What it makes durable is the state before the promotion; whatever happens then, it is
-/// not served.
-#[test]
-fn a_promotion_does_not_wait_for_a_checkpoint() {
-    for seed in 0..60 {
-        let mut pair = Pair::in_step_with([seed; 32]);
-        (0..5).for_each(|_| {
-            pair.write();
-        });
-        pair.restart_point();
-        let expected = pair.state.clone();
-        (0..5).for_each(|_| {
-            pair.write();
-        });
-        while !pair.nodes[1].group.checkpoint.is_running() || pair.nodes[1].group.applied < Order(8) {
-            if !pair.step() {
-                pair.pass_to(pair.next_timeout().expect("there is no checkpoint"));
-            }
-        }
-        pair.cut();
-        let (now, id) = (pair.clock(1), CommandId(1 << 40));
-        let command = Command::Promote { target: PromoteTarget::RestartPoint, force: true };
-        pair.nodes[1].group.handle_command(now, id, command);
-        pair.nodes[1].only_journal(now);
-        assert_eq!(pair.role(1), Role::Primary);
-        assert!(pair.nodes[1].group.checkpoint.is_running() && pair.nodes[1].replies.contains_key(&id));
-        (pair.primary, pair.state) = (1, expected.clone());
-        if seed % 3 == 0 {
-            pair.kill(1);
-            assert!(pair.content_after_confirm(1) == expected, "another state after a crash");
-        }
-        assert!(pair.content(1) == expected, "another state is served");
-        (0..5).for_each(|_| {
-            pair.write();
-        });
-        if seed % 3 == 1 {
-            pair.kill(1);
-        }
-        pair.finish();
-    }
-}
-
-#[test]
-fn a_promotion_does_not_wait_for_all_that_is_to_be_applied() {
-    let mut pair = Pair::in_step();
-    pair.restart_point();
-    for index in 0..3000 {
-        pair.write_at_unchecked(index % 2048 * 8192, 512);
-        if index % 64 > 0 {
-            continue;
-        }
-        // The standby's pool is slow.
-        let turn = |pair: &mut Pair| (0..3).any(|what| pair.turn(0, what)) || (1..3).any(|what| pair.turn(1, what));
-        while turn(&mut pair) {
-            while turn(&mut pair) {}
-            let now = pair.clock(1);
-            pair.nodes[1].only_journal(now);
-        }
-    }
-    pair.cut();
-    let (now, id) = (pair.clock(1), CommandId(1 << 40));
-    let last = pair.nodes[1].group.journal.last();
-    let command = Command::Promote { target: PromoteTarget::RestartPoint, force: true };
-    pair.nodes[1].group.handle_command(now, id, command);
-    while pair.role(1) == Role::Secondary {
-        assert!(pair.nodes[1].step(now, &mut pair.rng), "it does not come about");
-    }
-    // What a cycle that was running had still to write, not all that had come.
-    let written = pair.nodes[1].pool_written;
-    assert!(written < 1 << 20, "{written} bytes of {last:?} entries");
 }

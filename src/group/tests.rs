@@ -282,6 +282,15 @@ impl Bench {
         id
     }
 
+    /// A request that nobody carries out yet.
+    pub(super) fn ask(&mut self, operation: Operation) -> RequestId {
+        let id = RequestId(self.next);
+        self.next += 1;
+        let request = Request { id, volume: VolumeId(1), access: Access::ReadWrite, operation };
+        let _ = self.group.handle_request(self.now, request);
+        id
+    }
+
     pub(super) fn wait(&mut self, id: RequestId) {
         self.drain();
         while !self.answers.contains_key(&id) {

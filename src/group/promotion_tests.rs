@@ -1,0 +1,173 @@
+//! What a promotion waits for, and what must not be ahead of it on the media.
+
+use super::{pair_bench::Pair, *};
+use crate::{
+    command::{Command, CommandId, PromoteTarget},
+    pair::Role,
+};
+
+/// The checkpoint of a large volume takes seconds. What it makes durable is the state before the promotion; whatever happens then, it is
+/// not served.
+#[test]
+fn a_promotion_does_not_wait_for_a_checkpoint() {
+    for seed in 0..60 {
+        let mut pair = Pair::in_step_with([seed; 32]);
+        (0..5).for_each(|_| {
+            pair.write();
+        });
+        pair.restart_point();
+        let expected = pair.state.clone();
+        (0..5).for_each(|_| {
+            pair.write();
+        });
+        while !pair.nodes[1].group.checkpoint.is_running() || pair.nodes[1].group.applied < Order(8) {
+            if !pair.step() {
+                pair.pass_to(pair.next_timeout().expect("there is no checkpoint"));
+            }
+        }
+        pair.cut();
+        let (now, id) = (pair.clock(1), CommandId(1 << 40));
+        let command = Command::Promote { target: PromoteTarget::RestartPoint, force: true };
+        pair.nodes[1].group.handle_command(now, id, command);
+        pair.nodes[1].only_journal(now);
+        assert_eq!(pair.role(1), Role::Primary);
+        assert!(pair.nodes[1].group.checkpoint.is_running() && pair.nodes[1].replies.contains_key(&id));
+        (pair.primary, pair.state) = (1, expected.clone());
+        if seed % 3 == 0 {
+            pair.kill(1);
+            assert!(pair.content_after_confirm(1) == expected, "another state after a crash");
+        }
+        assert!(pair.content(1) == expected, "another state is served");
+        (0..5).for_each(|_| {
+            pair.write();
+        });
+        if seed % 3 == 1 {
+            pair.kill(1);
+        }
+        pair.finish();
+    }
+}
+
+#[test]
+fn a_promotion_does_not_wait_for_all_that_is_to_be_applied() {
+    let mut pair = Pair::in_step();
+    pair.restart_point();
+    for index in 0..3000 {
+        pair.write_at_unchecked(index % 2048 * 8192, 512);
+        if index % 64 > 0 {
+            continue;
+        }
+        // The standby's pool is slow.
+        let turn = |pair: &mut Pair| (0..3).any(|what| pair.turn(0, what)) || (1..3).any(|what| pair.turn(1, what));
+        while turn(&mut pair) {
+            while turn(&mut pair) {}
+            let now = pair.clock(1);
+            pair.nodes[1].only_journal(now);
+        }
+    }
+    pair.cut();
+    let (now, id) = (pair.clock(1), CommandId(1 << 40));
+    let last = pair.nodes[1].group.journal.last();
+    let command = Command::Promote { target: PromoteTarget::RestartPoint, force: true };
+    pair.nodes[1].group.handle_command(now, id, command);
+    while pair.role(1) == Role::Secondary {
+        assert!(pair.nodes[1].step(now, &mut pair.rng), "it does not come about");
+    }
+    // What a cycle that was running had still to write, not all that had come.
+    let written = pair.nodes[1].pool_written;
+    assert!(written < 1 << 20, "{written} bytes of {last:?} entries");
+}
+
+impl Pair {
+    /// Goes on until only what is not `allowed` of the standby's media is left to do.
+    fn go_on_with(&mut self, allowed: impl Fn(&Purpose, MediumId) -> bool) {
+        loop {
+            let mut goes_on = (0..3).any(|what| self.turn(0, what)) | (1..3).any(|what| self.turn(1, what));
+            let now = self.clock(1);
+            let node = &mut self.nodes[1];
+            node.drain();
+            let purposes = &node.group.operations;
+            let is_allowed = |operation: &DiskOperation| {
+                purposes.get(&operation.id).is_some_and(|purpose| allowed(purpose, operation.medium))
+            };
+            if let Some(index) = node.operations.iter().position(|(operation, _)| is_allowed(operation)) {
+                let (operation, asked) = node.operations.remove(index);
+                let outcome = node.disks.carry_out(operation.medium, operation.action, asked);
+                node.group.handle_disk(now, operation.id, outcome);
+                node.drain();
+                goes_on = true;
+            }
+            if !goes_on {
+                return;
+            }
+        }
+    }
+}
+
+#[test]
+fn no_checkpoint_is_ahead_of_a_promotion_that_is_not_durable() {
+    let mut pair = Pair::in_step();
+    for index in 0..16 {
+        pair.write_at(index * (64 << 10), 4096);
+    }
+    pair.restart_point();
+    pair.idle();
+    // The standby's pool is slow: most of what comes waits. When a promotion has made it void, it counts as applied at once.
+    let but_pool =
+        |purpose: &Purpose, medium| medium == MediumId::Journal && !matches!(purpose, Purpose::Destage { .. });
+    for index in 0..800_u64 {
+        pair.write_at(index * 7 % 256 * 4096, 4096);
+        pair.go_on_with(but_pool);
+    }
+    let (latest, last) = (pair.state.clone(), pair.nodes[1].group.stream.last);
+    assert_eq!(last, pair.nodes[0].group.stream.last);
+    pair.cut();
+    let (now, command) = (pair.clock(1), Command::Promote { target: PromoteTarget::RestartPoint, force: true });
+    pair.nodes[1].group.handle_command(now, CommandId(77), command);
+    // Now the journal is slow, and the daemon dies before the promotion's record is there.
+    pair.go_on_with(|purpose, medium| {
+        medium != MediumId::Journal || matches!(purpose, Purpose::Destage { .. } | Purpose::Sync)
+    });
+    assert!(pair.nodes[1].group.journal.last() > pair.nodes[1].group.durable, "the record is there");
+    pair.nodes[1].operations.clear();
+    pair.reopen(1);
+    assert_eq!(pair.nodes[1].group.stream.last, last);
+    assert!(pair.content(1) == latest, "another state than that of {last}");
+}
+
+#[test]
+fn a_promotion_needs_no_room_in_a_full_journal() {
+    let mut pair = Pair::in_step();
+    pair.restart_point();
+    pair.idle();
+    let but_pool =
+        |purpose: &Purpose, medium| medium == MediumId::Journal && !matches!(purpose, Purpose::Destage { .. });
+    // Each is a batch of its own.
+    while pair.nodes[1].group.journal.room(8192, 256 << 10).is_some() {
+        pair.write_at_unchecked(0, 4096);
+        pair.go_on_with(but_pool);
+    }
+    assert_eq!(pair.nodes[1].group.durable, pair.nodes[1].group.journal.last());
+    pair.cut();
+    let (now, command) = (pair.clock(1), Command::Promote { target: PromoteTarget::RestartPoint, force: true });
+    pair.nodes[1].group.handle_command(now, CommandId(77), command);
+    // No checkpoint sets any free meanwhile.
+    pair.go_on_with(|purpose, _| !matches!(purpose, Purpose::Checkpoint));
+    assert_eq!(pair.role(1), Role::Primary);
+}
+
+#[test]
+fn what_is_marked_while_a_checkpoint_runs_is_not_taken_for_durable() {
+    let mut pair = Pair::in_step();
+    pair.command(0, Command::SuspendPair { now: true }).unwrap();
+    pair.settle();
+    let group = &mut pair.nodes[0].group;
+    assert!(group.peer.is_tracking_durable());
+    group.begin_checkpoint();
+    group.lose_anchor();
+    let ended = group.checkpoint.ended();
+    while pair.nodes[0].group.checkpoint.ended() == ended {
+        assert!(pair.step(), "the checkpoint does not end");
+    }
+    assert!(!pair.nodes[0].group.peer.is_tracking_durable());
+}
