@@ -92,13 +92,13 @@ impl Group {
     /// When a checkpoint wants to be made at the latest.
     pub(super) fn checkpoint_timeout(&self) -> Option<Monotonic> {
         let due = self.applied == self.destage_limit() && self.needs_checkpoint();
-        let may_begin = !self.checkpoint.is_running() && !self.checkpoints_must_wait();
-        (due && may_begin).then(|| self.destage_idle_since().after(IDLE_MICROS))
+        (due && self.may_begin_checkpoint()).then(|| self.destage_idle_since().after(IDLE_MICROS))
     }
 
-    /// Whether no checkpoint may begin, whatever there is to write; what ends that calls again.
-    fn checkpoints_must_wait(&self) -> bool {
-        self.is_about_to_grow() || self.is_opening() || (self.is_stopping() && self.waits_for_cycle())
+    /// Whether a checkpoint may begin now, if there is something to write; what is in its way calls again when it ends.
+    pub(super) fn may_begin_checkpoint(&self) -> bool {
+        let must_wait = self.is_about_to_grow() || self.is_opening() || self.stops_without_checkpoint();
+        !(self.checkpoint.is_running() || self.destage.is_running() || must_wait)
     }
 
     fn needs_checkpoint(&self) -> bool {
@@ -107,7 +107,7 @@ impl Group {
 
     /// Starts a checkpoint if it is time.
     pub(super) fn start_checkpoint(&mut self) {
-        if self.checkpoint.is_running() || self.destage.is_running() || self.checkpoints_must_wait() {
+        if !self.may_begin_checkpoint() {
             return;
         }
         // Half of what makes destaging hurry: the tail must move before the ring is full.
@@ -256,6 +256,10 @@ impl Group {
 
     /// Moves the journal's tail as far as it may and needs to go.
     pub(super) fn retire(&mut self) {
+        // What a promotion has made void is void when its record is durable.
+        if self.is_opening() {
+            return;
+        }
         let applied = if planted(Plant::TailBeforeTables) { self.applied } else { self.applied_durable() };
         let mut limit = applied.min(self.acknowledged_limit());
         if let Some(oldest) = self.reads.oldest_entry() {

@@ -349,6 +349,13 @@ impl Group {
         (promotes || self.is_stopping()) && self.durable == self.journal.last()
     }
 
+    /// Whether the group does not wait for a checkpoint before it stops.
+    pub(super) fn stops_without_checkpoint(&self) -> bool {
+        let is_awaited = |(_, what, _): &(CommandId, WaitsFor, CommandReply)| matches!(what, WaitsFor::Checkpoint(_));
+        let is_needed = self.growth.is_some() || self.commands.waiting.iter().any(is_awaited);
+        self.is_stopping() && self.waits_for_cycle() && !is_needed
+    }
+
     /// Whether a promotion has taken the volumes back and the record that says so is not durable. Nothing may make the one durable
     /// before the other: a crash must lead back to where the stream goes on.
     pub(super) fn is_opening(&self) -> bool {

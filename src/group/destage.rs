@@ -114,14 +114,16 @@ impl Group {
             return;
         }
         let now = self.now.monotonic;
-        let has_new_room = core::mem::take(&mut self.destage.has_new_room);
-        if self.destage.full_since.is_some_and(|since| !has_new_room && now < since.after(FULL_MICROS)) {
-            return self.sweep();
-        }
+        let full_since = self.destage.full_since;
+        let is_hopeless = full_since.is_some_and(|since| !self.destage.has_new_room && now < since.after(FULL_MICROS));
         let idle = now >= self.destage.touched.after(IDLE_MICROS);
-        if !(idle || self.wants_cycle()) {
+        if is_hopeless || !(idle || self.wants_cycle()) {
+            if full_since.is_some() {
+                self.sweep();
+            }
             return;
         }
+        self.destage.has_new_room = false;
         if self.durable == self.applied {
             self.sync.wanted = true;
             return self.start_sync();
@@ -177,12 +179,12 @@ impl Group {
     }
 
     fn pool_is_full(&mut self) {
-        self.checkpoint.wanted = true;
         if self.checkpoint.is_running() {
             // Until it ends nothing need be given up for room.
             self.destage.waits_for_checkpoint = true;
             return;
         }
+        self.checkpoint.wanted = true;
         if !self.drop_oldest_generation() && !core::mem::replace(&mut self.destage.told_full, true) {
             self.event(Event::PoolFull);
         }

@@ -96,6 +96,9 @@ impl Group {
                 self.end_journal_growth(id, Ok(CommandReply::Done));
             }
             Step::Storing(_) => {}
+            // Neither waits for an empty journal, and what empties it would have to wait for them.
+            _ if self.is_stopping() => self.end_journal_growth(id, Err(CommandError::Stopped)),
+            _ if self.is_promoting() => self.end_journal_growth(id, Err(CommandError::InProgress("promotion"))),
             _ if self.is_pool_full() => {
                 self.end_journal_growth(id, Err(CommandError::Journal("a pool is full; it cannot be emptied")));
             }
@@ -138,7 +141,7 @@ impl Group {
         }
         if self.applied_durable() < sealed {
             self.checkpoint.wanted = true;
-            self.again |= !self.checkpoint.is_running() && !self.destage.is_running();
+            self.again |= self.may_begin_checkpoint();
             return false;
         }
         if self.acknowledged_limit() < sealed || self.reads.oldest_entry().is_some() {

@@ -62,6 +62,41 @@ proptest! {
 }
 
 #[test]
+fn a_stop_ends_whatever_grows() {
+    for steps in 0..120 {
+        for volume in [false, true] {
+            let mut bench = Bench::new(TestRng::deterministic_rng(prop::test_runner::RngAlgorithm::ChaCha));
+            (0..60).for_each(|_| bench.mutate());
+            let id = if volume {
+                let size = 8 << 30;
+                let pool_size = grown_pool_size(size, bench.group.volumes[&VolumeId(1)].spec.table_block_size);
+                bench.disks.set_size(MediumId::Pool(VolumeId(1)), pool_size);
+                bench.flush();
+                // The one that it waits for is the next.
+                while bench.group.destage.is_running() || bench.group.checkpoint.is_running() {
+                    bench.step();
+                }
+                bench.group.begin_checkpoint();
+                let command = Command::GrowVolume { volume: VolumeId(1), size, pool_size };
+                bench.group.handle_command(bench.now, CommandId(8), command);
+                CommandId(8)
+            } else {
+                bench.begin_to_grow_journal(bench.journal_size() + MIB)
+            };
+            for _ in 0..steps {
+                bench.step();
+            }
+            bench.group.handle_command(bench.now, CommandId(7), Command::Stop);
+            bench.settle();
+            assert_eq!(bench.replies.remove(&CommandId(7)), Some(Ok(CommandReply::Done)), "after {steps} steps");
+            assert!(bench.replies.contains_key(&id), "after {steps} steps");
+            bench.reopen();
+            bench.check_all();
+        }
+    }
+}
+
+#[test]
 fn no_batch_begins_before_the_new_ring_is_durable() {
     let mut bench = Bench::new(TestRng::deterministic_rng(prop::test_runner::RngAlgorithm::ChaCha));
     (0..20).for_each(|_| bench.mutate());

@@ -35,7 +35,8 @@ impl Group {
 
     /// When the first request has waited long enough.
     pub(super) fn pace_timeout(&self) -> Option<Monotonic> {
-        let first = self.held.iter().map(|held| held.since).min().filter(|_| self.paces())?;
-        Some(first.after(PACE_MICROS))
+        // Who has waited so long is held for another reason.
+        let ends = self.held.iter().map(|held| held.since.after(PACE_MICROS)).filter(|end| *end > self.now.monotonic);
+        ends.min().filter(|_| self.paces())
     }
 }

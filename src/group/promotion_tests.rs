@@ -156,6 +156,40 @@ fn a_promotion_needs_no_room_in_a_full_journal() {
     assert_eq!(pair.role(1), Role::Primary);
 }
 
+/// A checkpoint that was running when the volumes were taken back ends before the promotion's record is there.
+#[test]
+fn the_tail_waits_for_a_promotion_that_is_not_durable() {
+    let mut pair = Pair::in_step();
+    for index in 0..16 {
+        pair.write_at(index * (64 << 10), 4096);
+    }
+    pair.restart_point();
+    pair.idle();
+    let but_pool =
+        |purpose: &Purpose, medium| medium == MediumId::Journal && !matches!(purpose, Purpose::Destage { .. });
+    let mut index = 0;
+    while pair.nodes[1].group.journal.room(8192, 256 << 10).is_some() {
+        pair.write_at(index * 7 % 256 * 4096, 4096);
+        pair.go_on_with(but_pool);
+        index += 1;
+    }
+    let (latest, last) = (pair.state.clone(), pair.nodes[1].group.stream.last);
+    pair.cut();
+    let (now, command) = (pair.clock(1), Command::Promote { target: PromoteTarget::RestartPoint, force: true });
+    // It begins when the cycle ends that is running, before the promotion goes on.
+    pair.nodes[1].group.checkpoint.wanted = true;
+    pair.nodes[1].group.handle_command(now, CommandId(77), command);
+    let (ended, tail) = (pair.nodes[1].group.checkpoint.ended(), pair.nodes[1].group.journal.tail_order);
+    pair.go_on_with(|purpose, _| !matches!(purpose, Purpose::Batch { .. }));
+    let group = &pair.nodes[1].group;
+    assert!(group.is_opening() && group.checkpoint.ended() > ended, "no checkpoint ended meanwhile");
+    assert_eq!(group.journal.tail_order, tail);
+    pair.nodes[1].operations.clear();
+    pair.reopen(1);
+    assert_eq!(pair.nodes[1].group.stream.last, last);
+    assert!(pair.content(1) == latest, "another state than that of {last}");
+}
+
 #[test]
 fn what_is_marked_while_a_checkpoint_runs_is_not_taken_for_durable() {
     let mut pair = Pair::in_step();

@@ -18,7 +18,7 @@ use holdfast::{
 };
 use serde_json::json;
 use std::{
-    fs,
+    fs, io,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     rc::Rc,
@@ -222,6 +222,14 @@ impl Node {
         }
         let folder = self.folder(group);
         let journal = fs::canonicalize(folder.join("journal")).map_err(|error| at(&folder, error))?;
+        let attic = self.config.node.directory.join("deleted");
+        fs::create_dir_all(&attic).map_err(|error| at(&attic, error))?;
+        let name = attic.join(format!("{group}-{}", label.group)).display().to_string();
+        let place = if erase { PathBuf::from(name + ".erasing") } else { free_place(&name) };
+        if erase && place.exists() {
+            // Left by one that was cut short.
+            remove_aside(&place).await?;
+        }
         // From here on no client finds it.
         self.groups.borrow_mut().remove(group);
         if let Err(error) = command(&actor, Command::Stop).await {
@@ -237,15 +245,13 @@ impl Node {
             .collect();
         let mut done = format!("Group {group} deleted");
         // Also what is to be erased: that may take long, and what is left of it must not be taken for a group.
-        let attic = self.config.node.directory.join("deleted");
-        fs::create_dir_all(&attic).map_err(|error| at(&attic, error))?;
-        let place = attic.join(format!("{group}-{}", label.group));
-        fs::rename(&folder, &place).map_err(|error| at(&folder, error))?;
+        let place = match fs::rename(&folder, &place) {
+            Ok(()) => place,
+            Err(error) if erase && error.kind() == io::ErrorKind::CrossesDevices => folder.clone(),
+            Err(error) => return Err(at(&folder, error)),
+        };
         if erase {
-            let gone = place.clone();
-            // A large file in many parts takes the file system a minute; the other groups go on.
-            let erased = tokio::task::spawn_blocking(move || fs::remove_dir_all(gone)).await.map_err(ApiError::new)?;
-            erased.map_err(|error| at(&place, error))?;
+            remove_aside(&place).await?;
             done += &format!("; {} and what was in it is removed", folder.display());
         } else {
             done += &format!("; its media are kept in {}", place.display());
@@ -281,6 +287,23 @@ pub(super) async fn not_on_own_device(path: Option<&String>) -> Result<(), ApiEr
         })
     };
     tokio::task::spawn_blocking(look).await.map_err(ApiError::new)?.map_or(Ok(()), Err)
+}
+
+/// The name, or the first that nothing has yet of it with a number.
+fn free_place(name: &str) -> PathBuf {
+    let (mut place, mut number) = (PathBuf::from(name), 1);
+    while place.exists() {
+        number += 1;
+        place = PathBuf::from(format!("{name}-{number}"));
+    }
+    place
+}
+
+/// Removes a folder with what is in it. A large file in many parts takes the file system a minute; the other groups go on.
+async fn remove_aside(folder: &Path) -> Result<(), ApiError> {
+    let gone = folder.to_owned();
+    let removed = tokio::task::spawn_blocking(move || fs::remove_dir_all(gone)).await.map_err(ApiError::new)?;
+    removed.map_err(|error| at(folder, error))
 }
 
 fn in_use(what: &str, clients: usize) -> ApiError {
