@@ -210,6 +210,14 @@ impl Node {
 
     pub(super) async fn delete_group(&self, group: &str, erase: bool) -> Answer {
         let actor = self.group(group)?;
+        let attic = self.config.node.directory.join("deleted");
+        fs::create_dir_all(&attic).map_err(|error| at(&attic, error))?;
+        let name = attic.join(format!("{group}-{}", actor.label().group)).display().to_string();
+        let place = if erase { PathBuf::from(name + ".erasing") } else { free_place(&name) };
+        if erase && place.exists() {
+            // Left by one that was cut short. It takes long: what is checked is checked behind it.
+            remove_aside(&place).await?;
+        }
         let label = actor.label();
         if label.peer.is_some() {
             return Err(ApiError::new(format!(
@@ -222,14 +230,6 @@ impl Node {
         }
         let folder = self.folder(group);
         let journal = fs::canonicalize(folder.join("journal")).map_err(|error| at(&folder, error))?;
-        let attic = self.config.node.directory.join("deleted");
-        fs::create_dir_all(&attic).map_err(|error| at(&attic, error))?;
-        let name = attic.join(format!("{group}-{}", label.group)).display().to_string();
-        let place = if erase { PathBuf::from(name + ".erasing") } else { free_place(&name) };
-        if erase && place.exists() {
-            // Left by one that was cut short.
-            remove_aside(&place).await?;
-        }
         // From here on no client finds it.
         self.groups.borrow_mut().remove(group);
         if let Err(error) = command(&actor, Command::Stop).await {
