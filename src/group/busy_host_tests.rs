@@ -108,18 +108,13 @@ fn a_stop_waits_for_no_checkpoint_but_the_one_that_runs() {
 #[test]
 fn no_write_is_refused_while_a_checkpoint_runs_and_a_generation_can_go() {
     let mut bench = bench();
-    let command = |bench: &mut Bench, command| {
-        bench.group.handle_command(bench.now, CommandId(7), command);
-        bench.settle();
-        bench.replies.remove(&CommandId(7)).expect("answered").expect("done");
-    };
     let geometry = *bench.group.volumes[&VolumeId(1)].table.geometry();
     let (block, count) = (geometry.block_size as usize, geometry.volume_size / u64::from(geometry.block_size));
-    command(&mut bench, Command::KeepGenerations { count: 8, seconds: 0 });
+    bench.command(Command::KeepGenerations { count: 8, seconds: 0 });
     // Nearly all of the pool is used.
     for lacking in [0, 24] {
         (0..count - lacking).for_each(|index| bench.write(index * block as u64, block));
-        command(&mut bench, Command::RestartPoint { label: "p".parse().unwrap() });
+        bench.command(Command::RestartPoint { label: "p".parse().unwrap() });
     }
     let kept = bench.group.generations().len();
     bench.group.begin_checkpoint();

@@ -24,7 +24,7 @@ impl Bench {
         &self.group.volumes[&VolumeId(1)].spec
     }
 
-    fn begin_to_grow(&mut self, size: u64, pool_size: u64) -> CommandId {
+    pub(super) fn begin_to_grow(&mut self, size: u64, pool_size: u64) -> CommandId {
         let id = CommandId(pick(&mut self.rng, u64::MAX));
         self.disks.set_size(POOL, pool_size);
         let command = Command::GrowVolume { volume: VolumeId(1), size, pool_size };
@@ -32,7 +32,7 @@ impl Bench {
         id
     }
 
-    fn enlarge_pool(&self, size: u64) -> u64 {
+    pub(super) fn enlarge_pool(&self, size: u64) -> u64 {
         let now = self.disks.clone().size(POOL).expect("a pool");
         grown_pool_size(size, self.spec().table_block_size).max(now)
     }
@@ -211,17 +211,12 @@ fn what_an_interrupted_resize_left_in_the_table_is_not_copied() {
 #[test]
 fn a_table_that_moves_is_whole_beside_the_list_of_kept_blocks() {
     let mut bench = deterministic();
-    let command = |bench: &mut Bench, command| {
-        bench.group.handle_command(bench.now, CommandId(7), command);
-        bench.settle();
-        bench.replies.remove(&CommandId(7)).expect("answered").expect("done");
-    };
-    command(&mut bench, Command::KeepGenerations { count: 4, seconds: 0 });
+    bench.command(Command::KeepGenerations { count: 4, seconds: 0 });
     for _ in 0..4 {
         let data = AlignedBuffer::new(4096).freeze();
         let id = bench.request(Operation::Write { offset: 0, data, durability: Durability::Durable });
         bench.wait(id);
-        command(&mut bench, Command::RestartPoint { label: "p".parse().unwrap() });
+        bench.command(Command::RestartPoint { label: "p".parse().unwrap() });
     }
     let table = |bench: &Bench| bench.group.volumes[&VolumeId(1)].table.geometry().pages_offset;
     assert!(bench.group.volumes[&VolumeId(1)].table.extent_blocks() > 0, "nothing is kept");

@@ -68,18 +68,14 @@ fn a_stop_ends_whatever_grows() {
             let mut bench = Bench::new(TestRng::deterministic_rng(prop::test_runner::RngAlgorithm::ChaCha));
             (0..60).for_each(|_| bench.mutate());
             let id = if volume {
-                let size = 8 << 30;
-                let pool_size = grown_pool_size(size, bench.group.volumes[&VolumeId(1)].spec.table_block_size);
-                bench.disks.set_size(MediumId::Pool(VolumeId(1)), pool_size);
                 bench.flush();
                 // The one that it waits for is the next.
                 while bench.group.destage.is_running() || bench.group.checkpoint.is_running() {
                     bench.step();
                 }
                 bench.group.begin_checkpoint();
-                let command = Command::GrowVolume { volume: VolumeId(1), size, pool_size };
-                bench.group.handle_command(bench.now, CommandId(8), command);
-                CommandId(8)
+                let pool_size = bench.enlarge_pool(8 << 30);
+                bench.begin_to_grow(8 << 30, pool_size)
             } else {
                 bench.begin_to_grow_journal(bench.journal_size() + MIB)
             };

@@ -78,7 +78,30 @@ fn a_promotion_does_not_wait_for_all_that_is_to_be_applied() {
     assert!(written < 1 << 20, "{written} bytes of {last:?} entries");
 }
 
+/// What the standby's media do while its pool is slow.
+fn of_journal(purpose: &Purpose, medium: MediumId) -> bool {
+    medium == MediumId::Journal && !matches!(purpose, Purpose::Destage { .. })
+}
+
 impl Pair {
+    /// Something is written, and both nodes hold the restart point behind it.
+    fn at_restart_point() -> Self {
+        let mut pair = Self::in_step();
+        for index in 0..16 {
+            pair.write_at(index * (64 << 10), 4096);
+        }
+        pair.restart_point();
+        pair.idle();
+        pair
+    }
+
+    /// The primary is gone, and the standby is to be promoted to the restart point.
+    fn begin_promotion(&mut self) {
+        self.cut();
+        let (now, command) = (self.clock(1), Command::Promote { target: PromoteTarget::RestartPoint, force: true });
+        self.nodes[1].group.handle_command(now, CommandId(77), command);
+    }
+
     /// Goes on until only what is not `allowed` of the standby's media is left to do.
     fn go_on_with(&mut self, allowed: impl Fn(&Purpose, MediumId) -> bool) {
         loop {
@@ -106,24 +129,15 @@ impl Pair {
 
 #[test]
 fn no_checkpoint_is_ahead_of_a_promotion_that_is_not_durable() {
-    let mut pair = Pair::in_step();
-    for index in 0..16 {
-        pair.write_at(index * (64 << 10), 4096);
-    }
-    pair.restart_point();
-    pair.idle();
-    // The standby's pool is slow: most of what comes waits. When a promotion has made it void, it counts as applied at once.
-    let but_pool =
-        |purpose: &Purpose, medium| medium == MediumId::Journal && !matches!(purpose, Purpose::Destage { .. });
+    let mut pair = Pair::at_restart_point();
+    // Most of what comes waits. When a promotion has made it void, it counts as applied at once.
     for index in 0..800_u64 {
         pair.write_at(index * 7 % 256 * 4096, 4096);
-        pair.go_on_with(but_pool);
+        pair.go_on_with(of_journal);
     }
     let (latest, last) = (pair.state.clone(), pair.nodes[1].group.stream.last);
     assert_eq!(last, pair.nodes[0].group.stream.last);
-    pair.cut();
-    let (now, command) = (pair.clock(1), Command::Promote { target: PromoteTarget::RestartPoint, force: true });
-    pair.nodes[1].group.handle_command(now, CommandId(77), command);
+    pair.begin_promotion();
     // Now the journal is slow, and the daemon dies before the promotion's record is there.
     pair.go_on_with(|purpose, medium| {
         medium != MediumId::Journal || matches!(purpose, Purpose::Destage { .. } | Purpose::Sync)
@@ -140,17 +154,13 @@ fn a_promotion_needs_no_room_in_a_full_journal() {
     let mut pair = Pair::in_step();
     pair.restart_point();
     pair.idle();
-    let but_pool =
-        |purpose: &Purpose, medium| medium == MediumId::Journal && !matches!(purpose, Purpose::Destage { .. });
     // Each is a batch of its own.
     while pair.nodes[1].group.journal.room(8192, 256 << 10).is_some() {
         pair.write_at_unchecked(0, 4096);
-        pair.go_on_with(but_pool);
+        pair.go_on_with(of_journal);
     }
     assert_eq!(pair.nodes[1].group.durable, pair.nodes[1].group.journal.last());
-    pair.cut();
-    let (now, command) = (pair.clock(1), Command::Promote { target: PromoteTarget::RestartPoint, force: true });
-    pair.nodes[1].group.handle_command(now, CommandId(77), command);
+    pair.begin_promotion();
     // No checkpoint sets any free meanwhile.
     pair.go_on_with(|purpose, _| !matches!(purpose, Purpose::Checkpoint));
     assert_eq!(pair.role(1), Role::Primary);
@@ -159,26 +169,17 @@ fn a_promotion_needs_no_room_in_a_full_journal() {
 /// A checkpoint that was running when the volumes were taken back ends before the promotion's record is there.
 #[test]
 fn the_tail_waits_for_a_promotion_that_is_not_durable() {
-    let mut pair = Pair::in_step();
-    for index in 0..16 {
-        pair.write_at(index * (64 << 10), 4096);
-    }
-    pair.restart_point();
-    pair.idle();
-    let but_pool =
-        |purpose: &Purpose, medium| medium == MediumId::Journal && !matches!(purpose, Purpose::Destage { .. });
+    let mut pair = Pair::at_restart_point();
     let mut index = 0;
     while pair.nodes[1].group.journal.room(8192, 256 << 10).is_some() {
         pair.write_at(index * 7 % 256 * 4096, 4096);
-        pair.go_on_with(but_pool);
+        pair.go_on_with(of_journal);
         index += 1;
     }
     let (latest, last) = (pair.state.clone(), pair.nodes[1].group.stream.last);
-    pair.cut();
-    let (now, command) = (pair.clock(1), Command::Promote { target: PromoteTarget::RestartPoint, force: true });
     // It begins when the cycle ends that is running, before the promotion goes on.
     pair.nodes[1].group.checkpoint.wanted = true;
-    pair.nodes[1].group.handle_command(now, CommandId(77), command);
+    pair.begin_promotion();
     let (ended, tail) = (pair.nodes[1].group.checkpoint.ended(), pair.nodes[1].group.journal.tail_order);
     pair.go_on_with(|purpose, _| !matches!(purpose, Purpose::Batch { .. }));
     let group = &pair.nodes[1].group;

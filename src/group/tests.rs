@@ -282,6 +282,13 @@ impl Bench {
         id
     }
 
+    /// A command, and all that follows from it.
+    pub(super) fn command(&mut self, command: Command) {
+        self.group.handle_command(self.now, CommandId(7), command);
+        self.settle();
+        self.replies.remove(&CommandId(7)).expect("answered").expect("done");
+    }
+
     /// A request that nobody carries out yet.
     pub(super) fn ask(&mut self, operation: Operation) -> RequestId {
         let id = RequestId(self.next);

@@ -35,6 +35,7 @@ pub struct LifeOptions {
 }
 
 const BLOCK: u64 = 4096;
+const SIZES: [&str; 2] = ["1GiB", "1TiB"];
 /// So many times the blocks that change are written until a journal is full, and long after.
 const BALANCE_FACTOR: u64 = 10;
 
@@ -54,11 +55,11 @@ pub fn run(options: &LifeOptions) -> anyhow::Result<Results> {
     let (start, mut round) = (Instant::now(), 0);
     while round < options.rounds && has_time(options.limit, start, round) {
         round += 1;
-        for size in ["1GiB", "1TiB"] {
+        for size in SIZES {
             eprintln!("Round {round}: takeover of {size}");
             self::takeover(options, round, size, &mut takeover, &mut memory)?;
         }
-        for size in ["1GiB", "1TiB"] {
+        for size in SIZES {
             eprintln!("Round {round}: {size} in balance");
             let site = site_options(options, round, size, LineSettings::default());
             balance.measure(site, BALANCE_FACTOR * u64::from(options.changed), &mut memory)?;
