@@ -24,6 +24,7 @@ pub mod disk;
 pub mod format;
 pub mod group;
 mod journal;
+mod occupant;
 pub mod output;
 mod overlay;
 pub mod pair;

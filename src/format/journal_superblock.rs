@@ -18,7 +18,8 @@
 use super::{
     message::LEASE_MILLIS_MAX,
     parts::{
-        FormatError, RawPosition, U16, U32, U64, checksum_without, prefix, require, require_stored, require_stored_32,
+        FormatError, MAGIC, RawPosition, U16, U32, U64, checksum_without, prefix, require, require_stored,
+        require_stored_32,
     },
     text::Name,
 };
@@ -60,7 +61,6 @@ pub fn first_position(medium: MediumUuid, ring_size: u64) -> u64 {
 pub const POOL_PATH_SIZE_MAX: usize = 255;
 
 const VERSION: u16 = 5;
-const MAGIC: [u8; 8] = *b"HOLDFAST";
 const KIND: [u8; 4] = *b"JRNL";
 const WHAT: &str = "journal superblock";
 const CHECKSUM_AT: usize = 16;

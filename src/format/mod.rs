@@ -15,4 +15,4 @@ pub mod record;
 pub mod table_page;
 pub mod text;
 
-pub use parts::{FormatError, VERSION};
+pub use parts::{FormatError, MAGIC, VERSION};

@@ -48,6 +48,9 @@ pub enum FormatError {
     Short(&'static str),
 }
 
+/// What each superblock begins with.
+pub const MAGIC: [u8; 8] = *b"HOLDFAST";
+
 /// Numbers of 64 bits on a medium are below this: the core counts on from them, and must not come to their end.
 const STORED_LIMIT: u64 = 1 << 63;
 /// A peer's are below this, so that what follows from them can be stored.

@@ -13,7 +13,9 @@
 //! Version 1 lacks the pages' place: they are where they were when the pool was made. Versions 1 and 2 keep no generation but
 //! the last restart point, and do not say which that is.
 
-use super::parts::{FormatError, U16, U32, U64, checksum_without, prefix, require, require_stored, require_stored_32};
+use super::parts::{
+    FormatError, MAGIC, U16, U32, U64, checksum_without, prefix, require, require_stored, require_stored_32,
+};
 use crate::{
     buffer::AlignedBuffer,
     units::{GroupId, MediumUuid, Order, TABLE_BLOCK_SIZE_MAX, TABLE_BLOCK_SIZE_MIN, VolumeId},
@@ -34,7 +36,6 @@ pub const KEPT_COUNT_MAX: usize = 80;
 pub const EXTENT_COUNT_MAX: usize = 128;
 
 const VERSION: u16 = 3;
-const MAGIC: [u8; 8] = *b"HOLDFAST";
 const KIND: [u8; 4] = *b"POOL";
 const WHAT: &str = "pool superblock";
 const CHECKSUM_AT: usize = 16;

@@ -10,6 +10,7 @@ use crate::{
         },
         text::Name,
     },
+    occupant::Occupant,
     pair::{ApplyPolicy, Level, PairState, Role, WithoutPeer},
     stream_state::StreamState,
     table::{self, LoadError},
@@ -53,16 +54,9 @@ pub enum FormatError {
     /// The medium failed.
     #[error("Cannot read or write the medium")]
     Disk(#[from] DiskError),
-    /// It carries a journal already.
-    #[error(
-        "The medium already holds the journal of group {name} ({group}); erase its first MiB if that is no longer wanted"
-    )]
-    InUse {
-        /// Whose.
-        group: GroupId,
-        /// Its name.
-        name: Name,
-    },
+    /// It carries a journal or a pool already.
+    #[error("The medium already holds {0}; erase its first MiB if that is no longer wanted")]
+    InUse(Occupant),
     /// Too small.
     #[error("The journal's medium has {size} bytes; at least {JOURNAL_SIZE_MIN} are needed")]
     Small {
@@ -83,13 +77,8 @@ pub fn format_journal(storage: &mut dyn Storage, spec: &GroupSpec) -> Result<(),
     if size < JOURNAL_SIZE_MIN {
         return Err(FormatError::Small { size });
     }
-    match read_superblock(storage) {
-        Ok(old) => {
-            return Err(FormatError::InUse { group: old.group, name: old.name });
-        }
-        Err(FormatError::Format(error @ BytesError::Version { .. })) => return Err(error.into()),
-        Err(FormatError::Disk(error)) => return Err(error.into()),
-        Err(_) => {}
+    if let Some(occupant) = Occupant::find(storage, MediumId::Journal)? {
+        return Err(FormatError::InUse(occupant));
     }
     let ring_size = ring_size_of(size);
     let mut superblock = JournalSuperblock {

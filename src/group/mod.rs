@@ -49,6 +49,8 @@ mod busy_host_tests;
 #[cfg(test)]
 mod copy_tests;
 #[cfg(test)]
+mod create_tests;
+#[cfg(test)]
 mod delay_tests;
 #[cfg(test)]
 mod drain_tests;

@@ -19,6 +19,7 @@ use crate::{
         pool_superblock::{POOL_SUPERBLOCK_SIZE, PoolSuperblock},
         table_page::{self, TABLE_PAGE_ENTRY_COUNT},
     },
+    occupant::Occupant,
     units::{GroupId, MediumUuid, Order, VOLUME_SIZE_MAX},
 };
 use alloc::{boxed::Box, vec, vec::Vec};
@@ -47,12 +48,9 @@ pub enum LoadError {
         /// Which it should be.
         expected_medium: MediumUuid,
     },
-    /// It carries another pool already.
-    #[error("The medium already holds the pool of group {group}; erase its first MiB if that is no longer wanted")]
-    InUse {
-        /// Whose it is.
-        group: GroupId,
-    },
+    /// It carries a journal or a pool already.
+    #[error("The medium already holds {0}; erase its first MiB if that is no longer wanted")]
+    InUse(Occupant),
     /// Too small.
     #[error(
         "A volume of {volume_size} bytes needs a pool of at least {needed} bytes, but the medium has {medium_size}; choose a smaller volume or a larger medium"
@@ -89,8 +87,8 @@ pub fn format_pool(storage: &mut dyn Storage, group: GroupId, spec: &VolumeSpec)
         let twice = super::pool_size_for(spec.size, spec.table_block_size);
         LoadError::Small { volume_size: spec.size, needed: twice - spec.size, medium_size }
     })?;
-    if let Ok(old) = read_superblock(storage, medium) {
-        return Err(LoadError::InUse { group: old.group });
+    if let Some(occupant) = Occupant::find(storage, medium)? {
+        return Err(LoadError::InUse(occupant));
     }
     let mut superblock = PoolSuperblock {
         write_count: 0,

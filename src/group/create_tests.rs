@@ -1,0 +1,104 @@
+//! Media that hold something of ours already are not formatted.
+
+use super::tests::Disks;
+use super::{create::FormatError, *};
+use crate::{
+    buffer::AlignedBuffer, disk::Storage, format::journal_superblock::SLOTS, occupant::Occupant, pair::Role,
+    table::LoadError, units::VOLUME_SIZE_MIN,
+};
+use alloc::string::String;
+
+const POOL: MediumId = MediumId::Pool(VolumeId(1));
+const SIZE: u64 = 64 << 20;
+
+fn group() -> GroupSpec {
+    let (id, name, journal) = (GroupId([7; 16]), "g".parse().unwrap(), MediumUuid([1; 16]));
+    GroupSpec { id, name, journal, role: Role::Primary, peer: None }
+}
+
+fn volume() -> VolumeSpec {
+    VolumeSpec {
+        id: VolumeId(1),
+        name: "v".parse().unwrap(),
+        size: VOLUME_SIZE_MIN,
+        logical_block_size: 512,
+        table_block_size: 64 << 10,
+        pool: MediumUuid([2; 16]),
+        pool_path: String::new(),
+    }
+}
+
+/// A medium that is a journal or a pool, under both names, and what it is.
+fn occupied(by: MediumId) -> (Disks, Occupant) {
+    let mut disks = Disks::default();
+    [MediumId::Journal, POOL].iter().for_each(|medium| disks.set_size(*medium, SIZE));
+    let occupant = if by == MediumId::Journal {
+        format_journal(&mut disks, &group()).unwrap();
+        Occupant::Journal { group: GroupId([7; 16]), name: "g".parse().unwrap() }
+    } else {
+        format_pool(&mut disks, GroupId([7; 16]), &volume()).unwrap();
+        Occupant::Pool { group: GroupId([7; 16]) }
+    };
+    let other = if by == POOL { MediumId::Journal } else { POOL };
+    let bytes = disks.read(by, 0, 1 << 20).unwrap();
+    disks.write(other, 0, bytes).unwrap();
+    (disks, occupant)
+}
+
+#[track_caller]
+fn refuses(disks: &mut Disks, occupant: Occupant) {
+    let before = disks.writes();
+    assert_eq!(format_journal(disks, &group()), Err(FormatError::InUse(occupant.clone())));
+    let pool = format_pool(disks, GroupId([8; 16]), &volume());
+    assert_eq!(pool, Err(FormatError::Pool(LoadError::InUse(occupant))));
+    assert_eq!(disks.writes(), before, "something was written");
+}
+
+fn damage(disks: &mut Disks, slot: u64, at: u64, bytes: &[u8]) {
+    for medium in [MediumId::Journal, POOL] {
+        let mut buffer = AlignedBuffer::copy_of(&disks.read(medium, slot, 4096).unwrap());
+        buffer.as_mut_slice()[at as usize..][..bytes.len()].copy_from_slice(bytes);
+        disks.write(medium, slot, buffer.freeze()).unwrap();
+    }
+}
+
+#[test]
+fn a_medium_that_holds_a_journal_or_a_pool_becomes_neither() {
+    for by in [MediumId::Journal, POOL] {
+        let (mut disks, occupant) = occupied(by);
+        refuses(&mut disks, occupant);
+    }
+}
+
+#[test]
+fn nor_does_one_that_is_damaged() {
+    for by in [MediumId::Journal, POOL] {
+        let (mut disks, occupant) = occupied(by);
+        damage(&mut disks, SLOTS[1], 1024, &[0xff]);
+        refuses(&mut disks, occupant);
+        damage(&mut disks, SLOTS[0], 1024, &[0xff]);
+        refuses(&mut disks, Occupant::Unreadable);
+        // Of one slot there is nothing left at all.
+        damage(&mut disks, SLOTS[0], 0, &[0; 4096]);
+        refuses(&mut disks, Occupant::Unreadable);
+    }
+}
+
+#[test]
+fn nor_does_one_of_a_newer_version() {
+    for by in [MediumId::Journal, POOL] {
+        let (mut disks, _) = occupied(by);
+        SLOTS.iter().for_each(|slot| damage(&mut disks, *slot, 12, &[99, 0]));
+        refuses(&mut disks, Occupant::Unreadable);
+    }
+}
+
+#[test]
+fn one_that_was_erased_becomes_what_is_wanted() {
+    for by in [MediumId::Journal, POOL] {
+        let (mut disks, _) = occupied(by);
+        SLOTS.iter().for_each(|slot| damage(&mut disks, *slot, 0, &[0; 4096]));
+        assert_eq!(format_journal(&mut disks, &group()), Ok(()));
+        assert_eq!(format_pool(&mut disks, GroupId([8; 16]), &volume()), Ok(()));
+    }
+}
