@@ -17,7 +17,7 @@ use holdfast::{
     group::{Group, JournalLabel, OpenError},
     output::{Event, Output},
     request::{Access, Busy, Operation, Reply, Request, RequestError, RequestId},
-    units::{FrameCount, GroupId, Monotonic, Now, Order, VolumeId, WallClock},
+    units::{FrameCount, GroupId, Monotonic, NodeKey, Now, Order, VolumeId, WallClock},
 };
 use nix::time::{ClockId, clock_gettime};
 use replicator::{ChannelId, Frame};
@@ -112,6 +112,11 @@ impl GroupActor {
     /// Its id.
     pub fn id(&self) -> GroupId {
         self.label.borrow().group
+    }
+
+    /// Whether it is a pair with this peer.
+    pub fn is_paired_with(&self, peer: &Peer) -> bool {
+        self.label.borrow().peer == Some(NodeKey(peer.key.0))
     }
 
     /// As it is now.

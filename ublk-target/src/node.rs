@@ -131,9 +131,9 @@ impl Node {
                 Event::Frame(frame) => self.frame(&peer, frame.channel, frame.body),
                 Event::Durable { channel, value } => {
                     // A group's own channel says what is durable, the opposite one is about leases.
-                    if let Some(group) = self.by_id(channel) {
+                    if let Some(group) = self.paired(&peer, channel) {
                         group.durable(value);
-                    } else if let Some(group) = self.by_id(ChannelId(channel.0.map(|byte| !byte))) {
+                    } else if let Some(group) = self.paired(&peer, ChannelId(channel.0.map(|byte| !byte))) {
                         group.lease_mark(value);
                     }
                 }
@@ -180,8 +180,7 @@ impl Node {
     }
 
     fn frame(&self, peer: &Rc<Peer>, channel: ChannelId, body: Bytes) {
-        let group = self.by_id(channel).filter(|group| group.label().peer == Some(NodeKey(peer.key.0)));
-        match group {
+        match self.paired(peer, channel) {
             Some(group) => group.frame(body),
             None => {
                 peer.consumed(body.len() as u64);
@@ -191,13 +190,16 @@ impl Node {
     }
 
     fn of_peer(&self, peer: &Peer) -> impl Iterator<Item = Rc<GroupActor>> + use<> {
-        let key = Some(NodeKey(peer.key.0));
-        let groups: Vec<_> = self.groups.borrow().values().filter(|group| group.label().peer == key).cloned().collect();
+        let groups: Vec<_> =
+            self.groups.borrow().values().filter(|group| group.is_paired_with(peer)).cloned().collect();
         groups.into_iter()
     }
 
-    fn by_id(&self, channel: ChannelId) -> Option<Rc<GroupActor>> {
-        self.groups.borrow().values().find(|group| group.id().0 == channel.0).cloned()
+    /// The group of a channel. Only its own peer has a say in it: a former one, whose session goes on for other groups, may still
+    /// make durable what it was sent.
+    fn paired(&self, peer: &Peer, channel: ChannelId) -> Option<Rc<GroupActor>> {
+        let groups = self.groups.borrow();
+        groups.values().find(|group| group.id().0 == channel.0 && group.is_paired_with(peer)).cloned()
     }
 
     /// Answers requests for ever.

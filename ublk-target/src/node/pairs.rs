@@ -14,7 +14,7 @@ use holdfast::{
     pair::Role,
     units::{GroupId, MediumUuid, NodeKey},
 };
-use replicator::LinkState;
+use replicator::{LinkState, io::PeerKey};
 use serde_json::json;
 use std::{
     cell::{Cell, RefCell},
@@ -46,7 +46,7 @@ const JOURNAL_EXTRA: u64 = 256 << 10;
 #[derive(Default)]
 pub(super) struct Questions {
     next: Cell<u64>,
-    open: RefCell<BTreeMap<u64, oneshot::Sender<Message>>>,
+    open: RefCell<BTreeMap<u64, (PeerKey, oneshot::Sender<Message>)>>,
 }
 
 impl Questions {
@@ -55,14 +55,18 @@ impl Questions {
         let number = self.next.get() + 1;
         self.next.set(number);
         let (sender, receiver) = oneshot::channel();
-        self.open.borrow_mut().insert(number, sender);
+        self.open.borrow_mut().insert(number, (peer.key, sender));
         let _forget = Forget { questions: self, number };
         peer.send_message(message(number).encode());
         receiver.await.ok()
     }
 
-    fn answered(&self, number: u64, message: Message) {
-        if let Some(sender) = self.open.borrow_mut().remove(&number) {
+    /// Nobody answers for another.
+    fn answered(&self, peer: &Peer, number: u64, message: Message) {
+        let mut open = self.open.borrow_mut();
+        if open.get(&number).is_some_and(|(asked, _)| *asked == peer.key)
+            && let Some((_, sender)) = open.remove(&number)
+        {
             // Whoever asked may have given up.
             let _ = sender.send(message);
         }
@@ -154,7 +158,7 @@ impl Node {
         let message = (body.len() <= MESSAGE_SIZE_MAX).then(|| Message::parse(body)).flatten();
         match message {
             Some(answer @ (Message::Provisioned { number, .. } | Message::Role { number, .. })) => {
-                self.questions.answered(number, answer);
+                self.questions.answered(peer, number, answer);
             }
             Some(Message::Provision { number, group, name, journal_size, volumes }) => {
                 let peer = peer.clone();
