@@ -163,6 +163,43 @@ proptest! {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    /// Records that are applied here, and have not arrived there.
+    #[test]
+    fn what_is_under_way_when_mending_begins_is_not_forgotten(seed in any::<[u8; 32]>(), dies in any::<bool>()) {
+        let mut pair = Pair::in_step_with(seed);
+        (0..60).for_each(|_| drop(pair.write()));
+        pair.settle();
+        let damaged = (128..256).any(|unit| pair.damage(unit));
+        let reply = pair.verify(true, 1, |pair| {
+            pair.nodes[0].drain();
+            if pair.nodes[0].replies.contains_key(&CommandId(u64::MAX)) {
+                return;
+            }
+            if pair.nodes[0].outbox.len() < 8 {
+                let unit = pick(&mut pair.rng, 40);
+                pair.write_at(unit * UNIT, UNIT as usize);
+            }
+            // The primary is ahead in everything.
+            while pair.nodes[0].step(pair.now, &mut pair.rng) {}
+            pair.now.monotonic = pair.now.monotonic.after(50_000);
+            pair.nodes[0].group.handle_timeout(pair.now);
+            while pair.nodes[0].step(pair.now, &mut pair.rng) {}
+        });
+        let mends = matches!(reply, Ok(CommandReply::Verified { mending: true, .. }));
+        prop_assert_eq!(mends, damaged, "{:?}", reply);
+        for _ in 0..pick(&mut pair.rng, 10) {
+            pair.step();
+        }
+        if dies {
+            pair.kill(1);
+        }
+        pair.connect();
+        pair.finish();
+    }
+}
+
+proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
     /// With and without a declared point, whatever kind of copy, and whatever died in it.
     #[test]

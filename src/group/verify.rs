@@ -12,7 +12,7 @@ use crate::{
     command::{CommandError, CommandId, CommandReply, Progress},
     format::message::{Digests, RANGE_COUNT_MAX, Range},
     output::Output,
-    pair::PairState,
+    pair::{Cause, PairState},
     table::ReadCount,
     units::{Order, VolumeId},
 };
@@ -248,8 +248,8 @@ impl Group {
             mending: mends,
         };
         if mends {
-            self.prepare_copy(false);
-            debug_assert_eq!(self.pair.state, PairState::DuplexPending);
+            // Records may be under way: they are noted with what differs, and the copy begins in a session of its own.
+            self.suspend(Cause::Peer);
         }
         self.again = true;
         self.outputs.push_back(Output::CommandAnswer { id: verifier.command, result: Ok(reply) });

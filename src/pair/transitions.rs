@@ -73,10 +73,10 @@ pub const TRANSITIONS: &[Transition] = &[
     ),
     way(
         "duplex",
-        "duplex-pending",
+        "suspended",
         Operator,
         "`pair verify --mend` found a difference",
-        "what differs is noted and copied",
+        "what differs and what is not acknowledged is noted; it is copied as soon as the peer greets",
     ),
     way("duplex", "initial-copy", Peer, "nothing is known of what it holds", "everything is compared"),
     way(
