@@ -124,6 +124,35 @@ proptest! {
         stops_and_keeps(&seed, Fault { medium: POOL, fails: is_sync, error: EIO });
     }
 
+    /// A checkpoint, say, that was under way when a sync failed.
+    #[test]
+    fn a_group_that_has_stopped_writes_nothing_more(seed in any::<[u8; 32]>()) {
+        let mut bench = bench(&seed);
+        let mut client = Client::default();
+        let healthy = 400 + pick(&mut bench.rng, 400);
+        for round in 0.. {
+            let (offset, size) = bench.range();
+            client.write(&mut bench, offset, size);
+            (0..3).for_each(|_| drop(bench.step()));
+            bench.now.monotonic = bench.now.monotonic.after(20_000);
+            bench.group.handle_timeout(bench.now);
+            if round == healthy {
+                bench.fault = Some(Fault { medium: MediumId::Journal, fails: is_sync, error: EIO });
+            }
+            if bench.group.status(bench.now).stopped.is_some() {
+                break;
+            }
+        }
+        bench.fault = None;
+        bench.drain();
+        let mut left = bench.operations.len();
+        while bench.step() {
+            bench.drain();
+            left -= 1;
+            prop_assert_eq!(bench.operations.len(), left, "something was asked for");
+        }
+    }
+
     #[test]
     fn a_full_pool_delays_and_then_refuses_writes_and_loses_none(seed in any::<[u8; 32]>()) {
         let mut bench = bench(&seed);

@@ -211,6 +211,11 @@ impl Group {
         let Some(purpose) = self.operations.remove(&id) else {
             return;
         };
+        // Who reads is still answered, but nothing may become durable on top of what failed: after a sync that has failed once the
+        // next one may well succeed.
+        if self.stopped.is_some() && !matches!(purpose, Purpose::Read { .. }) {
+            return;
+        }
         match purpose {
             Purpose::Batch { first } => self.batch_written(first, outcome),
             Purpose::Redirect { order } => self.redirect_written(order, outcome),
