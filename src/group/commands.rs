@@ -69,7 +69,10 @@ impl Group {
     /// An operator's command; it is answered by an [`Output::CommandAnswer`].
     pub fn handle_command(&mut self, now: Now, id: CommandId, command: Command) {
         self.now = now;
-        let result = if self.stopped.is_some() { Err(CommandError::Stopped) } else { self.begin(id, command) };
+        // What comes behind a stop may not be on the medium when the daemon ends, though it was sent: its number would be given anew.
+        let is_late = self.is_stopping() && !matches!(command, Command::Stop);
+        let result =
+            if is_late || self.stopped.is_some() { Err(CommandError::Stopped) } else { self.begin(id, command) };
         match result {
             Ok(Some((waits_for, reply))) => self.commands.waiting.push((id, waits_for, reply)),
             Ok(None) => {}

@@ -293,6 +293,19 @@ fn a_second_stop_takes_no_answer_from_the_first() {
     assert_eq!(pair.nodes[0].replies.get(&first), Some(&Ok(CommandReply::Done)));
 }
 
+/// The daemon ends when its last group has stopped; what one that has stopped before would still send has a number that is given
+/// to something else at the next start.
+#[test]
+fn nothing_is_declared_behind_a_stop() {
+    let mut pair = Pair::in_step();
+    pair.write();
+    pair.command(0, Command::Stop).unwrap();
+    let last = pair.nodes[0].group.journal.last();
+    let late = pair.command(0, Command::RestartPoint { label: "p".parse().unwrap() });
+    assert_eq!(late, Err(CommandError::Stopped));
+    assert_eq!(pair.nodes[0].group.journal.last(), last);
+}
+
 impl Pair {
     /// Lets a node's media do nothing, and everything else go on.
     fn go_on_without_media_of(&mut self, node: usize) {
