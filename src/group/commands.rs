@@ -259,6 +259,11 @@ impl Group {
                     let hint = "a group without a peer has no other node to be primary";
                     return Err(CommandError::WrongPairState { state: self.pair.state, hint });
                 }
+                if !discard_fork && !self.peer_is_a_prefix() {
+                    let hint = "what its standby lacks is not known to the record: connect it and wait until the pair is \
+                                duplex, or give up what only this node has with --discard-fork";
+                    return Err(CommandError::WrongPairState { state: self.pair.state, hint });
+                }
                 let fork = self.position_of(self.peer.acknowledged());
                 (fork, self.stream.last.seq.0.saturating_sub(fork.seq.0))
             }

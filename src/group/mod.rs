@@ -53,6 +53,8 @@ mod create_tests;
 #[cfg(test)]
 mod delay_tests;
 #[cfg(test)]
+mod demotion_tests;
+#[cfg(test)]
 mod drain_tests;
 #[cfg(test)]
 mod every_step_tests;

@@ -358,9 +358,24 @@ impl Group {
         }
     }
 
-    /// The place of an entry in the order.
+    /// Whether the peer has everything up to the last entry that it has acknowledged. During a copy, and when changes are noted, it
+    /// lacks blocks that may be older.
+    pub(super) fn peer_is_a_prefix(&self) -> bool {
+        self.peer.anchored
+            && !self.copy.is_under_way()
+            && self.volumes.values().all(|volume| volume.table.dirty_bytes() == 0)
+    }
+
+    /// The place of an entry in the order: of a void one that of the last before it that is not.
     pub(super) fn position_of(&self, order: Order) -> Position {
-        self.journal.entry(order).map_or(self.journal.tail_stream.last, |entry| entry.record.at)
+        let mut order = order;
+        while let Some(entry) = self.journal.entry(order) {
+            if !entry.is_void {
+                return entry.record.at;
+            }
+            order.0 -= 1;
+        }
+        self.journal.tail_stream.last
     }
 
     pub(super) fn set_pair_state(&mut self, state: PairState) {

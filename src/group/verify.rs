@@ -12,7 +12,7 @@ use crate::{
     command::{CommandError, CommandId, CommandReply, Progress},
     format::message::{Digests, RANGE_COUNT_MAX, Range},
     output::Output,
-    pair::{Cause, PairState},
+    pair::Cause,
     table::ReadCount,
     units::{Order, VolumeId},
 };

@@ -1,0 +1,82 @@
+//! A primary steps down only if its standby has everything, or if that is given up.
+
+use super::pair_bench::Pair;
+use crate::{
+    command::{Command, CommandError, PromoteTarget},
+    disk::MediumId,
+};
+
+const DEMOTE: Command = Command::Demote { discard_fork: false };
+
+fn is_refused(pair: &mut Pair, node: usize) -> bool {
+    let reply = pair.command(node, DEMOTE);
+    match reply {
+        Err(CommandError::ForkWouldBeLost { .. } | CommandError::WrongPairState { .. }) => true,
+        Ok(_) => false,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn in_step_it_does() {
+    let mut pair = Pair::in_step();
+    pair.write();
+    pair.settle();
+    assert!(!is_refused(&mut pair, 0));
+}
+
+/// What a promotion has made void does not count as something that the former primary has.
+#[test]
+fn not_with_fewer_records_than_its_promotion_gave_up() {
+    let mut pair = Pair::in_step();
+    pair.restart_point();
+    (0..20).for_each(|_| drop(pair.write()));
+    pair.settle();
+    pair.cut();
+    assert!(pair.promote(PromoteTarget::RestartPoint));
+    pair.write();
+    pair.settle();
+    let primary = pair.primary;
+    assert!(is_refused(&mut pair, primary));
+}
+
+#[test]
+fn not_in_the_midst_of_a_copy() {
+    let mut pair = Pair::in_step();
+    pair.command(0, Command::SuspendPair { now: true }).unwrap();
+    (0..20).for_each(|_| drop(pair.write()));
+    pair.settle();
+    pair.command(0, Command::ResumePair { compare: true }).unwrap();
+    pair.connect();
+    while !pair.nodes[1].group.stream.copying {
+        pair.step();
+    }
+    assert!(is_refused(&mut pair, 0));
+    // Nor when it has ended before its end.
+    pair.cut();
+    assert!(is_refused(&mut pair, 0));
+}
+
+#[test]
+fn not_while_changes_are_noted_only() {
+    let mut pair = Pair::in_step();
+    pair.command(0, Command::SuspendPair { now: true }).unwrap();
+    pair.write();
+    pair.settle();
+    // To grow, the journal lets go of everything.
+    let size = 128 << 20;
+    pair.nodes[0].disks.set_size(MediumId::Journal, size);
+    pair.command(0, Command::GrowJournal { size }).unwrap();
+    assert_eq!(pair.nodes[0].group.journal.tail_order, pair.nodes[0].group.journal.last());
+    assert!(is_refused(&mut pair, 0));
+}
+
+#[test]
+fn not_with_what_its_standby_has_not_acknowledged() {
+    let mut pair = Pair::in_step();
+    pair.cut();
+    pair.write();
+    pair.settle();
+    assert!(is_refused(&mut pair, 0));
+    pair.command(0, Command::Demote { discard_fork: true }).unwrap();
+}
