@@ -49,6 +49,8 @@ struct Reading {
     bits: u16,
     offset: u64,
     end: u64,
+    /// The last entry that it may contain.
+    newest: Order,
 }
 
 /// The state of the copy.
@@ -73,6 +75,8 @@ pub(super) struct Copier {
     differing: BTreeMap<(VolumeId, u32), u16>,
     /// Parts of blocks that were sent and are not acknowledged.
     unacknowledged: BTreeMap<(VolumeId, u32), u16>,
+    /// Parts of blocks that the peer has durably, and the last entry that they may contain: dirty until that is durable here.
+    pub(super) copied: Vec<(Order, (VolumeId, u32), u16)>,
     /// The last entry that a copied range may contain.
     newest: Order,
     end_sent: bool,
@@ -275,13 +279,14 @@ impl Group {
         let end = (start + (last + 1) * unit).min(geometry.volume_size);
         take_bits(&mut self.copy.differing, (id, block), bits);
         if offset >= end {
-            return self.copy_acknowledged(id, block, bits);
+            return self.copy_acknowledged(Order(0), id, block, bits);
         }
         let on_the_way = if what == What::Compare { &mut self.copy.asked } else { &mut self.copy.unacknowledged };
         *on_the_way.entry((id, block)).or_default() |= bits;
-        self.copy.newest = self.journal.last();
+        let newest = self.journal.last();
+        self.copy.newest = newest;
         let number = self.reads.next();
-        self.copy.readings.insert(number, Reading { what, volume: id, block, bits, offset, end });
+        self.copy.readings.insert(number, Reading { what, volume: id, block, bits, offset, end, newest });
         self.read(Reader::Copy(number), id, offset, end - offset);
     }
 
@@ -311,10 +316,10 @@ impl Group {
         record.at = self.position_of(self.peer.cursor());
         self.copy.bytes += record.size;
         self.copy.lead = (self.copy.lead - record.size as i64).max(-2 * SHARE);
-        let sent = Sent::Copy { volume: reading.volume, block: reading.block, bits: reading.bits };
-        self.send_frame(&record, payload, Some(sent));
+        let Reading { volume, block, bits, newest, .. } = reading;
+        self.send_frame(&record, payload, Some(Sent::Copy { volume, block, bits, newest }));
         if planted(Plant::CleanBeforeAcknowledged) {
-            self.copy_acknowledged(reading.volume, reading.block, reading.bits);
+            self.copy_acknowledged(newest, volume, block, bits);
         }
     }
 
@@ -333,18 +338,32 @@ impl Group {
         }
         let equal = asked & !differing;
         self.copy.equal_bytes += u64::from(equal.count_ones()) * u64::from(table.geometry().dirty_unit());
-        self.copy_acknowledged(volume, block, equal);
+        self.copy_acknowledged(self.copy.newest, volume, block, equal);
         self.again = true;
         true
     }
 
-    /// The peer has a range durably.
-    pub(super) fn copy_acknowledged(&mut self, volume: VolumeId, block: u32, bits: u16) {
-        take_bits(&mut self.copy.unacknowledged, (volume, block), bits);
-        if let Some(volume) = self.volumes.get_mut(&volume).filter(|_| bits != 0) {
-            volume.table.clear_dirty(block, bits);
-            self.checkpoint.marked = true;
+    /// The peer has a range durably, as it was after `newest` at the latest.
+    pub(super) fn copy_acknowledged(&mut self, newest: Order, volume: VolumeId, block: u32, bits: u16) {
+        if bits != 0 {
+            *self.copy.unacknowledged.entry((volume, block)).or_default() |= bits;
+            self.copy.copied.push((newest, (volume, block), bits));
+            self.again = true;
         }
+    }
+
+    /// What was copied is clean as soon as it is durable here too. Before that this node may lose what the peer has of it, and
+    /// nothing would tell that they differ.
+    pub(super) fn clear_copied(&mut self) {
+        let durable = self.durable;
+        for (_, (id, block), bits) in self.copy.copied.extract_if(.., |(newest, ..)| *newest <= durable) {
+            take_bits(&mut self.copy.unacknowledged, (id, block), bits);
+            if let Some(volume) = self.volumes.get_mut(&id) {
+                volume.table.clear_dirty(block, bits);
+                self.checkpoint.marked = true;
+            }
+        }
+        self.sync.wanted |= !self.copy.copied.is_empty();
     }
 
     /// The end of the copy is durable at the peer.

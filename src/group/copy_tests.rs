@@ -10,6 +10,7 @@ use crate::{
     request::{Durability, Operation},
     units::NodeKey,
 };
+use alloc::vec::Vec;
 use proptest::prelude::*;
 
 const VOLUME: VolumeId = VolumeId(1);
@@ -160,6 +161,41 @@ proptest! {
             prop_assert_eq!(pair.nodes[0].group.pair.state, PairState::Duplex);
         }
     }
+}
+
+/// A write that the primary can still lose is copied with its block, long before its record is sent.
+#[test]
+fn what_was_copied_is_noted_until_it_is_durable_here() {
+    let mut pair = Pair::in_step();
+    pair.command(0, Command::SuspendPair { now: true }).unwrap();
+    pair.write_at(0, UNIT as usize);
+    pair.settle();
+    pair.command(0, Command::ResumePair { compare: false }).unwrap();
+    pair.write_at(0, UNIT as usize);
+    let newest = pair.nodes[0].group.journal.last();
+    let dirty = |pair: &Pair| pair.nodes[0].group.volumes[&VOLUME].table.dirty_bytes();
+    let mut is_copied = false;
+    pair.connect();
+    // All goes on but that no record becomes durable.
+    for _ in 0..1000 {
+        let node = &mut pair.nodes[0];
+        node.drain();
+        let asked = &node.group.operations;
+        let is_sync = |id: &OperationId| matches!(asked.get(id), Some(Purpose::Sync));
+        let held: Vec<_> = node.operations.extract_if(.., |(operation, _)| is_sync(&operation.id)).collect();
+        let goes_on = pair.step();
+        pair.nodes[0].operations.extend(held);
+        is_copied |= !pair.nodes[0].group.copy.copied.is_empty();
+        if !goes_on {
+            let Some(at) = pair.next_timeout().filter(|_| !is_copied) else { break };
+            pair.pass_to(at);
+        }
+    }
+    assert!(is_copied && pair.nodes[0].group.durable < newest, "the test is too late");
+    assert!(dirty(&pair) > 0);
+    pair.settle();
+    assert_eq!(dirty(&pair), 0);
+    pair.finish();
 }
 
 proptest! {

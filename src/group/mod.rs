@@ -275,6 +275,7 @@ impl Group {
         self.take_over();
         self.release_held();
         self.seal();
+        self.clear_copied();
         self.start_sync();
         self.check_delay();
         // Before the next cycle, for which it would have to wait otherwise.

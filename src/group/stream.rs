@@ -28,7 +28,7 @@ const UNKNOWN: Position = Position { epoch: crate::units::Epoch(u64::MAX), seq: 
 /// A journalled frame that was sent in this session and is not acknowledged.
 pub(super) enum Sent {
     Record(Order),
-    Copy { volume: VolumeId, block: u32, bits: u16 },
+    Copy { volume: VolumeId, block: u32, bits: u16, newest: Order },
     CopyBegin,
     Zeroes,
     CopyEnd,
@@ -229,14 +229,14 @@ impl Group {
                         self.peer.restart_point = Some(entry.record.generation);
                     }
                 }
-                Sent::Copy { volume, block, bits } => copied.push((volume, block, bits)),
+                Sent::Copy { volume, block, bits, newest } => copied.push((newest, volume, block, bits)),
                 Sent::CopyBegin => {}
                 Sent::Zeroes => self.peer.unvoided -= 1,
                 Sent::CopyEnd => self.copy_ended(),
             }
         }
-        for (volume, block, bits) in copied {
-            self.copy_acknowledged(volume, block, bits);
+        for (newest, volume, block, bits) in copied {
+            self.copy_acknowledged(newest, volume, block, bits);
         }
         self.answer_waiting();
     }
