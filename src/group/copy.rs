@@ -168,6 +168,7 @@ impl Group {
         let (voids, compares) = (core::mem::take(&mut self.copy.voids), self.copy.compares);
         self.copy = Copier { running: true, compares, newest: last, ..Copier::default() };
         self.peer.stream_after(last);
+        self.peer.owe(last);
         let payload = encode_history(&self.stream.epochs);
         let record = Record { keeps: true, ..self.copy_record(Kind::CopyBegin) }.carrying(&payload);
         self.send_frame(&record, payload, Some(Sent::CopyBegin));
@@ -195,6 +196,7 @@ impl Group {
         let (compares, newest) = (!self.peer.sends_all, self.journal.last());
         self.copy = Copier { running: true, compares, newest, ..Copier::default() };
         self.peer.stream_after(after);
+        self.peer.owe(after);
     }
 
     /// A frame outside the order.

@@ -6,7 +6,7 @@ use crate::{
     command::{Command, CommandError, CommandReply, PromoteTarget},
     disk::{DiskAction, DiskError, DiskOperation},
     format::message::{Digests, Range},
-    pair::{Cause, PairState},
+    pair::{Cause, Level, PairState, WithoutPeer},
     request::{Durability, Operation},
     units::NodeKey,
 };
@@ -161,6 +161,43 @@ proptest! {
             prop_assert_eq!(pair.nodes[0].group.pair.state, PairState::Duplex);
         }
     }
+}
+
+/// What waited for the standby is in the bitmap only; the standby has it when the copy has ended, and not before.
+#[test]
+fn who_waits_for_the_standby_waits_for_the_end_of_the_copy() {
+    let mut pair = Pair::in_step();
+    pair.command(0, Command::SetLevel(Level::Remote)).unwrap();
+    pair.command(0, Command::SetWithoutPeer(WithoutPeer::Freeze)).unwrap();
+    pair.command(0, Command::SuspendPair { now: true }).unwrap();
+    pair.cut();
+    pair.command(0, Command::ResumePair { compare: true }).unwrap();
+    (0..20).for_each(|_| drop(pair.write()));
+    let id = RequestId(pair.next);
+    pair.write_at(0, UNIT as usize);
+    pair.settle();
+    for interrupted in [true, false] {
+        pair.connect();
+        let mut has_begun = false;
+        while pair.nodes[0].group.pair.state != PairState::Duplex {
+            assert!(!pair.nodes[0].answers.contains_key(&id), "it was answered");
+            has_begun |= pair.nodes[1].group.stream.copying;
+            if interrupted && has_begun {
+                break;
+            }
+            if !pair.step() {
+                let at = pair.next_timeout().expect("the copy never ends");
+                pair.pass_to(at);
+            }
+        }
+        assert!(has_begun);
+        if interrupted {
+            pair.cut();
+            pair.settle();
+        }
+    }
+    pair.settle();
+    assert_eq!(pair.nodes[0].answers.get(&id), Some(&Ok(Reply::Done)));
 }
 
 /// A write that the primary can still lose is copied with its block, long before its record is sent.

@@ -45,6 +45,8 @@ pub(super) struct Peer {
     streaming: bool,
     /// See the module.
     pub(super) anchored: bool,
+    /// What a copy brings instead of records: entries up to here are not there before it has ended. None in duplex.
+    owed: Order,
     /// A checkpoint has made durable what was dirty when tracking began.
     tracking_durable: bool,
     /// Bytes that the carrier can take.
@@ -90,6 +92,16 @@ impl Peer {
     /// The last entry that is durable at the peer.
     pub(super) fn acknowledged(&self) -> Order {
         self.acknowledged
+    }
+
+    /// Whether an entry is durable at the peer.
+    pub(super) fn has(&self, order: Order) -> bool {
+        order <= self.acknowledged && order > self.owed
+    }
+
+    /// A copy brings what there is up to here.
+    pub(super) fn owe(&mut self, order: Order) {
+        self.owed = self.owed.max(order);
     }
 
     /// Whether records are being sent.
@@ -383,6 +395,9 @@ impl Group {
             debug_assert!(self.pair.state.leads_to(state), "no way from {} to {state}", self.pair.state);
             self.pair.state = state;
             self.event(Event::PairChanged { state });
+        }
+        if matches!(state, PairState::Duplex | PairState::Simplex) {
+            self.peer.owed = Order(0);
         }
         self.superblock.wanted = true;
     }

@@ -347,8 +347,7 @@ impl Group {
             return;
         }
         if self.waits_for_peer() && !planted(Plant::RemoteNotAwaited) {
-            let acknowledged = self.peer.acknowledged();
-            let (done, waiting) = self.waiting.remote.drain(..).partition(|waiter| waiter.order <= acknowledged);
+            let (done, waiting) = self.waiting.remote.drain(..).partition(|waiter| self.peer.has(waiter.order));
             self.waiting.remote = waiting;
             let done: VecDeque<Waiter> = done;
             done.iter().for_each(|waiter| self.answer(waiter.id, Ok(Reply::Done)));
