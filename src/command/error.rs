@@ -114,6 +114,11 @@ pub enum CommandError {
     /// The journal cannot be made larger.
     #[error("The journal: {0}")]
     Journal(&'static str),
+    /// What has come cannot be written.
+    #[error(
+        "A pool and the journal are full, and what has come cannot be written; make room where the pool is, or drop a generation, and try again"
+    )]
+    Full,
     /// There are records that only this node has.
     #[error("{record_count} records since {fork} exist only on this node; give them up with --discard-fork")]
     ForkWouldBeLost {

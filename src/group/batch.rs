@@ -191,8 +191,16 @@ impl Group {
         }
     }
 
-    /// Whether the next batch does not fit into the ring.
+    /// Whether not even the next entry alone fits into the ring.
     pub(super) fn is_journal_full(&self) -> bool {
-        self.sealed < self.journal.last() && self.in_flight.is_empty() && self.journal.room(64 << 10, RESERVE).is_none()
+        let next = self.journal.after(self.sealed).next();
+        next.is_some_and(|(_, entry)| {
+            let stored = match &entry.place {
+                Place::Redirected(blocks) => size_of_val(blocks.as_slice()),
+                Place::Memory | Place::Inline(_) => entry.record.payload_size as usize,
+            };
+            let size = batch::batch_size([stored].into_iter()) as u64;
+            self.in_flight.is_empty() && self.journal.room(size, RESERVE).is_none()
+        })
     }
 }

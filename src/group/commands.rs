@@ -1,13 +1,12 @@
 //! Operators' commands. Each is carried out when the state allows it and answered when what it promises is durable.
 
-use super::{Group, greeting::Confirmation, trial::Trial};
+use super::{Group, greeting::Confirmation};
 use crate::{
     command::{Command, CommandError, CommandId, CommandReply, GenerationId, PromoteTarget, RestartPointInfo},
     format::{message::encode_label, record::Kind, text::Name},
     journal::Place,
     output::{Event, Output},
     pair::{Cause, PairState, Role},
-    request::RequestError,
     stream_state::{Note, StreamState},
     testing::{Plant, planted},
     units::{Epoch, Generation, NodeKey, Now, Order, Position, VolumeId},
@@ -52,7 +51,7 @@ pub(super) struct Commands {
     /// A former primary becomes a secondary when this entry, which keeps what it wrote, is durable.
     demotion: Option<(CommandId, Order)>,
     /// The group is being stopped.
-    stopping: Option<CommandId>,
+    pub(super) stopping: Option<CommandId>,
 }
 
 impl Commands {
@@ -300,6 +299,9 @@ impl Group {
                 return Err(CommandError::WrongRole { role: Role::Fenced, hint });
             }
         }
+        if self.nothing_can_be_written() {
+            return Err(CommandError::Full);
+        }
         if self.stream.last == StreamState::new().last && self.pair.peer_epoch == Epoch::default() {
             // Its epoch would be one that others have had.
             return Err(CommandError::NothingReceived);
@@ -412,7 +414,7 @@ impl Group {
 
     /// A checkpoint may be running: it makes the tables durable as they were when it began, and what a promotion changes in them counts
     /// from the next one on. That of a large volume may take seconds.
-    fn is_settled(&self) -> bool {
+    pub(super) fn is_settled(&self) -> bool {
         self.durable == self.journal.last() && !self.destage.is_running() && self.growth.is_none()
     }
 
@@ -511,41 +513,6 @@ impl Group {
         self.stream.copying = false;
     }
 
-    fn continue_stop(&mut self) {
-        let Some(id) = self.commands.stopping else {
-            return;
-        };
-        if self.superblock.clean.is_none() {
-            let settled = self.is_settled() && !self.checkpoint.is_running() && self.in_flight.is_empty();
-            if settled && (!self.is_leased() || !self.peer.is_streaming()) {
-                // Whoever waits for the peer would wait for ever.
-                for id in self.waiting.take_all().into_iter().chain(self.leasing.take_withheld()) {
-                    self.answer(id, Err(RequestError::Stopped));
-                }
-            }
-            if settled && self.waiting.is_empty() {
-                self.superblock.clean = Some(self.journal.last());
-                let count = self.superblock.request();
-                self.answer_when_stored(id, count, CommandReply::Done);
-                self.commands.stopping = None;
-                self.halt_after_stop();
-            } else {
-                self.sync.wanted = true;
-            }
-        }
-    }
-
-    /// Nothing is accepted any more; the last superblock is still to be written.
-    fn halt_after_stop(&mut self) {
-        let held: Vec<_> = self.held.drain(..).map(|held| held.request.id).collect();
-        let (command, tried) = self.trial.as_mut().map(Trial::abandon).unwrap_or_default();
-        held.into_iter().chain(tried).for_each(|id| self.answer(id, Err(RequestError::Stopped)));
-        if let Some(id) = command {
-            self.outputs.push_back(Output::CommandAnswer { id, result: Err(CommandError::Stopped) });
-        }
-        self.start_superblock();
-    }
-
     /// All commands under way; they will not be answered otherwise.
     pub(super) fn take_commands(&mut self) -> Vec<CommandId> {
         let commands = core::mem::take(&mut self.commands);
@@ -569,10 +536,5 @@ impl Group {
             .chain(self.handing_over.take())
             .chain(commands.stopping)
             .collect()
-    }
-
-    /// Whether the group is being stopped.
-    pub(super) fn is_stopping(&self) -> bool {
-        self.commands.stopping.is_some() || self.superblock.clean.is_some()
     }
 }

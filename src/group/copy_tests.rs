@@ -172,7 +172,7 @@ fn who_waits_for_the_standby_waits_for_the_end_of_the_copy() {
     pair.command(0, Command::SuspendPair { now: true }).unwrap();
     pair.cut();
     pair.command(0, Command::ResumePair { compare: true }).unwrap();
-    (0..20).for_each(|_| drop(pair.write()));
+    (0..20).for_each(|_| _ = pair.write());
     let id = RequestId(pair.next);
     pair.write_at(0, UNIT as usize);
     pair.settle();
@@ -241,7 +241,7 @@ proptest! {
     #[test]
     fn what_is_under_way_when_mending_begins_is_not_forgotten(seed in any::<[u8; 32]>(), dies in any::<bool>()) {
         let mut pair = Pair::in_step_with(seed);
-        (0..60).for_each(|_| drop(pair.write()));
+        (0..60).for_each(|_| _ = pair.write());
         pair.settle();
         let damaged = (128..256).any(|unit| pair.damage(unit));
         let reply = pair.verify(true, 1, |pair| {

@@ -30,7 +30,7 @@ fn in_step_it_does() {
 fn not_with_fewer_records_than_its_promotion_gave_up() {
     let mut pair = Pair::in_step();
     pair.restart_point();
-    (0..20).for_each(|_| drop(pair.write()));
+    (0..20).for_each(|_| _ = pair.write());
     pair.settle();
     pair.cut();
     assert!(pair.promote(PromoteTarget::RestartPoint));
@@ -44,7 +44,7 @@ fn not_with_fewer_records_than_its_promotion_gave_up() {
 fn not_in_the_midst_of_a_copy() {
     let mut pair = Pair::in_step();
     pair.command(0, Command::SuspendPair { now: true }).unwrap();
-    (0..20).for_each(|_| drop(pair.write()));
+    (0..20).for_each(|_| _ = pair.write());
     pair.settle();
     pair.command(0, Command::ResumePair { compare: true }).unwrap();
     pair.connect();

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     buffer::AlignedBuffer,
+    command::{Command, CommandError},
     disk::DiskError,
     request::{Durability, Operation},
 };
@@ -133,7 +134,7 @@ proptest! {
         for round in 0.. {
             let (offset, size) = bench.range();
             client.write(&mut bench, offset, size);
-            (0..3).for_each(|_| drop(bench.step()));
+            (0..3).for_each(|_| _ = bench.step());
             bench.now.monotonic = bench.now.monotonic.after(20_000);
             bench.group.handle_timeout(bench.now);
             if round == healthy {
@@ -184,6 +185,49 @@ proptest! {
         bench.wait(id);
         prop_assert_eq!(bench.answers.get(&id), Some(&Ok(Reply::Done)));
         prop_assert!(bench.group.status(bench.now).journal_used < 16 << 20);
+    }
+
+    /// With large writes what is left of the ring may be as much as many small ones need.
+    #[test]
+    fn a_group_whose_pool_and_journal_are_full_can_be_stopped(seed in any::<[u8; 32]>(), large: bool) {
+        let block = 256u64 << 10;
+        let has_large_blocks = |bench: &Bench| u64::from(bench.group.volumes[&VolumeId(1)].table.geometry().block_size) == block;
+        let benches = (0..=255).map(|first| bench(&core::array::from_fn(|at| if at == 0 { first } else { seed[at] })));
+        let mut bench = benches.into_iter().find(has_large_blocks).expect("one of three");
+        let mut client = Client::default();
+        bench.fault = Some(Fault { medium: POOL, fails: is_write, error: DiskError::NoSpace });
+        // Less than a block, so that it does not go straight to the pool.
+        let size = if large { 200 << 10 } else { 2048 };
+        let mut is_refused = false;
+        for _ in 0..20_000 {
+            let offset = pick(&mut bench.rng, 12) * block + 4096;
+            let id = client.write(&mut bench, offset, size);
+            for _ in 0..4 {
+                bench.step();
+            }
+            bench.now.monotonic = bench.now.monotonic.after(1_000);
+            bench.group.handle_timeout(bench.now);
+            is_refused = bench.answers.get(&id) == Some(&Err(RequestError::NoSpace));
+            if is_refused {
+                break;
+            }
+        }
+        prop_assert!(is_refused, "the journal never filled");
+        bench.group.handle_command(bench.now, CommandId(9), Command::Stop);
+        for _ in 0..1000 {
+            while bench.step() {}
+            bench.now.monotonic = bench.now.monotonic.after(10_000);
+            bench.group.handle_timeout(bench.now);
+            bench.drain();
+        }
+        prop_assert_eq!(bench.replies.remove(&CommandId(9)), Some(Err(CommandError::Full)));
+        let answers = core::mem::take(&mut bench.answers);
+        let mut asked = client.writes.values().flatten().map(|(id, _)| id);
+        prop_assert!(asked.all(|id| answers.contains_key(id)), "a request was never answered");
+        bench.operations.clear();
+        bench.fault = None;
+        bench.reopen();
+        client.check(&mut bench, &answers);
     }
 
     #[test]

@@ -132,6 +132,9 @@ fn a_late_answer_brings_nothing_back() {
     pair.verify(true, 1000, |_| {}).unwrap();
     pair.settle();
     assert!(pair.nodes[0].answers.contains_key(&first));
+    // What is to be mended is copied in another session.
+    pair.connect();
+    pair.settle();
     pair.write_at(0, 4096);
     let new = pair.state[0];
     let second = pair.request(0, Operation::Read { offset: 8192, size: 4096 });

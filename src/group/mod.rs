@@ -34,6 +34,7 @@ mod plan;
 mod read;
 mod receive;
 mod status;
+mod stop;
 mod stream;
 mod superblock;
 mod sync;
