@@ -1,9 +1,18 @@
 //! The NBD server against clients that others wrote: libnbd's tools, qemu's, fio. Each is in a Debian package that
 //! tools/install-packages installs.
 
-use std::{path::Path, process::Command};
+use std::{
+    io::Read,
+    os::unix::net::UnixStream,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 use system_tests::sites::{self, EXPORT, Sites};
 use tools::emulator::LineSettings;
+
+/// How long something may take that takes a moment.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn run(program: &str, package: &str, arguments: &[&str]) -> String {
     // fio leaves a file where it runs.
@@ -109,4 +118,26 @@ fn fio_verifies_what_it_wrote() {
     ] {
         run("fio", "fio", &[&common[..], &job].concat());
     }
+}
+
+/// For want of a descriptor, say: the listener goes on all the same.
+#[test]
+fn a_client_that_could_not_be_let_in_is_let_in_later() {
+    let sites = alone();
+    let stat = sites.workplace.proc_file("north", "stat").unwrap();
+    let id = stat.split(' ').next().unwrap();
+    let limit = |count: &str| drop(run("prlimit", "util-linux", &["--pid", id, &format!("--nofile={count}:")]));
+    // Its standard streams are three; it has more open already.
+    limit("3");
+    let mut early = UnixStream::connect(sites.nodes[0].nbd_path()).unwrap();
+    early.set_read_timeout(Some(PATIENCE)).unwrap();
+    let end = Instant::now() + PATIENCE;
+    while !sites.workplace.log_tail("north").contains("An NBD client could not be let in") {
+        assert!(Instant::now() < end, "nobody says so");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+    limit("1024");
+    let mut greeting = [0; 8];
+    early.read_exact(&mut greeting).unwrap();
+    assert_eq!(&greeting, b"NBDMAGIC");
 }

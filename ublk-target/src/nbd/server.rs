@@ -24,7 +24,7 @@ use tokio::{
     net::UnixListener,
     sync::Semaphore,
     task::JoinHandle,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_uring::{
     buf::BoundedBuf,
@@ -40,6 +40,8 @@ const IN_FLIGHT_PAGES_MAX: u32 = 16 << 10;
 const READ_SIZE: usize = 128 << 10;
 /// The same while the client says what it wants.
 const NEGOTIATION_READ_SIZE: usize = 4 << 10;
+/// How long it takes until clients are let in again after one could not be.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// How long a negotiation may take.
 const NEGOTIATION: Duration = Duration::from_secs(30);
 
@@ -93,7 +95,9 @@ impl Server {
                     let listener = listen_unix(path)?;
                     server.paths.push(path.clone());
                     tokio_uring::spawn(async move {
-                        while let Ok((stream, _)) = listener.accept().await {
+                        loop {
+                            let accepted = listener.accept().await;
+                            let Some((stream, _)) = come(accepted).await else { continue };
                             // A ring waits by itself only where the socket blocks.
                             let ready =
                                 stream.into_std().and_then(|stream| stream.set_nonblocking(false).map(|()| stream));
@@ -108,7 +112,9 @@ impl Server {
                     let listener =
                         TcpListener::bind(*address).map_err(|source| ListenError::Tcp { address: *address, source })?;
                     tokio_uring::spawn(async move {
-                        while let Ok((stream, _)) = listener.accept().await {
+                        loop {
+                            let accepted = listener.accept().await;
+                            let Some((stream, _)) = come(accepted).await else { continue };
                             // Failing that, replies are merely slower.
                             let _ = stream.set_nodelay(true);
                             tokio_uring::spawn(serve(Stream::Tcp(stream), catalog.clone()));
@@ -118,6 +124,18 @@ impl Server {
             });
         }
         Ok(server)
+    }
+}
+
+/// Who has come. That somebody could not be let in, for want of descriptors say, passes; the listener goes on.
+async fn come<T>(accepted: io::Result<T>) -> Option<T> {
+    match accepted {
+        Ok(stream) => Some(stream),
+        Err(error) => {
+            warn!(%error, "An NBD client could not be let in");
+            sleep(ACCEPT_PAUSE).await;
+            None
+        }
     }
 }
 
