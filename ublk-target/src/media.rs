@@ -23,6 +23,7 @@ use std::{
     path::{Path, PathBuf},
     rc::Rc,
 };
+use tokio::sync::Mutex;
 use tokio_uring::buf::BoundedBuf;
 
 /// A write of at most so many bytes goes through the page cache where that is allowed: a lone request waits for it. A larger one has
@@ -98,12 +99,30 @@ pub struct Ring {
     /// The file once more, for what is written through the page cache.
     cached: Option<Rc<File>>,
     preparation: Rc<Preparation>,
+    syncs: Rc<Syncs>,
+}
+
+/// The syncs of a medium, one after the other. The kernel tells once that cached data could not be written: to whoever syncs first.
+/// So after one that has failed none succeeds any more until the medium is opened again.
+#[derive(Default)]
+struct Syncs(Mutex<bool>);
+
+impl Syncs {
+    async fn carry_out(&self, sync: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+        let mut has_failed = self.0.lock().await;
+        if *has_failed {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        let result = sync.await;
+        *has_failed = result.is_err();
+        result
+    }
 }
 
 impl Ring {
     fn new(file: File) -> Self {
         let file = Rc::new(tokio_uring::fs::File::from_std(file));
-        Self { file, cached: None, preparation: Rc::default() }
+        Self { file, cached: None, preparation: Rc::default(), syncs: Rc::default() }
     }
 }
 
@@ -229,7 +248,10 @@ pub async fn carry_out(ring: Ring, action: DiskAction) -> DiskOutcome {
                 Err(error) => Err(disk_error(&error)),
             }
         }
-        DiskAction::Sync => file.sync_data().await.map(|()| Bytes::new()).map_err(|error| disk_error(&error)),
+        DiskAction::Sync => {
+            let synced = ring.syncs.carry_out(file.sync_data()).await;
+            synced.map(|()| Bytes::new()).map_err(|error| disk_error(&error))
+        }
         DiskAction::Release { offset, size } => {
             let flags = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
             // A hint: a medium that cannot do it keeps the bytes.
@@ -354,6 +376,26 @@ mod tests {
         });
         assert_eq!(outcome, Ok(Bytes::new()));
         assert!(reads.join().unwrap().unwrap() == expected, "other bytes have arrived");
+    }
+
+    #[test]
+    fn after_a_sync_that_failed_none_succeeds() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let syncs = Syncs::default();
+            assert!(syncs.carry_out(async { Ok(()) }).await.is_ok());
+            // The second is asked for while the first is under way, and the kernel has nothing to complain about any more.
+            let (fails, begun) = tokio::sync::oneshot::channel::<()>();
+            let first = syncs.carry_out(async {
+                begun.await.unwrap();
+                Err(io::Error::from_raw_os_error(libc::EIO))
+            });
+            let second = syncs.carry_out(async { Ok(()) });
+            let begin = async { fails.send(()).unwrap() };
+            let (first, second, ()) = tokio::join!(first, second, begin);
+            assert!(first.is_err() && second.is_err());
+            assert!(syncs.carry_out(async { Ok(()) }).await.is_err());
+        });
     }
 
     #[test]
