@@ -80,6 +80,63 @@ fn a_medium_that_belongs_to_another_group() {
     says(&refusal, "already holds the journal of group g");
 }
 
+/// The media of a group that was deleted are held by nobody.
+#[test]
+fn a_medium_that_was_something_else() {
+    let sites = alone();
+    sites.create_volume().unwrap();
+    sites.ask(0, &["group", "create", "other", "--journal-size", "64MiB"]).unwrap();
+    sites.ask(0, &["group", "delete", GROUP, "--yes"]).unwrap();
+    let kept = fs::read_dir(sites.workplace.folder().join("north/state/deleted")).unwrap();
+    let kept = kept.map(|entry| entry.unwrap().path()).next().unwrap();
+    let [journal, pool] = ["journal", "v.pool"].map(|file| kept.join(file).display().to_string());
+    let refusal = sites.refusal(0, &["group", "create", "third", "--journal", &pool]);
+    says(&refusal, "The medium already holds the pool of group");
+    let refusal = sites.refusal(0, &["volume", "create", "other", "w", "--size", "16MiB", "--pool", &journal]);
+    says(&refusal, "The medium already holds the journal of group g");
+    // Put back where it was the group is there again.
+    sites.kill(0).unwrap();
+    fs::rename(kept, sites.workplace.folder().join("north/state/groups/g")).unwrap();
+    sites.start(0).unwrap();
+    sites.client(0).unwrap();
+}
+
+#[test]
+fn a_folder_that_is_not_called_as_its_group() {
+    let sites = alone();
+    sites.create_volume().unwrap();
+    sites.ask(0, &["group", "create", "other", "--journal-size", "64MiB"]).unwrap();
+    sites.kill(0).unwrap();
+    let groups = sites.workplace.folder().join("north/state/groups");
+    // As if it had been put back beside one that was made since.
+    fs::rename(groups.join(GROUP), groups.join("h")).unwrap();
+    sites.start(0).unwrap();
+    let words = sites.workplace.log_tail("north");
+    says(&words, "Group not opened");
+    says(&words, "it is the journal of group g, and the folder is not called so");
+    says(&sites.refusal(0, &["status", GROUP]), "There is no group g on this node");
+    sites.ask(0, &["status", "other"]).unwrap();
+}
+
+#[test]
+fn a_journal_that_is_not_there_yet() {
+    let sites = alone();
+    let folder = sites.workplace.folder();
+    let [journal, elsewhere] = ["j", "elsewhere"].map(|name| folder.join(name));
+    let place = journal.display().to_string();
+    sites.ask(0, &["group", "create", GROUP, "--journal-size", "64MiB", "--journal", &place]).unwrap();
+    sites.kill(0).unwrap();
+    fs::rename(&journal, &elsewhere).unwrap();
+    sites.start(0).unwrap();
+    let words = sites.workplace.log_tail("north");
+    says(&words, "Group not opened");
+    says(&words, "groups/g/journal: No such file");
+    sites.kill(0).unwrap();
+    fs::rename(&elsewhere, &journal).unwrap();
+    sites.start(0).unwrap();
+    sites.ask(0, &["status", GROUP]).unwrap();
+}
+
 #[test]
 fn a_superblock_of_a_newer_version() {
     let sites = alone();

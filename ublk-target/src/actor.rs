@@ -10,6 +10,7 @@ use crate::{
     media::{GroupMedia, MediaOptions, Medium, carry_out},
     peer::Peer,
 };
+use anyhow::Context;
 use bytes::Bytes;
 use holdfast::{
     command::{Command, CommandError, CommandId, CommandReply, GenerationId, Status, VolumeSpec},
@@ -144,9 +145,7 @@ impl GroupActor {
         state.media.0.clear();
         state.finished.clear();
         state.life += 1;
-        // Whoever waits for a medium that is gone is told by this; the others are still to be asked.
-        let State { requests, waiting, .. } = &mut *state;
-        requests.retain(|id, _| waiting.iter().any(|request| request.id == *id));
+        state.answer_what_is_left();
     }
 
     /// Opens a group that has stopped again; its clients and devices go on.
@@ -156,6 +155,8 @@ impl GroupActor {
         info!(target: EVENT, group = %label.name, replayed = report.replay_count, last = %report.last, "Group opened again");
         let mut state = self.state.borrow_mut();
         state.life += 1;
+        // What the group that has stopped was asked since.
+        state.answer_what_is_left();
         group.inherit(&mut state.group);
         (state.group, state.media) = (group, media);
         let peer = state.peer.take();
@@ -496,6 +497,23 @@ impl GroupActor {
 }
 
 impl State {
+    /// Hands over the last answers of a group that has stopped. Whoever gets none learns that none will come; what no group was
+    /// asked yet still will be.
+    fn answer_what_is_left(&mut self) {
+        while let Some(output) = self.group.poll_output() {
+            match output {
+                Output::Answer { id, result } => drop(self.requests.remove(&id).map(|sender| sender.send(result))),
+                Output::CommandAnswer { id, result } => {
+                    drop(self.commands.remove(&id).map(|sender| sender.send(result)))
+                }
+                _ => {}
+            }
+        }
+        let waiting = &self.waiting;
+        self.requests.retain(|id, _| waiting.iter().any(|request| request.id == *id));
+        self.commands.clear();
+    }
+
     fn expect_command(&mut self) -> (CommandId, oneshot::Receiver<CommandResult>) {
         let (sender, receiver) = oneshot::channel();
         let id = CommandId(self.next);
@@ -516,12 +534,18 @@ fn now() -> Now {
     Now { monotonic: Monotonic(since_boot.as_micros() as u64 + 1), wall: WallClock(events::now()) }
 }
 
-/// Opens the media of a group: the journal, then the pools that it names.
-pub fn open_media(journal: &Path, options: MediaOptions, patience: Patience) -> anyhow::Result<GroupMedia> {
+/// Opens the media of a group: the journal, then the pools that it names if it `is_wanted`.
+pub fn open_media(
+    journal: &Path,
+    options: MediaOptions,
+    patience: Patience,
+    is_wanted: impl Fn(&JournalLabel) -> anyhow::Result<()>,
+) -> anyhow::Result<GroupMedia> {
     let mut media = GroupMedia::default();
     media.insert_journal(Medium::open(journal, options, patience)?, options)?;
     let label =
         holdfast::group::read_label(&mut media).map_err(|error| anyhow::anyhow!("{}: {error}", journal.display()))?;
+    is_wanted(&label).with_context(|| journal.display().to_string())?;
     for spec in &label.volumes {
         media.0.insert(MediumId::Pool(spec.id), Medium::open(Path::new(&spec.pool_path), options, patience)?);
     }

@@ -20,10 +20,12 @@ use crate::{
     peer::Peer,
     presence::Presence,
 };
+use anyhow::ensure;
 use bytes::Bytes;
 use holdfast::{
     command::{Command, CommandError, CommandReply, PromoteTarget},
     format::text::Name,
+    group::JournalLabel,
     pair::{Role, Takeover},
     units::NodeKey,
 };
@@ -80,8 +82,11 @@ impl Node {
         });
         let mut folders: Vec<PathBuf> = fs::read_dir(&groups)?.filter_map(|entry| Some(entry.ok()?.path())).collect();
         folders.sort();
-        for journal in folders.iter().map(|folder| folder.join("journal")).filter(|path| path.exists()) {
-            match node.open_group(&journal) {
+        // A link that leads nowhere is a group too: its journal may not be there yet.
+        let has_journal = |folder: &&PathBuf| folder.join("journal").symlink_metadata().is_ok();
+        for folder in folders.iter().filter(has_journal) {
+            let journal = folder.join("journal");
+            match node.open_group(folder, &journal) {
                 Ok(actor) => {
                     node.groups.borrow_mut().insert(actor.label().name.to_string(), actor);
                 }
@@ -95,8 +100,16 @@ impl Node {
         MediaOptions { buffered: self.config.media.buffered, cached_journal: self.config.media.cached_journal }
     }
 
-    fn open_group(&self, journal: &Path) -> Result<Rc<GroupActor>, String> {
-        let media = open_media(journal, self.options(), Patience::Start).map_err(|error| error.to_string())?;
+    fn open_group(&self, folder: &Path, journal: &Path) -> Result<Rc<GroupActor>, String> {
+        // Else one group could stand in another one's place: the folder of a deleted one that was put back, or a device whose name
+        // has changed.
+        let is_called_so = |label: &JournalLabel| {
+            let same = folder.file_name().is_some_and(|name| name == label.name.as_str());
+            ensure!(same, "it is the journal of group {}, and the folder is not called so", label.name);
+            Ok(())
+        };
+        let media = open_media(journal, self.options(), Patience::Start, is_called_so);
+        let media = media.map_err(|error| format!("{error:#}"))?;
         GroupActor::open(media, self.busy_poll.clone()).map_err(|error| format!("{}: {error}", journal.display()))
     }
 

@@ -337,7 +337,12 @@ impl Node {
         let path = self.wishes_path(group);
         let new = path.with_extension("new");
         let bytes = serde_json::to_vec_pretty(&wishes).map_err(ApiError::new)?;
-        let kept = fs::write(&new, bytes).and_then(|()| fs::rename(&new, &path));
+        let write = || {
+            fs::write(&new, bytes)?;
+            fs::File::open(&new)?.sync_all()?;
+            fs::rename(&new, &path)
+        };
+        let kept = write();
         kept.map_err(|error| ApiError::new(format!("{}: {error}", path.display())))
     }
 }

@@ -8,11 +8,12 @@ use crate::{
     media::{Allocation, GroupMedia, Medium},
     ublk,
 };
+use anyhow::ensure;
 use holdfast::{
-    command::{Command, VolumeSpec},
+    command::{Command, CommandError, VolumeSpec},
     disk::MediumId,
     format::journal_superblock::{RING_OFFSET, check_geometry},
-    group::{GroupSpec, format_journal, format_pool, pool_size_for},
+    group::{GroupSpec, JournalLabel, format_journal, format_pool, pool_size_for},
     pair::Role,
     units::{GroupId, MediumUuid, VolumeId},
 };
@@ -94,6 +95,10 @@ impl Node {
             if journal.is_some() {
                 symlink(&path, &link).map_err(|error| at(&link, error))?;
             }
+            // Before anything that is written to it is promised to be there.
+            for made in [&path, &link, &folder, &self.config.groups_path()] {
+                make_durable(made).map_err(|error| at(made, error))?;
+            }
             GroupActor::open(media, self.busy_poll.clone()).map_err(ApiError::new)
         });
         match opened {
@@ -110,6 +115,7 @@ impl Node {
                 if !existed {
                     let _ = fs::remove_file(&path);
                 }
+                let _ = fs::remove_file(&link);
                 let _ = fs::remove_dir(&folder);
                 Err(error)
             }
@@ -130,7 +136,12 @@ impl Node {
         // What was under way when the medium failed keeps its lock for a moment.
         let mut tries = REOPEN_TRIES;
         let media = loop {
-            match open_media(&journal, self.options(), Patience::None) {
+            // The names of devices change.
+            let is_same = |label: &JournalLabel| {
+                ensure!(label.group == actor.id(), "it is the journal of group {} ({})", label.name, label.group);
+                Ok(())
+            };
+            match open_media(&journal, self.options(), Patience::None, is_same) {
                 Ok(media) => break media,
                 Err(error) if tries == 0 => return Err(failed(format!("{error:#}"))),
                 Err(_) => tries -= 1,
@@ -182,14 +193,20 @@ impl Node {
         let medium = Medium::create(&path, size, allocation, self.options()).map_err(ApiError::new)?;
         let mut media = GroupMedia::default();
         media.0.insert(MediumId::Pool(spec.id), medium);
-        let formatted = format_pool(&mut media, label.group, &spec);
+        let formatted = format_pool(&mut media, label.group, &spec).map_err(|error| at(&path, error));
+        let formatted = formatted.and_then(|()| make_durable(&path).map_err(|error| at(&path, error)));
         let medium = media.0.remove(&MediumId::Pool(spec.id));
-        let added = match (formatted, medium) {
-            (Ok(()), Some(medium)) => actor.add_volume(spec, medium).await.map(|_| ()).map_err(ApiError::new),
-            (Err(error), _) => Err(at(&path, error)),
-            (Ok(()), None) => Err(ApiError::new("The pool is gone")),
+        let (added, is_named) = match (formatted, medium) {
+            (Ok(()), Some(medium)) => {
+                let added = actor.add_volume(spec, medium).await;
+                // When the group's media fail in the midst of it nobody knows whether its journal names the pool.
+                let is_named = matches!(added, Err(CommandError::Io | CommandError::Stopped));
+                (added.map(|_| ()).map_err(ApiError::new), is_named)
+            }
+            (Err(error), _) => (Err(error), false),
+            (Ok(()), None) => (Err(ApiError::new("The pool is gone")), false),
         };
-        if added.is_err() && !existed {
+        if added.is_err() && !existed && !is_named {
             let _ = fs::remove_file(&path);
         }
         added
@@ -261,6 +278,11 @@ impl Node {
         }
         Ok(json!({ "done": done }))
     }
+}
+
+/// Makes it durable that a file, link or folder is there.
+fn make_durable(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |folder| fs::File::open(folder)?.sync_all())
 }
 
 /// An error with the path that it is about.
