@@ -33,6 +33,7 @@ mod pace;
 mod plan;
 mod read;
 mod receive;
+mod redirected;
 mod status;
 mod stream;
 mod superblock;
@@ -84,6 +85,8 @@ mod pair_bench;
 mod pair_tests;
 #[cfg(test)]
 mod promotion_tests;
+#[cfg(test)]
+mod redirected_tests;
 #[cfg(test)]
 mod simulated_tests;
 #[cfg(test)]
