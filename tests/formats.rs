@@ -306,6 +306,23 @@ fn pool_superblocks_of_versions_1_and_2_are_read() {
 }
 
 #[test]
+fn void_stamps_rise_and_are_past() {
+    let parsed = |void: &[[u32; 2]]| {
+        let superblock = PoolSuperblock { void: void.to_vec(), stamp: 9, ..pool_superblock() };
+        PoolSuperblock::parse(&superblock.encode()).map(|superblock| superblock.void)
+    };
+    for void in [&[][..], &[[1, 8]], &[[1, 1], [2, 4], [6, 8]]] {
+        assert_eq!(parsed(void), Ok(void.to_vec()));
+    }
+    let wrong = Err(FormatError::Field { what: "pool superblock", field: "range of void stamps" });
+    let impossible: [&[[u32; 2]]; 7] =
+        [&[[0, u32::MAX]], &[[0, 3]], &[[3, 2]], &[[3, 9]], &[[1, 3], [3, 5]], &[[5, 6], [1, 2]], &[[1, 6], [2, 3]]];
+    for void in impossible {
+        assert_eq!(parsed(void), wrong, "{void:?}");
+    }
+}
+
+#[test]
 fn table_pages_keep_their_bytes() {
     let mut entries = Box::new([Entry::default(); TABLE_PAGE_ENTRY_COUNT]);
     entries[0] = Entry { latest: 5, snapshot: 6, mask: 0xff00, stamp: 4, dirty: 0x8001 };
