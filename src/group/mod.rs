@@ -9,6 +9,7 @@
 //! as it is sealed, and acknowledged when it is durable there.
 
 mod add_volume;
+mod assembly;
 mod batch;
 mod behind;
 mod checkpoint;
@@ -45,6 +46,8 @@ mod write;
 
 #[cfg(test)]
 mod add_volume_tests;
+#[cfg(test)]
+mod assembly_tests;
 #[cfg(test)]
 mod busy_host_tests;
 #[cfg(test)]
