@@ -263,6 +263,7 @@ impl Group {
         let entries: Vec<(Order, LiveEntry)> =
             self.journal.after(self.journal.tail_order).map(|(order, entry)| (order, entry.clone())).collect();
         self.destage.stream = self.journal.tail_stream.clone();
+        self.claim_unapplied(&entries);
         for (order, entry) in &entries {
             if matches!(entry.note, Note::Fork(_)) {
                 // It died before its role was stored: the epoch is its own all the same.
@@ -301,6 +302,21 @@ impl Group {
         }
         self.let_go_of_generations();
         Ok(())
+    }
+
+    /// Notes which blocks are used by what is still to be applied, before those are freed that no table names: a former volume of the
+    /// same number may have had its data in the same ones.
+    fn claim_unapplied(&mut self, entries: &[(Order, LiveEntry)]) {
+        for (order, entry) in entries.iter().filter(|(_, entry)| !entry.is_void) {
+            if let (Place::Redirected(blocks), Some(volume)) =
+                (&entry.place, self.volumes.get_mut(&entry.record.volume))
+                && *order > volume.applied_before
+            {
+                for block in blocks {
+                    volume.table.blocks.claim(*block);
+                }
+            }
+        }
     }
 
     /// What volumes keep of the time up to an entry, with the restart point that was the last one then.

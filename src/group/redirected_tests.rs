@@ -1,15 +1,16 @@
 //! Lists of blocks of large writes: a medium that gives back another one must not make two logical blocks one.
 
-use super::{tests::Bench, *};
+use super::{tests::Bench, volumes_tests::Alone, *};
 use crate::{
     buffer::AlignedBuffer,
+    command::Command,
     disk::Storage,
     format::{
         batch::{self, BatchEntry, BatchHeader, Placement},
         record::{Kind, Record},
     },
     journal::Place,
-    request::{Durability, Operation},
+    request::{Access, Durability, Operation},
     units::VOLUME_SIZE_MIN,
 };
 use alloc::{collections::BTreeSet, string::ToString, vec};
@@ -227,4 +228,47 @@ fn lists_of_version_1_are_taken() {
     assert!(bench.holds(4 * MIB, 9));
     bench.shares_nothing();
     assert!(bench.holds(4 * MIB, 9));
+}
+
+/// The journal still has entries of a volume whose number another one has now, and the blocks of both are numbered from 1.
+#[test]
+fn blocks_of_a_former_volume_are_not_freed_under_the_new_one() {
+    const SIZE: usize = 256 << 10;
+    let mut group = Alone::new(64 << 10, VOLUME_SIZE_MIN, 2);
+    let answered = |group: &mut Alone, volume: u16, size: usize, value: u8| {
+        group.write(volume, 0, size, value);
+        let id = group.request(volume, Access::ReadWrite, Operation::Flush);
+        while !group.answers.contains_key(&id) {
+            assert!(group.step_where(|_| true), "never answered");
+        }
+        group.group.journal.last()
+    };
+    let blocks = |group: &Alone, order| match group.group.journal.entry(order).map(|entry| entry.place.clone()) {
+        Some(Place::Redirected(blocks)) => blocks,
+        other => panic!("{other:?} is no list"),
+    };
+    // This one keeps the journal's tail where it is.
+    answered(&mut group, 2, 512, 1);
+    let former = answered(&mut group, 1, SIZE, 7);
+    let listed = blocks(&group, former);
+    group.group.handle_command(group.now, CommandId(7), Command::RemoveVolume(VOLUME));
+    while !group.replies.contains_key(&CommandId(7)) {
+        assert!(group.step_where(|_| true), "never answered");
+    }
+    group.disks.write(POOL, 0, constant(0)).expect("it is there");
+    group.add(1, 64 << 10, VOLUME_SIZE_MIN);
+    while group.step_where(|_| true) {}
+    let new = answered(&mut group, 1, SIZE, 9);
+    assert_eq!(blocks(&group, new), listed, "it begins at the front too");
+    group.reopen();
+    assert_eq!((blocks(&group, former), blocks(&group, new)), (listed.clone(), listed.clone()));
+    group.settle();
+    // The tail passes both, and a checkpoint is made.
+    answered(&mut group, 2, 512, 2);
+    group.group.checkpoint.wanted = true;
+    group.settle();
+    let table = &group.group.volumes[&VOLUME].table;
+    let named: Vec<u32> = (0..4).map(|block| table.entry(block).latest).collect();
+    assert_eq!(named, listed);
+    assert!(named.iter().all(|block| table.blocks.is_used(*block)), "others may be given them");
 }
