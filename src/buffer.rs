@@ -97,6 +97,15 @@ impl AlignedBuilder {
     }
 }
 
+/// What [`zeroes`] are.
+static ZEROES: [Page; 16] = [const { Page([0; ALIGNMENT]) }; 16];
+
+/// Zeroes at a 4,096-byte boundary, in pieces that share their memory with all others.
+pub fn zeroes(size: usize) -> impl Iterator<Item = Bytes> {
+    let all = Bytes::from_static(ZEROES.as_bytes());
+    (0..size).step_by(all.len()).map(move |at| all.slice(..all.len().min(size - at)))
+}
+
 /// Whether bytes can be written with direct I/O where they are.
 pub fn is_aligned(data: &[u8]) -> bool {
     (data.as_ptr() as usize).is_multiple_of(ALIGNMENT) && data.len().is_multiple_of(ALIGNMENT)
@@ -141,6 +150,16 @@ mod tests {
             assert!(bytes[1..].iter().all(|byte| *byte == 0));
             assert_eq!(is_aligned(&bytes), size == 4096);
         }
+    }
+
+    #[test]
+    fn zeroes_take_no_memory() {
+        for size in [0, 1, 4096, 65_536, 65_537, 1 << 20] {
+            let pieces: Vec<Bytes> = zeroes(size).collect();
+            assert!(pieces.iter().all(|piece| piece.as_ptr() == ZEROES.as_bytes().as_ptr()));
+            assert!(pieces.concat() == vec![0; size]);
+        }
+        assert_eq!(ZEROES.as_ptr() as usize % ALIGNMENT, 0);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use holdfast::{
     command::{RestartPointInfo, VolumeSpec},
     format::{
         FormatError,
-        batch::{self, BatchEntry, BatchHeader, Placement},
+        batch::{self, BatchEntry, BatchHeader, ParsedEntry, Placement},
         journal_superblock::{JournalSuperblock, PairRecord},
         kept_page::{self, KEPT_PAGE_RECORD_COUNT, KeptRecord},
         message::{self, Digests, Greeting, LEASE_MILLIS_MAX, Lease, Range},
@@ -77,13 +77,13 @@ fn batch_bytes() -> Bytes {
     let inline = BatchEntry {
         record: aligned_record(),
         placement: Placement::Inline,
-        fork: Order(0),
+        fork: Order(9),
         stored: Bytes::from(vec![7; 512]),
     };
     let redirected = BatchEntry {
         record: Record { size: 131_072, payload_size: 131_072, ..record() },
         placement: Placement::Redirected,
-        fork: Order(9),
+        fork: Order(0),
         stored: Bytes::from_static(&[3, 0, 0, 0, 4, 0, 0, 0]),
     };
     let header = BatchHeader {
@@ -233,10 +233,29 @@ fn batches_keep_their_bytes() {
     let parsed = batch::parse(&bytes, GROUP).unwrap();
     assert_eq!(parsed.header.first_order, Order(41));
     assert_eq!((parsed.size, parsed.entries.len()), (bytes.len() as u64, 2));
-    assert_eq!(parsed.entries[1].fork, Order(9));
-    let stored = parsed.entries[1];
-    let list = &bytes[stored.stored_at as usize..(stored.stored_at + stored.stored_size) as usize];
+    assert_eq!((parsed.entries[0].fork, parsed.entries[0].list_checksum), (Order(9), None));
+    let (entry, list) = (&parsed.entries[1], listed(&bytes));
+    assert_eq!((entry.fork, entry.list_checksum), (Order(0), Some(crc32c_of(list))));
     assert_eq!(batch::parse_blocks(list), Ok(vec![3, 4]));
+    assert_eq!(entry.check_stored(list), Ok(()));
+    assert_eq!(parsed.entries[0].check_stored(&[7; 512]), Ok(()));
+}
+
+/// What is stored for the second entry of a batch.
+fn listed(bytes: &[u8]) -> &[u8] {
+    let entry = batch::parse(bytes, GROUP).unwrap().entries[1];
+    &bytes[entry.stored_at as usize..(entry.stored_at + entry.stored_size) as usize]
+}
+
+#[test]
+fn batches_of_version_1_are_read() {
+    let (old, new) = (kept("batch_1"), batch_bytes());
+    let (parsed, expected) = (batch::parse(&old, GROUP).unwrap(), batch::parse(&new, GROUP).unwrap());
+    assert_eq!((parsed.header, parsed.size), (expected.header, expected.size));
+    let without_checksum = |entry: &ParsedEntry| ParsedEntry { list_checksum: None, fork: Order(0), ..*entry };
+    assert_eq!(parsed.entries, expected.entries.iter().map(without_checksum).collect::<Vec<_>>());
+    assert_eq!(listed(&old), listed(&new));
+    assert_eq!(parsed.entries[1].check_stored(listed(&old)), Ok(()));
 }
 
 #[test]
@@ -284,6 +303,23 @@ fn pool_superblocks_of_versions_1_and_2_are_read() {
     assert_eq!(PoolSuperblock::parse(&kept("pool_superblock_2")), Ok(expected.clone()));
     let expected = PoolSuperblock { pages_offset: 128 << 10, pages_since: 0, ..expected };
     assert_eq!(PoolSuperblock::parse(&kept("pool_superblock_1")), Ok(expected));
+}
+
+#[test]
+fn void_stamps_rise_and_are_past() {
+    let parsed = |void: &[[u32; 2]]| {
+        let superblock = PoolSuperblock { void: void.to_vec(), stamp: 9, ..pool_superblock() };
+        PoolSuperblock::parse(&superblock.encode()).map(|superblock| superblock.void)
+    };
+    for void in [&[][..], &[[1, 8]], &[[1, 1], [2, 4], [6, 8]]] {
+        assert_eq!(parsed(void), Ok(void.to_vec()));
+    }
+    let wrong = Err(FormatError::Field { what: "pool superblock", field: "range of void stamps" });
+    let impossible: [&[[u32; 2]]; 7] =
+        [&[[0, u32::MAX]], &[[0, 3]], &[[3, 2]], &[[3, 9]], &[[1, 3], [3, 5]], &[[5, 6], [1, 2]], &[[1, 6], [2, 3]]];
+    for void in impossible {
+        assert_eq!(parsed(void), wrong, "{void:?}");
+    }
 }
 
 #[test]
@@ -367,6 +403,9 @@ proptest! {
         prop_assert!(Record::parse(&damage(&aligned_record().encode(GROUP)), GROUP).is_err());
         let batch = damage(&batch_bytes()[..4096]);
         prop_assert!(batch::parse(&batch, GROUP).is_err());
+        let batch = batch_bytes();
+        let entry = batch::parse(&batch, GROUP).unwrap().entries[1];
+        prop_assert!(entry.check_stored(&damage(listed(&batch))).is_err());
         for bytes in [journal_superblock().encode(), pool_superblock().encode(), batch_bytes(), greeting().encode()] {
             let short = &bytes[..cut.min(bytes.len().saturating_sub(1))];
             let _ = JournalSuperblock::parse(short);

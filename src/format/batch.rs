@@ -4,15 +4,17 @@
 //!  0      4    6      8         12      16     24         32     48        52   56        64            72     128
 //!  magic  ver  0      checksum  entry   batch  position   group  previous  0    first     durable       0
 //!                               count   size                     checksum       order     order
-//!  128: entries of 80 bytes: record header (64), stored size (4), placement (1), 0 (3), fork order (8)
+//!  128: entries of 80 bytes: record header (64), stored size (4), placement (1), 0 (3), fork order or list's checksum (8)
 //!  then zeroes up to a multiple of 4,096; then the payloads, each padded to 512 or 4,096 bytes
 //! ```
 //! `previous checksum` chains the batches, so that one left over from an earlier lap is never taken for the next.
 //! A redirected record's payload here is the list of physical blocks that hold its data (u32 each); the payload size
-//! and checksum in its header are those of the data.
+//! and checksum in its header are those of the data. It has no fork: its entry ends with the CRC32C of the list.
+//!
+//! Version 1 lacks that checksum: what its lists say must be judged by where they lead.
 
 use super::{
-    parts::{FormatError, U16, U32, U64, VERSION, checksum_without, prefix, require},
+    parts::{FormatError, U16, U32, U64, checksum_without, prefix, require},
     record::{Kind, Record},
 };
 use crate::{
@@ -28,6 +30,7 @@ pub const BATCH_ENTRY_COUNT_MAX: usize = 256;
 /// Most bytes in a batch.
 pub const BATCH_SIZE_MAX: usize = 8 << 20;
 
+const VERSION: u16 = 2;
 const MAGIC: u32 = 0x3142_4648; // "HFB1"
 const WHAT: &str = "journal batch";
 const CHECKSUM_AT: usize = 8;
@@ -57,6 +60,7 @@ struct RawEntry {
     stored_size: U32,
     placement: u8,
     reserved: [u8; 3],
+    /// Of a redirected record the checksum of its list.
     fork_order: U64,
 }
 
@@ -78,7 +82,7 @@ pub struct BatchEntry {
     pub record: Record,
     /// Where its data is.
     pub placement: Placement,
-    /// For an epoch change: the last entry before it that is still valid; else 0.
+    /// For an epoch change: the last entry before it that is still valid; else 0. A redirected record has none.
     pub fork: Order,
     /// What is stored in the batch for it.
     pub stored: Bytes,
@@ -133,6 +137,23 @@ pub struct ParsedEntry {
     pub stored_at: u32,
     /// How many bytes.
     pub stored_size: u32,
+    /// Of a list of blocks its checksum; `None`: the batch is of version 1, or this is no list.
+    pub list_checksum: Option<u32>,
+}
+
+impl ParsedEntry {
+    /// Checks what is stored for it.
+    pub fn check_stored(&self, stored: &[u8]) -> Result<(), FormatError> {
+        match (self.placement, self.list_checksum) {
+            (Placement::Inline, _) => self.record.check_payload(stored),
+            (Placement::Redirected, None) => Ok(()),
+            (Placement::Redirected, Some(expected)) => {
+                let found = crc32c::crc32c(stored);
+                let holds = found == expected;
+                if holds { Ok(()) } else { Err(FormatError::Checksum { what: "list of blocks", found, expected }) }
+            }
+        }
+    }
 }
 
 /// Bytes of the header area for so many entries.
@@ -159,12 +180,16 @@ pub fn encode(header: BatchHeader, group: GroupId, entries: &[BatchEntry]) -> En
     let size = batch_size(entries.iter().map(|entry| entry.stored.len()));
     let mut head = vec![0; header_size(entries.len())];
     for (raw, entry) in head[size_of::<RawHeader>()..].chunks_exact_mut(size_of::<RawEntry>()).zip(entries) {
+        let last = match entry.placement {
+            Placement::Inline => entry.fork.0,
+            Placement::Redirected => crc32c::crc32c(&entry.stored).into(),
+        };
         let values = RawEntry {
             record: entry.record.encode(group),
             stored_size: (entry.stored.len() as u32).into(),
             placement: (entry.placement == Placement::Redirected).into(),
             reserved: [0; 3],
-            fork_order: entry.fork.0.into(),
+            fork_order: last.into(),
         };
         raw.copy_from_slice(values.as_bytes());
     }
@@ -206,7 +231,7 @@ pub fn parse_header_size(first: &[u8], group: GroupId) -> Result<usize, FormatEr
     if raw.magic.get() != MAGIC || raw.group != group.0 {
         return Err(FormatError::Absent(WHAT));
     }
-    if raw.version.get() != VERSION {
+    if !(1..=VERSION).contains(&raw.version.get()) {
         return Err(FormatError::Version { what: WHAT, found: raw.version.get(), newest: VERSION });
     }
     let count = raw.entry_count.get() as usize;
@@ -249,9 +274,18 @@ pub fn parse(area: &[u8], group: GroupId) -> Result<ParsedBatch, FormatError> {
         let has_data = matches!(record.kind, Kind::Write | Kind::Copy);
         require(placement == Placement::Inline || has_data, WHAT, "placement")?;
         require(placement == Placement::Redirected || record.payload_size == stored_size, WHAT, "stored size")?;
-        let fork = Order(entry.fork_order.get());
+        let (mut fork, mut list_checksum) = (Order(0), None);
+        match (placement, raw.version.get()) {
+            (Placement::Inline, _) => fork = Order(entry.fork_order.get()),
+            (Placement::Redirected, 1) => {}
+            (Placement::Redirected, _) => {
+                let checksum = u32::try_from(entry.fork_order.get()).ok();
+                require(checksum.is_some(), WHAT, "list's checksum")?;
+                list_checksum = checksum;
+            }
+        }
         require(fork.0 < u64::MAX / 2, WHAT, "order")?;
-        entries.push(ParsedEntry { record, placement, fork, stored_at: start as u32, stored_size });
+        entries.push(ParsedEntry { record, placement, fork, stored_at: start as u32, stored_size, list_checksum });
     }
     let size = raw.batch_size.get();
     require(size == end.next_multiple_of(ALIGNMENT) as u64 && size <= BATCH_SIZE_MAX as u64, WHAT, "size")?;

@@ -229,6 +229,11 @@ impl PoolSuperblock {
         require(pages_offset >= TABLE_OFFSET && pages_offset.is_multiple_of(4096), WHAT, "pages' offset")?;
         let void = raw.void.get(..raw.void_count.get() as usize);
         let void = void.ok_or(FormatError::Field { what: WHAT, field: "void count" })?;
+        let void: Vec<[u32; 2]> = void.iter().map(|range| [range[0].get(), range[1].get()]).collect();
+        // The stamp after a range is one that changes may have: there is one, and it is not void.
+        let is_past = |range: &[u32; 2]| (1..=range[1]).contains(&range[0]) && range[1] < raw.stamp.get();
+        let rise = void.is_sorted_by(|a, b| a[1] < b[0]);
+        require(rise && void.iter().all(is_past), WHAT, "range of void stamps")?;
         let kept = raw.kept.get(..raw.kept_count.get() as usize);
         let kept = kept.ok_or(FormatError::Field { what: WHAT, field: "count of kept generations" })?;
         let extents = raw.extents.get(..raw.extent_count.get() as usize);
@@ -254,7 +259,7 @@ impl PoolSuperblock {
             digest: raw.digest.get(),
             applied: Order(raw.applied.get()),
             stamp: raw.stamp.get(),
-            void: void.iter().map(|range| [range[0].get(), range[1].get()]).collect(),
+            void,
             kept: (raw.version.get() >= 3).then_some(kept),
             extents: extents.iter().map(extent).collect(),
         })

@@ -17,6 +17,7 @@ use alloc::{
     vec::Vec,
 };
 use bytes::Bytes;
+use core::ops::Range;
 
 /// A cycle takes at most so many entries, blocks and bytes of data.
 pub(super) const CYCLE_ENTRY_COUNT_MAX: usize = 2048;
@@ -42,6 +43,8 @@ pub(super) enum Slot {
 pub(super) struct Cycle {
     pub(super) last: Order,
     pub(super) plans: Vec<Plan>,
+    /// Which of the plans are being carried out; those before them are in the pools.
+    pub(super) round: Range<usize>,
     /// Redirected blocks of the cycle that no entry will name.
     pub(super) unnamed: Vec<(VolumeId, u32)>,
     pub(super) slots: Vec<(Slot, usize)>,
@@ -105,6 +108,7 @@ impl Group {
         let cycle = Cycle {
             last,
             plans,
+            round: 0..0,
             unnamed: blocks.filter(|block| !named.contains(block)).collect(),
             slots: Vec::new(),
             payloads: BTreeMap::new(),

@@ -1,9 +1,9 @@
 //! Destaging: the newest data of each block goes from the journal to the pool, in cycles of many entries.
 //!
 //! A cycle takes durable entries in order and ends at a restart point at the latest, so that data of two generations
-//! never mixes. It reads what it lacks (payloads no longer in memory, the rest of granules written in part), writes
-//! sorted runs, then changes the table in memory. A crash at any instant is harmless: the durable table does not name
-//! what was written, or the journal still has every byte that was written in place.
+//! never mixes. It reads what it lacks (payloads no longer in memory, the rest of granules written in part) and writes
+//! sorted runs, in as many rounds as memory demands; then it changes the table in memory. A crash at any instant is harmless: the
+//! durable table does not name what was written, or the journal still has every byte that was written in place.
 
 use super::{
     Group, Purpose,
@@ -11,12 +11,10 @@ use super::{
     plan::{News, Plan, runs},
 };
 use crate::{
-    buffer::{AlignedBuffer, is_aligned},
     disk::{DiskAction, DiskError, DiskOutcome, MediumId},
     format::record::Kind,
     journal::Place,
     output::Event,
-    overlay::Piece,
     stream_state::{Snapshot, StreamState},
     testing::{Plant, planted},
     units::{Monotonic, VolumeId},
@@ -37,6 +35,9 @@ const WRITE_SIZE_MAX: usize = 1 << 20;
 /// So many reads or writes of a cycle are in flight at once: the more, the more waits to be applied, and most while nothing comes.
 const IN_FLIGHT_MIN: usize = 8;
 const IN_FLIGHT_MAX: usize = 64;
+/// So many bytes of a cycle's plans are in memory at once, or one plan's. Payloads count twice: as they are read, and in their place.
+/// Tests have little to write.
+pub(super) const ROUND_SIZE_MAX: u64 = if cfg!(test) { 512 << 10 } else { 64 << 20 };
 /// Table pages settled between cycles.
 const SWEEP_PAGE_COUNT: u32 = 64;
 
@@ -169,7 +170,7 @@ impl Group {
             {
                 (self.destage.full_since, self.destage.told_full) = (None, false);
                 self.destage.cycle = Some(cycle);
-                return self.read_cycle();
+                return self.begin_round();
             }
             if taken <= 1 {
                 return self.pool_is_full();
@@ -192,7 +193,42 @@ impl Group {
         self.sweep();
     }
 
-    /// Reads what the cycle lacks.
+    /// Goes on with as many of the cycle's plans as may be in memory at once.
+    fn begin_round(&mut self) {
+        let Some(cycle) = &self.destage.cycle else {
+            return;
+        };
+        let (first, mut size) = (cycle.round.end, 0);
+        let fits = |plan: &&Plan| {
+            let is_first = size == 0;
+            size += self.held_size(plan);
+            is_first || size <= ROUND_SIZE_MAX
+        };
+        let end = first + cycle.plans[first..].iter().take_while(fits).count();
+        if let Some(cycle) = &mut self.destage.cycle {
+            (cycle.round, cycle.is_writing) = (first..end, false);
+        }
+        self.read_cycle();
+    }
+
+    /// What was planned is in the pool: the next plans, or all is.
+    fn end_round(&mut self) {
+        let Some(cycle) = &mut self.destage.cycle else {
+            return;
+        };
+        if cycle.round.end == cycle.plans.len() {
+            return self.finish_cycle();
+        }
+        for plan in &mut cycle.plans[cycle.round.clone()] {
+            plan.base.clear();
+            plan.folded.clear();
+        }
+        cycle.payloads.clear();
+        cycle.parts.clear();
+        self.begin_round();
+    }
+
+    /// Reads what the plans lack.
     fn read_cycle(&mut self) {
         let Some(cycle) = &self.destage.cycle else {
             return;
@@ -200,7 +236,7 @@ impl Group {
         let mut reads: Vec<(Slot, MediumId, u64, u64)> = Vec::new();
         let mut wanted = BTreeSet::new();
         let mut payloads = BTreeMap::new();
-        for (index, plan) in cycle.plans.iter().enumerate() {
+        for (index, plan) in cycle.round.clone().zip(&cycle.plans[cycle.round.clone()]) {
             let Some(volume) = self.volumes.get(&plan.volume) else {
                 continue;
             };
@@ -225,7 +261,7 @@ impl Group {
                     continue;
                 };
                 if let Some(payload) = &entry.payload {
-                    // Held until the cycle ends, whatever is let go of meanwhile.
+                    // Held until it is written, whatever is let go of meanwhile.
                     payloads.insert(piece.order, payload.clone());
                     continue;
                 }
@@ -339,7 +375,7 @@ impl Group {
         match (cycle.failed, cycle.is_writing) {
             (Some(error), writing) => self.abandon_cycle(error, writing),
             (None, false) => self.write_cycle(),
-            (None, true) => self.finish_cycle(),
+            (None, true) => self.end_round(),
         }
     }
 
@@ -366,7 +402,7 @@ impl Group {
             return;
         };
         let mut writes: Vec<(VolumeId, u64, Bytes)> = Vec::new();
-        for plan in &cycle.plans {
+        for plan in &cycle.plans[cycle.round.clone()] {
             self.plan_writes(plan, &cycle, &mut writes);
         }
         writes.sort_by_key(|(volume, offset, _)| (*volume, *offset));
@@ -390,96 +426,9 @@ impl Group {
         let is_done = cycle.queue.is_empty();
         self.destage.cycle = Some(cycle);
         if is_done {
-            return self.finish_cycle();
+            return self.end_round();
         }
         self.pump_cycle();
-    }
-
-    fn plan_writes(&self, plan: &Plan, cycle: &Cycle, writes: &mut Vec<(VolumeId, u64, Bytes)>) {
-        let Some(volume) = self.volumes.get(&plan.volume) else {
-            return;
-        };
-        let geometry = volume.table.geometry();
-        let granule = geometry.granule_size() as usize;
-        let at = |block: u32, first: u32| geometry.offset_of(block) + u64::from(first) * granule as u64;
-        if let Some(fold) = &plan.fold {
-            for (first, count) in runs(fold.mask) {
-                let zeroes = || AlignedBuffer::new(count as usize * granule).freeze();
-                let bytes = plan.folded.get(&first).cloned().unwrap_or_else(zeroes);
-                writes.push((plan.volume, at(fold.to, first), bytes));
-            }
-        }
-        let News::Pieces(pieces) = &plan.news else {
-            return;
-        };
-        let start = u64::from(plan.block) * u64::from(geometry.block_size);
-        for (first, count) in runs(plan.write_mask) {
-            let (place, size) = (at(plan.after.latest, first), count as usize * granule);
-            let run_start = start + u64::from(first) * granule as u64;
-            if let Some(lent) = self.lent_pieces(pieces, run_start, size, cycle) {
-                writes.extend(lent.into_iter().map(|(lead, bytes)| (plan.volume, place + lead, bytes)));
-                continue;
-            }
-            let mut buffer = AlignedBuffer::new(size);
-            let bytes = buffer.as_mut_slice();
-            for index in first..first + count {
-                if let Some(base) = plan.base.get(&index) {
-                    let from = (index - first) as usize * granule;
-                    bytes[from..from + granule].copy_from_slice(base);
-                }
-            }
-            let run_end = run_start + bytes.len() as u64;
-            for piece in pieces {
-                let (from, to) = (piece.offset.max(run_start), piece.end.min(run_end));
-                if from >= to {
-                    continue;
-                }
-                let target = &mut bytes[(from - run_start) as usize..(to - run_start) as usize];
-                self.fill(piece, from, target, plan.volume, cycle);
-            }
-            writes.push((plan.volume, place, buffer.freeze()));
-        }
-    }
-
-    /// The payloads of a run as they lie in memory, and how far into it each belongs; `None` if the run has anything else, or
-    /// something that direct I/O does not take as it is.
-    fn lent_pieces(&self, pieces: &[Piece], start: u64, size: usize, cycle: &Cycle) -> Option<Vec<(u64, Bytes)>> {
-        let (end, mut at, mut lent) = (start + size as u64, start, Vec::new());
-        for piece in pieces.iter().filter(|piece| piece.end > start && piece.offset < end) {
-            let (from, to) = (piece.offset.max(start), piece.end.min(end));
-            let record = &self.journal.entry(piece.order)?.record;
-            if record.kind.zeroes() {
-                return None;
-            }
-            let payload = cycle.payloads.get(&piece.order)?;
-            let bytes = payload.slice((from - record.offset) as usize..(to - record.offset) as usize);
-            if from != at || !is_aligned(&bytes) {
-                return None;
-            }
-            lent.push((at - start, bytes));
-            at = to;
-        }
-        (at == end).then_some(lent)
-    }
-
-    /// Puts an entry's data from `from` on into `target`.
-    fn fill(&self, piece: &Piece, from: u64, target: &mut [u8], volume: VolumeId, cycle: &Cycle) {
-        let Some(entry) = self.journal.entry(piece.order) else {
-            return;
-        };
-        if entry.record.kind.zeroes() {
-            return target.fill(0);
-        }
-        let start = (from - entry.record.offset) as usize;
-        if let Some(payload) = cycle.payloads.get(&piece.order) {
-            target.copy_from_slice(&payload[start..start + target.len()]);
-        } else if let Some(part) = cycle.parts.get(&(volume, piece.offset)) {
-            let start = (from - piece.offset) as usize;
-            target.copy_from_slice(&part[start..start + target.len()]);
-        } else {
-            // read_cycle has held or read every payload and part of the cycle.
-            unreachable!("entry {} of a cycle has no data", piece.order);
-        }
     }
 
     /// Everything is in the pool: the tables say so from now on.

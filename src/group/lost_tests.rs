@@ -64,7 +64,7 @@ impl Bench {
         self.open()
     }
 
-    fn open(&mut self) -> Result<(), OpenError> {
+    pub(super) fn open(&mut self) -> Result<(), OpenError> {
         let (group, _) = Group::open(&mut self.disks, self.now)?;
         self.group = group;
         Ok(())

@@ -9,6 +9,7 @@
 //! as it is sealed, and acknowledged when it is durable there.
 
 mod add_volume;
+mod assembly;
 mod batch;
 mod behind;
 mod checkpoint;
@@ -33,6 +34,7 @@ mod pace;
 mod plan;
 mod read;
 mod receive;
+mod redirected;
 mod status;
 mod stop;
 mod stream;
@@ -45,6 +47,8 @@ mod write;
 
 #[cfg(test)]
 mod add_volume_tests;
+#[cfg(test)]
+mod assembly_tests;
 #[cfg(test)]
 mod busy_host_tests;
 #[cfg(test)]
@@ -87,6 +91,8 @@ mod pair_bench;
 mod pair_tests;
 #[cfg(test)]
 mod promotion_tests;
+#[cfg(test)]
+mod redirected_tests;
 #[cfg(test)]
 mod simulated_tests;
 #[cfg(test)]

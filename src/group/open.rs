@@ -1,14 +1,15 @@
 //! Opening a group: the superblocks, the tables, then the journal from its tail to the first batch that is not whole.
 //! What lies behind it is only asked whether the medium has lost data ([`durable_behind`]).
 //!
-//! A batch counts if its header is whole, in its place, chained to the one before, and every payload in it matches its
-//! checksum; data redirected into the pool is verified for the entries that were not known to be durable. Recovery
+//! A batch counts if its header is whole, in its place, chained to the one before, and every payload and list of blocks in it
+//! matches its checksum; what is redirected into the pool is looked at then ([`verify_redirected`]). Recovery
 //! writes nothing but a new epoch (on a primary that was not stopped in good order) and the superblock; done twice it
 //! gives the same.
 
 use super::{
     FormatError, Group, JournalLabel, Volume, batch::Memory, behind::durable_behind, create::read_superblock,
-    greeting::Confirmation, lease::Leasing, stream::Peer, superblock::SuperblockWriter, takeover::Silence,
+    greeting::Confirmation, lease::Leasing, redirected::verify_redirected, stream::Peer, superblock::SuperblockWriter,
+    takeover::Silence,
 };
 use crate::{
     disk::{DiskError, MediumId, Storage},
@@ -80,6 +81,18 @@ pub enum OpenError {
         found: Order,
         /// An entry that was durable.
         expected: Order,
+    },
+    /// Two entries, or an entry and a table, name one block.
+    #[error(
+        "Volume {volume}: entry {order} of the journal has its data in block {block} of the pool, which holds other data; a medium has lost data; promote the peer if it is the standby, and make this node's group anew from there"
+    )]
+    Shared {
+        /// The volume's number in the group.
+        volume: VolumeId,
+        /// The entry.
+        order: Order,
+        /// The block.
+        block: u32,
     },
     /// A promotion cannot be repeated.
     #[error(
@@ -250,6 +263,7 @@ impl Group {
         let entries: Vec<(Order, LiveEntry)> =
             self.journal.after(self.journal.tail_order).map(|(order, entry)| (order, entry.clone())).collect();
         self.destage.stream = self.journal.tail_stream.clone();
+        self.claim_unapplied(&entries);
         for (order, entry) in &entries {
             if matches!(entry.note, Note::Fork(_)) {
                 // It died before its role was stored: the epoch is its own all the same.
@@ -288,6 +302,21 @@ impl Group {
         }
         self.let_go_of_generations();
         Ok(())
+    }
+
+    /// Notes which blocks are used by what is still to be applied, before those are freed that no table names: a former volume of the
+    /// same number may have had its data in the same ones.
+    fn claim_unapplied(&mut self, entries: &[(Order, LiveEntry)]) {
+        for (order, entry) in entries.iter().filter(|(_, entry)| !entry.is_void) {
+            if let (Place::Redirected(blocks), Some(volume)) =
+                (&entry.place, self.volumes.get_mut(&entry.record.volume))
+                && *order > volume.applied_before
+            {
+                for block in blocks {
+                    volume.table.blocks.claim(*block);
+                }
+            }
+        }
     }
 
     /// What volumes keep of the time up to an entry, with the restart point that was the last one then.
@@ -409,7 +438,6 @@ fn scan(
     );
     let mut found = Found { journal, durable: superblock.tail_order };
     let end = superblock.tail_position + superblock.ring_size;
-    let mut unproven: Vec<Order> = Vec::new();
     loop {
         let here = found.journal.head;
         let mut next = None;
@@ -429,16 +457,12 @@ fn scan(
         let Some(entries) = entries else { break };
         found.durable = found.durable.max(batch.header.durable_order);
         for entry in entries {
-            let is_redirected = matches!(entry.place, Place::Redirected(_));
-            let order = found.journal.push(entry);
-            if is_redirected {
-                unproven.push(order);
-            }
+            found.journal.push(entry);
         }
         let (size, last, checksum) = (batch.size, found.journal.last(), batch.checksum);
         found.journal.push_batch(LiveBatch { position, size, last, checksum });
     }
-    verify_redirected(storage, &mut found, volumes, &unproven)?;
+    verify_redirected(storage, &mut found.journal, found.durable, volumes)?;
     Ok(found)
 }
 
@@ -459,11 +483,8 @@ fn read_batch(
         return Ok(None);
     }
     let bytes = storage.read(MediumId::Journal, journal.offset(position), parsed.size as u32)?;
-    let whole = parsed
-        .entries
-        .iter()
-        .filter(|entry| entry.placement == Placement::Inline)
-        .all(|entry| stored(entry, &bytes).is_some_and(|payload| entry.record.check_payload(&payload).is_ok()));
+    let is_whole = |entry| stored(entry, &bytes).is_some_and(|stored| entry.check_stored(&stored).is_ok());
+    let whole = parsed.entries.iter().all(is_whole);
     Ok((whole || planted(Plant::TornBatchTaken)).then_some((parsed, bytes)))
 }
 
@@ -509,7 +530,7 @@ fn live_entry(entry: &ParsedEntry, position: u64, bytes: &Bytes) -> Option<LiveE
     Some(LiveEntry { record: entry.record, place, payload: None, note, is_void: false })
 }
 
-/// Whether what an entry changes is there. Lists of blocks have no checksum of their own, and a medium may say anything.
+/// Whether what an entry changes is there. Lists of a former program have no checksum, and a medium may say anything.
 fn takes(entry: &LiveEntry, order: Order, volumes: &mut BTreeMap<VolumeId, Volume>) -> bool {
     let record = &entry.record;
     let volume = volumes.get_mut(&record.volume).filter(|volume| order > volume.applied_before);
@@ -535,42 +556,4 @@ fn fits(entry: &LiveEntry, volume: &Volume) -> bool {
         Place::Inline(_) | Place::Memory => true,
     };
     lists && entry.record.end() <= geometry.volume_size
-}
-
-/// Checks the data of redirected entries that were not known to be durable, and cuts the journal at the first that is
-/// not whole.
-fn verify_redirected(
-    storage: &mut dyn Storage,
-    found: &mut Found,
-    volumes: &BTreeMap<VolumeId, Volume>,
-    unproven: &[Order],
-) -> Result<(), OpenError> {
-    for order in unproven.iter().copied().filter(|order| *order > found.durable) {
-        let Some(entry) = found.journal.entry(order) else {
-            continue;
-        };
-        // A volume that was removed needs nothing. What a table has was durable, and may be about a former volume of its number.
-        let volume = volumes.get(&entry.record.volume).filter(|volume| order > volume.applied_before);
-        let Some(volume) = volume else { continue };
-        let Place::Redirected(blocks) = &entry.place else {
-            continue;
-        };
-        let geometry = volume.table.geometry();
-        let mut crc = 0;
-        let mut is_whole = blocks.len() as u64 * u64::from(geometry.block_size) == entry.record.size;
-        for block in blocks {
-            if *block == 0 || *block > geometry.block_count {
-                is_whole = false;
-                break;
-            }
-            let medium = MediumId::Pool(entry.record.volume);
-            let bytes = storage.read(medium, geometry.offset_of(*block), geometry.block_size)?;
-            crc = crc32c::crc32c_append(crc, &bytes);
-        }
-        if !is_whole || (crc != entry.record.payload_checksum && !planted(Plant::TornRedirectTaken)) {
-            found.journal.cut_before(order);
-            break;
-        }
-    }
-    Ok(())
 }

@@ -41,18 +41,18 @@ fn spec(id: u16, block: u32, size: u64) -> VolumeSpec {
 }
 
 /// A group without a peer, whose disk operations end in order.
-struct Alone {
-    disks: Disks,
-    group: Group,
-    now: Now,
-    operations: Vec<(DiskOperation, u64)>,
-    replies: BTreeMap<CommandId, Result<CommandReply, CommandError>>,
-    answers: BTreeMap<RequestId, Result<Reply, RequestError>>,
+pub(super) struct Alone {
+    pub(super) disks: Disks,
+    pub(super) group: Group,
+    pub(super) now: Now,
+    pub(super) operations: Vec<(DiskOperation, u64)>,
+    pub(super) replies: BTreeMap<CommandId, Result<CommandReply, CommandError>>,
+    pub(super) answers: BTreeMap<RequestId, Result<Reply, RequestError>>,
     next: u64,
 }
 
 impl Alone {
-    fn new(block: u32, size: u64, count: u16) -> Self {
+    pub(super) fn new(block: u32, size: u64, count: u16) -> Self {
         let mut disks = Disks::default();
         disks.set_size(MediumId::Journal, 64 << 20);
         let (name, journal) = ("g".parse().unwrap(), MediumUuid([1; 16]));
@@ -69,14 +69,14 @@ impl Alone {
         alone
     }
 
-    fn add(&mut self, id: u16, block: u32, size: u64) {
+    pub(super) fn add(&mut self, id: u16, block: u32, size: u64) {
         self.disks.set_size(MediumId::Pool(VolumeId(id)), pool_size_for(size, block));
         let spec = spec(id, block, size);
         format_pool(&mut self.disks, GROUP, &spec).unwrap();
         self.group.handle_add_volume(self.now, CommandId(90_000 + u64::from(id)), &mut self.disks, spec);
     }
 
-    fn drain(&mut self) {
+    pub(super) fn drain(&mut self) {
         while let Some(output) = self.group.poll_output() {
             match output {
                 Output::Disk(operation) => self.operations.push((operation, self.disks.writes())),
@@ -88,7 +88,7 @@ impl Alone {
     }
 
     /// Ends the first operation that is wanted.
-    fn step_where(&mut self, wanted: impl Fn(&DiskOperation) -> bool) -> bool {
+    pub(super) fn step_where(&mut self, wanted: impl Fn(&DiskOperation) -> bool) -> bool {
         self.drain();
         let Some(index) = self.operations.iter().position(|(operation, _)| wanted(operation)) else { return false };
         let (operation, asked) = self.operations.remove(index);
@@ -99,14 +99,14 @@ impl Alone {
     }
 
     /// Time passes until the group wants to be called; `false` if it never does.
-    fn wake(&mut self) -> bool {
+    pub(super) fn wake(&mut self) -> bool {
         let Some(at) = self.group.poll_timeout() else { return false };
         self.now.monotonic = self.now.monotonic.max(at);
         self.group.handle_timeout(self.now);
         true
     }
 
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         for _ in 0..100_000 {
             while self.step_where(|_| true) {}
             if !self.wake() {
@@ -125,7 +125,7 @@ impl Alone {
         }
     }
 
-    fn request(&mut self, volume: u16, access: Access, operation: Operation) -> RequestId {
+    pub(super) fn request(&mut self, volume: u16, access: Access, operation: Operation) -> RequestId {
         let id = RequestId(self.next);
         self.next += 1;
         let mut request = Request { id, volume: VolumeId(volume), access, operation };
@@ -137,7 +137,7 @@ impl Alone {
         id
     }
 
-    fn write(&mut self, volume: u16, offset: u64, size: usize, value: u8) {
+    pub(super) fn write(&mut self, volume: u16, offset: u64, size: usize, value: u8) {
         let mut data = AlignedBuffer::new(size);
         data.as_mut_slice().fill(value);
         let operation = Operation::Write { offset, data: data.freeze(), durability: Durability::Completed };
@@ -159,7 +159,7 @@ impl Alone {
         }
     }
 
-    fn restart_point(&mut self) {
+    pub(super) fn restart_point(&mut self) {
         self.command(Command::RestartPoint { label: Name::default() }).unwrap();
     }
 
@@ -169,7 +169,7 @@ impl Alone {
         self.command(Command::Promote { target, force: true })
     }
 
-    fn read(&mut self, volume: u16, access: Access, offset: u64, size: u32) -> Vec<u8> {
+    pub(super) fn read(&mut self, volume: u16, access: Access, offset: u64, size: u32) -> Vec<u8> {
         let id = self.request(volume, access, Operation::Read { offset, size });
         while !self.answers.contains_key(&id) {
             assert!(self.step_where(|_| true));
@@ -183,7 +183,7 @@ impl Alone {
         self.read(volume, Access::ReadOnly, 0, 4096)[0]
     }
 
-    fn generation(&mut self, name: u32, volume: u16, offset: u64, size: u32) -> Vec<u8> {
+    pub(super) fn generation(&mut self, name: u32, volume: u16, offset: u64, size: u32) -> Vec<u8> {
         let order = self.group.find_generation(number(name)).expect("it is kept");
         self.group.hold_generation(order);
         let found = self.read(volume, Access::Generation(order), offset, size);
@@ -191,7 +191,7 @@ impl Alone {
         found
     }
 
-    fn reopen(&mut self) {
+    pub(super) fn reopen(&mut self) {
         self.operations.clear();
         self.now.monotonic = self.now.monotonic.after(1);
         self.group = Group::open(&mut self.disks, self.now).unwrap().0;

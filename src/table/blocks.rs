@@ -77,6 +77,11 @@ impl Blocks {
         fresh
     }
 
+    /// Whether a block is used.
+    pub fn is_used(&self, block: u32) -> bool {
+        (block as usize).checked_sub(1).and_then(|index| self.used.get(index)).is_some_and(|used| *used)
+    }
+
     /// An unused block, now used.
     pub fn allocate(&mut self) -> Option<u32> {
         if self.used_count as usize == self.used.len() {

@@ -79,13 +79,13 @@ impl Media {
             return;
         }
         let (medium, first, structure) = found[usize::from(input.u16()) % found.len()];
-        let count = structure.size.div_ceil(ALIGNMENT) as u64;
+        let count = structure.reach.div_ceil(ALIGNMENT) as u64;
         let mut bytes: Vec<u8> = (first..first + count).flat_map(|page| self.page_mut(medium, page).to_vec()).collect();
         for _ in 0..1 + input.pick(4) {
             // Most fields are near the front.
-            let reach = if input.flag() { 256 } else { structure.size };
-            let at = usize::from(input.u16()) % reach.min(structure.size);
-            let width = input.choose(&[1, 2, 4, 8]).min(structure.size - at);
+            let reach = if input.flag() { 256 } else { structure.reach };
+            let at = usize::from(input.u16()) % reach.min(structure.reach);
+            let width = input.choose(&[1, 2, 4, 8]).min(structure.reach - at);
             let mut now = [0; 8];
             now[..width].copy_from_slice(&bytes[at..at + width]);
             let number = input.number(u64::from_le_bytes(now));
@@ -141,7 +141,10 @@ impl Storage for Media {
 /// Something with a checksum.
 #[derive(Clone, Copy)]
 struct Structure {
+    /// What the checksum is of.
     size: usize,
+    /// What can be altered.
+    reach: usize,
     checksum_at: usize,
     /// Records in it, each with a checksum of its own.
     entry_count: usize,
@@ -150,26 +153,47 @@ struct Structure {
 impl Structure {
     /// What begins with this page.
     fn of(page: &Page) -> Option<Self> {
-        let plain = |size, checksum_at| Some(Self { size, checksum_at, entry_count: 0 });
+        let plain = |size, checksum_at| Some(Self { size, reach: size, checksum_at, entry_count: 0 });
         match (&page[..4], &page[8..12]) {
             (b"HOLD", b"JRNL") => plain(JOURNAL_SUPERBLOCK_SIZE, 16),
             (b"HOLD", b"POOL") => plain(ALIGNMENT, 16),
             (b"HFT1" | b"HFK1", _) => plain(ALIGNMENT, 8),
             (b"HFB1", _) => {
                 let entry_count = usize::from(page[12]);
-                Some(Self { size: header_size(entry_count), checksum_at: 8, entry_count })
+                let size = header_size(entry_count);
+                // Lists of blocks lie near the front.
+                Some(Self { size, reach: size + ALIGNMENT, checksum_at: 8, entry_count })
             }
             _ => None,
         }
     }
 
     fn mend(self, group: GroupId, bytes: &mut [u8]) {
+        let mut end = self.size;
         for entry in 0..self.entry_count {
             let record = &mut bytes[128 + 80 * entry..][..64];
             let checksum = crc32c::crc32c_append(crc32c::crc32c(&group.0), &record[4..]);
             record[..4].copy_from_slice(&checksum.to_le_bytes());
+            mend_list(bytes, entry, &mut end);
         }
         mend(&mut bytes[..self.size], self.checksum_at);
+    }
+}
+
+/// Puts the checksum of an entry's list of blocks into the entry, if it has one that can be altered. What is stored for the entry
+/// before ends at `end`.
+fn mend_list(bytes: &mut [u8], entry: usize, end: &mut usize) {
+    let at = 128 + 80 * entry;
+    let size = u32::from_le_bytes([bytes[at + 64], bytes[at + 65], bytes[at + 66], bytes[at + 67]]) as usize;
+    let start = end.next_multiple_of(if size >= ALIGNMENT { ALIGNMENT } else { 512 });
+    *end = start.saturating_add(size);
+    let (is_new, is_redirected) = (bytes[4] > 1, bytes[at + 68] == 1);
+    if is_new
+        && is_redirected
+        && let Some(list) = bytes.get(start..*end)
+    {
+        let checksum = crc32c::crc32c(list);
+        bytes[at + 72..at + 76].copy_from_slice(&checksum.to_le_bytes());
     }
 }
 
