@@ -464,9 +464,11 @@ impl Group {
         let unapplied: Vec<(VolumeId, Vec<u32>)> = self
             .journal
             .after(fork.max(self.applied))
-            .filter_map(|(_, entry)| match &entry.place {
-                Place::Redirected(blocks) if !entry.is_void => Some((entry.record.volume, blocks.clone())),
-                _ => None,
+            .filter_map(|(order, entry)| {
+                let Place::Redirected(blocks) = &entry.place else { return None };
+                // What a table has already it takes back itself.
+                let volume = self.volumes.get(&entry.record.volume).filter(|volume| order > volume.applied_before)?;
+                (!entry.is_void).then(|| (volume.spec.id, blocks.clone()))
             })
             .collect();
         self.void_between(valid, last.next());
