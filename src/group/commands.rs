@@ -1,6 +1,6 @@
 //! Operators' commands. Each is carried out when the state allows it and answered when what it promises is durable.
 
-use super::{Group, greeting::Confirmation, trial::Trial};
+use super::{Group, Purpose, greeting::Confirmation, trial::Trial};
 use crate::{
     command::{Command, CommandError, CommandId, CommandReply, GenerationId, PromoteTarget, RestartPointInfo},
     format::{message::encode_label, record::Kind, text::Name},
@@ -173,7 +173,10 @@ impl Group {
         if self.pair.peer.is_some() {
             return Err(CommandError::WrongPairState { state: self.pair.state, hint: "delete the pair first" });
         }
-        if self.destage.is_running() || self.checkpoint.is_running() || self.growth.is_some() {
+        // Space that is being given back may be that of the next volume with this number.
+        let is_release = |purpose: &Purpose| matches!(purpose, Purpose::Release { volume, .. } if *volume == id);
+        let writes = self.destage.is_running() || self.checkpoint.is_running() || self.growth.is_some();
+        if writes || self.operations.values().any(is_release) {
             return Err(CommandError::InProgress("write to the pool"));
         }
         if self.trial.is_some() {

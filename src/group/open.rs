@@ -250,6 +250,7 @@ impl Group {
         let entries: Vec<(Order, LiveEntry)> =
             self.journal.after(self.journal.tail_order).map(|(order, entry)| (order, entry.clone())).collect();
         self.destage.stream = self.journal.tail_stream.clone();
+        let mut unnamed: BTreeSet<(VolumeId, u32)> = BTreeSet::new();
         for (order, entry) in &entries {
             if matches!(entry.note, Note::Fork(_)) {
                 // It died before its role was stored: the epoch is its own all the same.
@@ -270,15 +271,23 @@ impl Group {
             if let Place::Redirected(blocks) = &entry.place {
                 for block in blocks {
                     volume.table.blocks.redirect(*block, *order);
-                    // A block that no table names was overwritten or is void: it waits for the tail.
-                    let is_new = volume.table.blocks.claim(*block);
-                    if is_new && (entry.is_void || *order <= volume.applied_before) {
-                        volume.table.blocks.free(*block);
+                    let (is_new, place) = (volume.table.blocks.claim(*block), (entry.record.volume, *block));
+                    if !entry.is_void && *order > volume.applied_before {
+                        // Before, it may have been a block of a former volume with this number.
+                        unnamed.remove(&place);
+                    } else if is_new {
+                        unnamed.insert(place);
                     }
                 }
             }
             if entry.record.kind.changes_data() && !entry.is_void && *order > volume.applied_before {
                 volume.overlay.insert(entry.record.offset, entry.record.end(), *order);
+            }
+        }
+        // A block that no table names was overwritten or is void: it waits for the tail.
+        for (id, block) in unnamed {
+            if let Some(volume) = self.volumes.get_mut(&id) {
+                volume.table.blocks.free(block);
             }
         }
         // The bitmap on the medium may be older than the journal; noting too much is harmless.
