@@ -161,6 +161,40 @@ fn a_group_that_is_opened_in_place_holds_for_readers_only() {
     assert_eq!(pair.names(1), [number(4)]);
 }
 
+/// A reader of a group that is opened in place notices nothing, though the rule would have let go of what it reads.
+#[test]
+fn what_is_read_outlives_a_group_that_is_opened_in_place() {
+    let mut pair = Pair::in_step();
+    let state = pair.interval(0);
+    let order = pair.nodes[1].group.find_generation(number(1)).unwrap();
+    pair.nodes[1].group.hold_generation(order);
+    (1..4).for_each(|round| drop(pair.interval(round)));
+    pair.used(1);
+    let mut former = pair.reopen(1);
+    pair.nodes[1].group.inherit(&mut former);
+    assert!(pair.content_as(1, Access::Generation(order)) == state);
+    pair.connect();
+    pair.settle();
+    assert!(pair.content_as(1, Access::Generation(order)) == state);
+    pair.nodes[1].group.release_generation(order);
+    assert_eq!(pair.names(1), [number(4)]);
+    pair.finish();
+}
+
+/// What nobody reads any more when a group is opened is let go of, as if it had been opened for the first time.
+#[test]
+fn a_group_lets_go_of_what_nobody_reads_when_it_is_opened() {
+    let mut pair = Pair::in_step();
+    pair.interval(0);
+    let order = pair.nodes[1].group.find_generation(number(1)).unwrap();
+    pair.nodes[1].group.hold_generation(order);
+    (1..4).for_each(|round| drop(pair.interval(round)));
+    pair.used(1);
+    pair.reopen(1);
+    pair.nodes[1].drain();
+    assert_eq!(pair.names(1), [number(4)]);
+}
+
 /// A full pool lets go of the oldest that nobody reads.
 #[test]
 fn a_full_pool_spares_what_is_read() {

@@ -261,6 +261,7 @@ impl Group {
         if self.stopped.is_some() {
             return;
         }
+        self.let_go_of_found();
         self.confirm();
         // Before whatever else is sent in a session.
         self.greet();
