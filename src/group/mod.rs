@@ -33,6 +33,7 @@ mod pace;
 mod plan;
 mod read;
 mod receive;
+mod room;
 mod status;
 mod stream;
 mod superblock;
@@ -217,7 +218,7 @@ impl Group {
             Purpose::Sync => self.sync_done(outcome),
             Purpose::Read { read, piece } => self.read_done(read, piece, outcome),
             Purpose::Destage { slot } => self.destage_done(slot, outcome),
-            Purpose::Checkpoint => self.checkpoint_done(outcome),
+            Purpose::Checkpoint => self.checkpoint_done(id, outcome),
             Purpose::Superblock => self.superblock_done(outcome),
             // Space that cannot be given back is kept; it is used again all the same.
             Purpose::Release { volume, first, count } => self.released(volume, first, count),
