@@ -9,7 +9,7 @@ use super::{Group, Purpose, Volume, room::tried_again_at};
 use crate::{
     disk::{DiskAction, DiskError, DiskOutcome, MediumId, OperationId},
     journal::Journal,
-    table::TableCheckpoint,
+    table::{Blocks, TableCheckpoint},
     testing::{Plant, planted},
     units::{Monotonic, Order, VolumeId},
 };
@@ -310,7 +310,10 @@ impl Group {
                 self.retire_up_to(unneeded, |_| true);
             }
         }
-        let pool_is_short = self.volumes.values().any(|volume| volume.table.blocks.is_short());
+        // A pool may be without room for a row of blocks, though it has some.
+        let is_full = self.destage.full_since.is_some();
+        let lacks = |blocks: &Blocks| blocks.is_short() || (is_full && blocks.is_waiting());
+        let pool_is_short = self.volumes.values().any(|volume| lacks(&volume.table.blocks));
         let crowded = self.journal.entry_count() > ENTRY_COUNT_MAX / 8 * 9 || self.journal.live_size() > 3 * stride;
         // Without a peer nobody will ask; then nothing is kept that blocks wait for.
         let kept_for_nobody =

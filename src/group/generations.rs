@@ -200,11 +200,11 @@ impl Group {
         }
     }
 
-    /// A pool has no room: the oldest generation that can be done without goes, then the trial. `false`: there is neither.
+    /// A pool has no room: if none comes by itself, the oldest generation that can be done without goes, then the trial. `false`: there is
+    /// neither.
     pub(super) fn drop_oldest_generation(&mut self) -> bool {
         // What was let go of before may be on its way back.
-        let tables = || self.volumes.values().map(|volume| &volume.table);
-        if tables().any(|table| table.has_orphans()) {
+        if self.has_room_coming() {
             return true;
         }
         let mut older = self.destage.stream.older.iter().filter(|point| point.origin != Origin::Fork);
@@ -213,9 +213,6 @@ impl Group {
         let Some(point) = older.find(|point| is_free(point.order)).copied() else {
             return self.drop_trial();
         };
-        if tables().any(|table| table.blocks.is_waiting()) {
-            return true;
-        }
         self.retain_generations(|order| order != point.order);
         self.event(Event::GenerationDropped { name: GenerationId::of(&point.info, point.origin.into()) });
         true

@@ -44,10 +44,15 @@ impl Group {
         }
     }
 
-    /// Whether what waits to be applied has found no room, and no blocks wait for a checkpoint or for the journal's tail only.
+    /// Whether room comes by itself, though nothing more is applied.
+    pub(super) fn has_room_coming(&self) -> bool {
+        let limit = self.journal.tail_limit(self.applied);
+        self.needs_sweep() || self.volumes.values().any(|volume| volume.table.blocks.is_coming(limit))
+    }
+
+    /// Whether what waits to be applied has found no room, and none comes by itself.
     pub(super) fn is_pool_full(&self) -> bool {
-        let waits = || self.volumes.values().any(|volume| volume.table.blocks.is_waiting());
-        let is_hopeless = || self.destage.is_medium_full || !(self.needs_sweep() || waits());
+        let is_hopeless = || self.destage.is_medium_full || !self.has_room_coming();
         self.checkpoint.is_delayed() || (self.destage.full_since.is_some() && is_hopeless())
     }
 }
