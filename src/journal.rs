@@ -182,6 +182,13 @@ impl Journal {
         self.batches.front().map(|batch| batch.last)
     }
 
+    /// How far the tail can move while nothing after `order` is applied: batches go as a whole.
+    pub fn tail_limit(&self, order: Order) -> Order {
+        let count = self.batches.partition_point(|batch| batch.last <= order);
+        let last = count.checked_sub(1).and_then(|last| self.batches.get(last));
+        last.map_or(self.tail_order, |batch| batch.last)
+    }
+
     /// Bytes of the batches that end after `from` and not after `to`.
     pub fn size_between(&self, from: Order, to: Order) -> u64 {
         let first = self.batches.partition_point(|batch| batch.last <= from);
@@ -341,6 +348,8 @@ mod tests {
                 let expected = if middle <= journal.tail_order { journal.tail_order } else { middle };
                 prop_assert_eq!(journal.order_of(Seq(middle.0 - ORDER)), expected);
                 prop_assert_eq!(journal.entry(middle).is_some(), middle > journal.tail_order);
+                let whole = written[retired..].iter().map(|(batch, _)| batch.last).filter(|last| *last <= middle);
+                prop_assert_eq!(journal.tail_limit(middle), whole.max().unwrap_or(journal.tail_order));
             }
         }
     }

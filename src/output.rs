@@ -115,7 +115,7 @@ pub enum Event {
         /// How many bytes.
         size: u64,
     },
-    /// The peer cannot read it either.
+    /// The peer cannot read it either, or what it has could not be applied without reading the block here.
     NotMended {
         /// Of this volume.
         volume: VolumeId,

@@ -3,12 +3,13 @@
 //! Steps, each on all pools: changed table pages; sync; superblocks; sync. Then the journal's tail may move. It begins between
 //! two cycles of destaging; those that come while it is running are not part of it. Until it counts, what they leave is what
 //! the tables on the media and the one that is being written need: what they free is free after the next checkpoint.
+//! A write for which a file system has no space is asked for again after a while; the step does not end before.
 
-use super::{Group, Purpose, Volume};
+use super::{Group, Purpose, Volume, room::tried_again_at};
 use crate::{
-    disk::{DiskAction, DiskOutcome, MediumId},
+    disk::{DiskAction, DiskError, DiskOutcome, MediumId, OperationId},
     journal::Journal,
-    table::TableCheckpoint,
+    table::{Blocks, TableCheckpoint},
     testing::{Plant, planted},
     units::{Monotonic, Order, VolumeId},
 };
@@ -29,7 +30,10 @@ enum Step {
 
 struct Running {
     step: Step,
-    in_flight: usize,
+    in_flight: BTreeMap<OperationId, (VolumeId, DiskAction)>,
+    /// What found no space, and since when.
+    refused: Vec<(VolumeId, DiskAction)>,
+    full_since: Option<Monotonic>,
     /// What is still to be asked of the pools in this step, but for pages.
     queue: Vec<(VolumeId, DiskAction)>,
     /// A volume that was added meanwhile is not part of it.
@@ -41,8 +45,8 @@ struct Running {
 impl Running {
     /// What is to be asked of the pools next. Pages are encoded only now: there may be a hundred thousand.
     fn next_action(&mut self, volumes: &mut BTreeMap<VolumeId, Volume>) -> Option<(VolumeId, DiskAction)> {
-        if self.step != Step::Pages {
-            return self.queue.pop();
+        if self.step != Step::Pages || !self.refused.is_empty() {
+            return self.refused.pop().or_else(|| self.queue.pop());
         }
         // Neighbouring pages alternate between slots, so they rarely touch; each is written alone.
         volumes.iter_mut().find_map(|(id, volume)| {
@@ -70,6 +74,11 @@ impl Checkpoint {
         self.running.is_some()
     }
 
+    /// Whether it waits for a file system to have space.
+    pub(super) fn is_delayed(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| running.full_since.is_some())
+    }
+
     /// What is marked from here on is not in the one that is running.
     pub(super) fn does_not_cover_tracking(&mut self) {
         if let Some(running) = &mut self.running {
@@ -91,6 +100,9 @@ impl Checkpoint {
 impl Group {
     /// When a checkpoint wants to be made at the latest.
     pub(super) fn checkpoint_timeout(&self) -> Option<Monotonic> {
+        if let Some(running) = &self.checkpoint.running {
+            return running.full_since.map(tried_again_at);
+        }
         let due = self.applied == self.destage_limit() && self.needs_checkpoint();
         (due && self.may_begin_checkpoint()).then(|| self.destage_idle_since().after(IDLE_MICROS))
     }
@@ -107,6 +119,15 @@ impl Group {
 
     /// Starts a checkpoint if it is time.
     pub(super) fn start_checkpoint(&mut self) {
+        let is_stopping = self.is_stopping();
+        if let Some(running) = &mut self.checkpoint.running
+            && let Some(since) = running.full_since
+            // A stop does not wait for room.
+            && (is_stopping || self.now.monotonic >= tried_again_at(since))
+        {
+            running.full_since = None;
+            return self.pump_checkpoint();
+        }
         if !self.may_begin_checkpoint() {
             return;
         }
@@ -142,39 +163,59 @@ impl Group {
             tables.insert(*id, volume.table.begin_checkpoint(applied.max(volume.table.applied_durable())));
         }
         let covers_tracking = self.is_tracking();
-        self.checkpoint.running =
-            Some(Running { step: Step::Pages, in_flight: 0, queue: Vec::new(), tables, covers_tracking });
+        self.checkpoint.running = Some(Running {
+            step: Step::Pages,
+            in_flight: BTreeMap::new(),
+            refused: Vec::new(),
+            full_since: None,
+            queue: Vec::new(),
+            tables,
+            covers_tracking,
+        });
         self.pump_checkpoint();
     }
 
     /// Asks the pools for more of the step, or begins the next one.
     fn pump_checkpoint(&mut self) {
         // Some at once: each time the medium is told of work costs more than the work.
-        if self.checkpoint.running.as_ref().is_some_and(|running| running.in_flight > IN_FLIGHT_MAX / 2) {
+        let must_wait = |running: &Running| running.in_flight.len() > IN_FLIGHT_MAX / 2 || running.full_since.is_some();
+        if self.checkpoint.running.as_ref().is_some_and(must_wait) {
             return;
         }
         while let Some(running) = &mut self.checkpoint.running
-            && running.in_flight < IN_FLIGHT_MAX
+            && running.in_flight.len() < IN_FLIGHT_MAX
             && let Some((id, action)) = running.next_action(&mut self.volumes)
         {
-            running.in_flight += 1;
+            running.in_flight.insert(OperationId(self.next_operation), (id, action.clone()));
             self.disk(MediumId::Pool(id), action, Purpose::Checkpoint);
         }
-        if self.checkpoint.running.as_ref().is_some_and(|running| running.in_flight == 0) {
+        if self.checkpoint.running.as_ref().is_some_and(|running| running.in_flight.is_empty()) {
             self.next_checkpoint_step();
         }
     }
 
     /// A write or sync of the checkpoint ended.
-    pub(super) fn checkpoint_done(&mut self, outcome: DiskOutcome) {
-        if let Err(error) = outcome {
-            return self.fail(MediumId::Pool(VolumeId::default()), error);
-        }
+    pub(super) fn checkpoint_done(&mut self, operation: OperationId, outcome: DiskOutcome) {
+        let is_stopping = self.is_stopping();
         let Some(running) = &mut self.checkpoint.running else {
             return;
         };
-        running.in_flight -= 1;
-        self.pump_checkpoint();
+        let Some((volume, action)) = running.in_flight.remove(&operation) else {
+            return;
+        };
+        match outcome {
+            Ok(_) => self.pump_checkpoint(),
+            Err(DiskError::NoSpace) if matches!(action, DiskAction::Write { .. }) && !is_stopping => {
+                running.refused.push((volume, action));
+                running.full_since = Some(self.now.monotonic);
+                self.tell_full();
+            }
+            Err(error) => {
+                // It never ends: what it would make count is not all there.
+                self.checkpoint.running = None;
+                self.fail(MediumId::Pool(volume), error);
+            }
+        }
     }
 
     fn next_checkpoint_step(&mut self) {
@@ -220,12 +261,6 @@ impl Group {
         self.release_blocks();
         self.retire();
         self.superblock.wanted = true;
-    }
-
-    /// Whether the pool had no room when last asked, and no blocks wait for a checkpoint or for the journal's tail only.
-    pub(super) fn is_pool_full(&self) -> bool {
-        let waits = || self.volumes.values().any(|volume| volume.table.blocks.is_waiting());
-        self.destage.full_since.is_some() && !self.needs_sweep() && !waits()
     }
 
     /// Gives blocks back that nothing needs any more.
@@ -275,7 +310,10 @@ impl Group {
                 self.retire_up_to(unneeded, |_| true);
             }
         }
-        let pool_is_short = self.volumes.values().any(|volume| volume.table.blocks.is_short());
+        // A pool may be without room for a row of blocks, though it has some.
+        let is_full = self.destage.full_since.is_some();
+        let lacks = |blocks: &Blocks| blocks.is_short() || (is_full && blocks.is_waiting());
+        let pool_is_short = self.volumes.values().any(|volume| lacks(&volume.table.blocks));
         let crowded = self.journal.entry_count() > ENTRY_COUNT_MAX / 8 * 9 || self.journal.live_size() > 3 * stride;
         // Without a peer nobody will ask; then nothing is kept that blocks wait for.
         let kept_for_nobody =

@@ -1,6 +1,6 @@
 //! Operators' commands. Each is carried out when the state allows it and answered when what it promises is durable.
 
-use super::{Group, greeting::Confirmation};
+use super::{Group, Purpose, greeting::Confirmation};
 use crate::{
     command::{Command, CommandError, CommandId, CommandReply, GenerationId, PromoteTarget, RestartPointInfo},
     format::{message::encode_label, record::Kind, text::Name},
@@ -175,7 +175,10 @@ impl Group {
         if self.pair.peer.is_some() {
             return Err(CommandError::WrongPairState { state: self.pair.state, hint: "delete the pair first" });
         }
-        if self.destage.is_running() || self.checkpoint.is_running() || self.growth.is_some() {
+        // Space that is being given back may be that of the next volume with this number.
+        let is_release = |purpose: &Purpose| matches!(purpose, Purpose::Release { volume, .. } if *volume == id);
+        let writes = self.destage.is_running() || self.checkpoint.is_running() || self.growth.is_some();
+        if writes || self.operations.values().any(is_release) {
             return Err(CommandError::InProgress("write to the pool"));
         }
         if self.trial.is_some() {
@@ -474,9 +477,11 @@ impl Group {
         let unapplied: Vec<(VolumeId, Vec<u32>)> = self
             .journal
             .after(fork.max(self.applied))
-            .filter_map(|(_, entry)| match &entry.place {
-                Place::Redirected(blocks) if !entry.is_void => Some((entry.record.volume, blocks.clone())),
-                _ => None,
+            .filter_map(|(order, entry)| {
+                let Place::Redirected(blocks) = &entry.place else { return None };
+                // What a table has already it takes back itself.
+                let volume = self.volumes.get(&entry.record.volume).filter(|volume| order > volume.applied_before)?;
+                (!entry.is_void).then(|| (volume.spec.id, blocks.clone()))
             })
             .collect();
         self.void_between(valid, last.next());

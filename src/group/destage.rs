@@ -9,12 +9,12 @@ use super::{
     Group, Purpose,
     cycle::{CYCLE_ENTRY_COUNT_MAX, Cycle, Slot},
     plan::{News, Plan, runs},
+    room::tried_again_at,
 };
 use crate::{
     disk::{DiskAction, DiskError, DiskOutcome, MediumId},
     format::record::Kind,
     journal::Place,
-    output::Event,
     stream_state::{Snapshot, StreamState},
     testing::{Plant, planted},
     units::{Monotonic, VolumeId},
@@ -28,8 +28,6 @@ use bytes::Bytes;
 /// A cycle starts when so much waits, or when nothing was written for so long.
 const BACKLOG_SIZE: u64 = 4 << 20;
 const IDLE_MICROS: u64 = 100_000;
-/// How long a full pool is left alone.
-const FULL_MICROS: u64 = 500_000;
 /// Neighbouring runs are written together up to this many bytes.
 const WRITE_SIZE_MAX: usize = 1 << 20;
 /// So many reads or writes of a cycle are in flight at once: the more, the more waits to be applied, and most while nothing comes.
@@ -56,8 +54,10 @@ pub(super) struct Destage {
     /// What the entries that were applied amount to.
     pub(super) stream: StreamState,
     pub(super) full_since: Option<Monotonic>,
-    /// The operator was told that a pool is full.
-    told_full: bool,
+    /// It is the file system of a pool that has no room.
+    pub(super) is_medium_full: bool,
+    /// The operator was told that there is no room.
+    pub(super) told_full: bool,
     /// A pool has no room, but a checkpoint that is running may set some free.
     pub(super) waits_for_checkpoint: bool,
     /// Blocks have become unused since.
@@ -94,8 +94,8 @@ impl Group {
         match self.destage.full_since {
             // Room may come of it.
             Some(_) if self.needs_sweep() && !self.is_about_to_grow() => Some(self.now.monotonic),
-            Some(since) if self.wants_cycle() => Some(since.after(FULL_MICROS)),
-            Some(since) => Some(since.after(FULL_MICROS).max(self.destage.touched.after(IDLE_MICROS))),
+            Some(since) if self.wants_cycle() => Some(tried_again_at(since)),
+            Some(since) => Some(tried_again_at(since).max(self.destage.touched.after(IDLE_MICROS))),
             None => Some(self.destage.touched.after(IDLE_MICROS)),
         }
     }
@@ -116,7 +116,7 @@ impl Group {
         }
         let now = self.now.monotonic;
         let full_since = self.destage.full_since;
-        let is_hopeless = full_since.is_some_and(|since| !self.destage.has_new_room && now < since.after(FULL_MICROS));
+        let is_hopeless = full_since.is_some_and(|since| !self.destage.has_new_room && now < tried_again_at(since));
         let idle = now >= self.destage.touched.after(IDLE_MICROS);
         if is_hopeless || !(idle || self.wants_cycle()) {
             if full_since.is_some() {
@@ -153,7 +153,7 @@ impl Group {
         self.volumes.values().any(|volume| volume.table.needs_sweep())
     }
 
-    fn sweep(&mut self) {
+    pub(super) fn sweep(&mut self) {
         for volume in self.volumes.values_mut().filter(|volume| volume.table.needs_sweep()) {
             volume.table.sweep_pages(SWEEP_PAGE_COUNT);
         }
@@ -168,7 +168,7 @@ impl Group {
             if let Some(mut cycle) = cycle
                 && self.allocate(&mut cycle)
             {
-                (self.destage.full_since, self.destage.told_full) = (None, false);
+                (self.destage.full_since, self.destage.is_medium_full) = (None, false);
                 self.destage.cycle = Some(cycle);
                 return self.begin_round();
             }
@@ -177,20 +177,6 @@ impl Group {
             }
             entry_count_max = taken / 2;
         }
-    }
-
-    fn pool_is_full(&mut self) {
-        if self.checkpoint.is_running() {
-            // Until it ends nothing need be given up for room.
-            self.destage.waits_for_checkpoint = true;
-            return;
-        }
-        self.checkpoint.wanted = true;
-        if !self.drop_oldest_generation() && !core::mem::replace(&mut self.destage.told_full, true) {
-            self.event(Event::PoolFull);
-        }
-        self.destage.full_since = Some(self.now.monotonic);
-        self.sweep();
     }
 
     /// Goes on with as many of the cycle's plans as may be in memory at once.
@@ -390,7 +376,7 @@ impl Group {
             }
         }
         if writing && error == DiskError::NoSpace {
-            return self.pool_is_full();
+            return self.medium_is_full();
         }
         let volume = cycle.plans.first().map_or_else(VolumeId::default, |plan| plan.volume);
         self.fail(MediumId::Pool(volume), error);
@@ -436,6 +422,7 @@ impl Group {
         let Some(cycle) = self.destage.cycle.take() else {
             return;
         };
+        self.destage.told_full = false;
         for plan in &cycle.plans {
             let Some(volume) = self.volumes.get_mut(&plan.volume) else {
                 continue;

@@ -269,3 +269,134 @@ proptest! {
         client.check(&mut bench, &answers);
     }
 }
+
+fn full() -> Option<Fault> {
+    Some(Fault { medium: POOL, fails: is_write, error: DiskError::NoSpace })
+}
+
+/// Lets so much time pass, with whatever is due.
+fn pass(bench: &mut Bench, micros: u64) {
+    let until = bench.now.monotonic.after(micros);
+    loop {
+        while bench.step() {}
+        let Some(at) = bench.group.poll_timeout().filter(|at| *at <= until) else { break };
+        bench.now.monotonic = bench.now.monotonic.max(at);
+        bench.group.handle_timeout(bench.now);
+    }
+    bench.now.monotonic = until;
+}
+
+/// What is given up for room in a pool helps nobody whose file system has none.
+#[test]
+fn a_full_file_system_costs_no_generation_and_no_trial() {
+    for seed in 0..8 {
+        let mut bench = bench(&[seed; 32]);
+        bench.command(Command::KeepGenerations { count: 4, seconds: 0 });
+        let mut client = Client::default();
+        for round in 0..4 {
+            for block in 0..16 {
+                client.write(&mut bench, block * (64 << 10), 4096 << (round % 2));
+            }
+            bench.command(Command::RestartPoint { label: Name::default() });
+        }
+        bench.group.handle_command(bench.now, CommandId(9), Command::BeginTrial { generation: None });
+        bench.settle();
+        let kept = |bench: &Bench| -> Vec<_> {
+            let kept = bench.group.status(bench.now).generations;
+            kept.into_iter().map(|kept| (kept.name, kept.own_bytes)).collect()
+        };
+        let (before, begun) = (kept(&bench), bench.group.checkpoint.begun());
+        assert_eq!(before.len(), 4);
+        bench.fault = full();
+        bench.events.clear();
+        for block in 0..100 {
+            client.write(&mut bench, block * 8192, 2048);
+        }
+        pass(&mut bench, 10_000_000);
+        assert_eq!((kept(&bench), bench.group.checkpoint.begun()), (before, begun));
+        assert_eq!(bench.events, [Event::PoolFull]);
+        let status = bench.group.status(bench.now);
+        assert!(status.trial.is_some() && status.stopped.is_none());
+        bench.fault = None;
+        bench.settle();
+        assert_eq!(bench.group.applied, bench.group.journal.last());
+        let answers = bench.answers.clone();
+        client.check(&mut bench, &answers);
+    }
+}
+
+/// What its superblock would name is not all there.
+#[test]
+fn a_checkpoint_of_which_a_page_failed_does_not_count() {
+    for seed in 0..24 {
+        let mut bench = bench(&[seed; 32]);
+        let mut client = Client::default();
+        for block in 0..200 {
+            client.write(&mut bench, block * 20480 % (4 << 20), 2048);
+            // For more pages than one; nobody reads it.
+            Client::default().write(&mut bench, (12 << 20) + block * 16_384, 2048);
+        }
+        while bench.group.applied < bench.group.journal.last() {
+            pass(&mut bench, 100_000);
+        }
+        bench.group.checkpoint.wanted = true;
+        bench.drain();
+        let is_page = |bench: &Bench, at: usize| bench.operations[at].0.medium == POOL;
+        let Some(at) = (0..bench.operations.len()).find(|at| is_page(&bench, *at)) else { continue };
+        let (operation, _) = bench.operations.swap_remove(at);
+        bench.group.handle_disk(bench.now, operation.id, Err(EIO));
+        // The others are written all the same.
+        while bench.step() {}
+        assert!(bench.group.stopped.is_some());
+        let answers = bench.answers.clone();
+        bench.reopen();
+        client.check(&mut bench, &answers);
+    }
+}
+
+/// What waits in a checkpoint is written when there is room, and counts only then.
+#[test]
+fn a_checkpoint_waits_for_room_in_the_file_system() {
+    let mut delayed = 0;
+    for seed in 0..24 {
+        let mut bench = bench(&[seed; 32]);
+        let mut client = Client::default();
+        for block in 0..200 {
+            client.write(&mut bench, block * 20480 % (4 << 20), 2048);
+        }
+        while bench.group.applied < bench.group.journal.last() {
+            pass(&mut bench, 100_000);
+        }
+        bench.group.checkpoint.wanted = true;
+        // Its pages, or its superblock.
+        for _ in 0..pick(&mut bench.rng, 4) {
+            bench.step();
+        }
+        (bench.fault, bench.events) = (full(), alloc::vec![]);
+        let tail = bench.group.journal.tail_order;
+        pass(&mut bench, 5_000_000);
+        if !bench.group.checkpoint.is_running() {
+            continue;
+        }
+        delayed += 1;
+        assert_eq!((bench.group.stopped, bench.group.journal.tail_order), (None, tail));
+        assert_eq!(bench.events, [Event::PoolFull]);
+        assert!(bench.group.checkpoint.is_running() && bench.group.is_pool_full());
+        if seed % 3 == 0 {
+            // Who wants to stop does not wait for what may never come.
+            bench.group.handle_command(bench.now, CommandId(9), Command::Stop);
+            pass(&mut bench, 0);
+            assert_eq!(bench.replies.remove(&CommandId(9)), Some(Err(CommandError::Io)));
+            bench.operations.clear();
+            bench.reopen();
+        }
+        bench.fault = None;
+        bench.settle();
+        let answers = bench.answers.clone();
+        client.check(&mut bench, &answers);
+        assert_eq!(bench.group.applied_durable(), bench.group.journal.last(), "the checkpoint did not come about");
+        bench.reopen();
+        client.check(&mut bench, &answers);
+    }
+    assert!(delayed > 12, "{delayed} were delayed");
+}

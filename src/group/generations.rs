@@ -24,22 +24,26 @@ use bytes::Bytes;
 
 /// How often each generation is being read from outside.
 #[derive(Default)]
-pub(super) struct Holds(BTreeMap<Order, usize>);
+pub(super) struct Holds {
+    counts: BTreeMap<Order, usize>,
+    /// Who reads from before the group was opened has been named.
+    are_known: bool,
+}
 
 impl Holds {
     pub(super) fn add(&mut self, order: Order) {
-        *self.0.entry(order).or_default() += 1;
+        *self.counts.entry(order).or_default() += 1;
     }
 
     pub(super) fn has(&self, order: Order) -> bool {
-        self.0.contains_key(&order)
+        self.counts.contains_key(&order)
     }
 
     pub(super) fn remove(&mut self, order: Order) {
-        if let Some(count) = self.0.get_mut(&order) {
+        if let Some(count) = self.counts.get_mut(&order) {
             *count -= 1;
             if *count == 0 {
-                self.0.remove(&order);
+                self.counts.remove(&order);
             }
         }
     }
@@ -69,15 +73,23 @@ impl Group {
         self.holds.add(order);
     }
 
-    /// Who read a generation before the group was opened anew reads it still; its trial and its promotion are no more.
+    /// Who read a generation before the group was opened anew reads it still; its trial and its promotion are no more. To be called
+    /// before anything else.
     pub fn inherit(&mut self, former: &mut Self) {
-        self.holds = core::mem::take(&mut former.holds);
+        self.holds.counts = core::mem::take(&mut former.holds.counts);
+    }
+
+    /// Lets go of what nobody wants of the generations that were found when the group was opened, once it is known who reads them.
+    pub(super) fn let_go_of_found(&mut self) {
+        if !core::mem::replace(&mut self.holds.are_known, true) {
+            self.let_go_of_generations();
+        }
     }
 
     /// What must stay while it is being used: by readers, the trial, a promotion.
     fn held_generations(&self) -> impl Iterator<Item = Order> {
         let trial = self.trial.as_ref().map(|trial| trial.base());
-        let held = self.holds.0.keys().copied().chain(trial).chain(self.promotion_to_older());
+        let held = self.holds.counts.keys().copied().chain(trial).chain(self.promotion_to_older());
         held.filter(|_| !planted(Plant::HeldDropped))
     }
 
@@ -188,11 +200,11 @@ impl Group {
         }
     }
 
-    /// A pool has no room: the oldest generation that can be done without goes, then the trial. `false`: there is neither.
+    /// A pool has no room: if none comes by itself, the oldest generation that can be done without goes, then the trial. `false`: there is
+    /// neither.
     pub(super) fn drop_oldest_generation(&mut self) -> bool {
         // What was let go of before may be on its way back.
-        let tables = || self.volumes.values().map(|volume| &volume.table);
-        if tables().any(|table| table.has_orphans()) {
+        if self.has_room_coming() {
             return true;
         }
         let mut older = self.destage.stream.older.iter().filter(|point| point.origin != Origin::Fork);
@@ -201,9 +213,6 @@ impl Group {
         let Some(point) = older.find(|point| is_free(point.order)).copied() else {
             return self.drop_trial();
         };
-        if tables().any(|table| table.blocks.is_waiting()) {
-            return true;
-        }
         self.retain_generations(|order| order != point.order);
         self.event(Event::GenerationDropped { name: GenerationId::of(&point.info, point.origin.into()) });
         true

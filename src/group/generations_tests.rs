@@ -11,8 +11,10 @@ use crate::{
     format::journal_superblock::SLOTS,
     pair::{ApplyPolicy, Role},
     request::{Access, Operation, Request},
+    table::Table,
     units::{Epoch, Generation, WallClock},
 };
+use alloc::vec;
 use proptest::{prelude::*, test_runner::TestRng};
 extern crate std;
 
@@ -161,6 +163,40 @@ fn a_group_that_is_opened_in_place_holds_for_readers_only() {
     assert_eq!(pair.names(1), [number(4)]);
 }
 
+/// A reader of a group that is opened in place notices nothing, though the rule would have let go of what it reads.
+#[test]
+fn what_is_read_outlives_a_group_that_is_opened_in_place() {
+    let mut pair = Pair::in_step();
+    let state = pair.interval(0);
+    let order = pair.nodes[1].group.find_generation(number(1)).unwrap();
+    pair.nodes[1].group.hold_generation(order);
+    (1..4).for_each(|round| drop(pair.interval(round)));
+    pair.used(1);
+    let mut former = pair.reopen(1);
+    pair.nodes[1].group.inherit(&mut former);
+    assert!(pair.content_as(1, Access::Generation(order)) == state);
+    pair.connect();
+    pair.settle();
+    assert!(pair.content_as(1, Access::Generation(order)) == state);
+    pair.nodes[1].group.release_generation(order);
+    assert_eq!(pair.names(1), [number(4)]);
+    pair.finish();
+}
+
+/// What nobody reads any more when a group is opened is let go of, as if it had been opened for the first time.
+#[test]
+fn a_group_lets_go_of_what_nobody_reads_when_it_is_opened() {
+    let mut pair = Pair::in_step();
+    pair.interval(0);
+    let order = pair.nodes[1].group.find_generation(number(1)).unwrap();
+    pair.nodes[1].group.hold_generation(order);
+    (1..4).for_each(|round| drop(pair.interval(round)));
+    pair.used(1);
+    pair.reopen(1);
+    pair.nodes[1].drain();
+    assert_eq!(pair.names(1), [number(4)]);
+}
+
 /// A full pool lets go of the oldest that nobody reads.
 #[test]
 fn a_full_pool_spares_what_is_read() {
@@ -171,6 +207,89 @@ fn a_full_pool_spares_what_is_read() {
     pair.nodes[1].group.hold_generation(oldest);
     assert!(pair.nodes[1].group.drop_oldest_generation());
     assert_eq!(pair.names(1), [number(3), number(1)]);
+}
+
+/// Nothing is given up for room that comes by itself.
+#[test]
+fn a_full_pool_gives_up_nothing_while_room_is_on_its_way() {
+    let mut pair = Pair::in_step();
+    pair.command(1, keep(8)).unwrap();
+    (0..2).for_each(|round| drop(pair.interval(round)));
+    pair.command(1, Command::BeginTrial { generation: None }).unwrap();
+    pair.used(1);
+    let table = |pair: &mut Pair, change: &dyn Fn(&mut Table)| {
+        change(&mut pair.nodes[1].group.volumes.get_mut(&VolumeId(1)).unwrap().table);
+    };
+    let free_one = |table: &mut Table| {
+        let block = table.blocks.allocate().unwrap();
+        table.blocks.free(block);
+    };
+    // What is left then: generations, and the trial.
+    let left = |pair: &mut Pair| {
+        assert!(pair.nodes[1].group.drop_oldest_generation());
+        pair.nodes[1].drain();
+        (pair.names(1).len(), pair.nodes[1].group.trial.is_some())
+    };
+    // A block waits for a checkpoint.
+    table(&mut pair, &free_one);
+    assert_eq!(left(&mut pair), (2, true));
+    pair.used(1);
+    // The space of one is to be given back, and is being.
+    table(&mut pair, &|table| {
+        let block = table.blocks.allocate().unwrap();
+        table.blocks.give_back(block);
+        table.blocks.begin_checkpoint();
+        table.blocks.commit_checkpoint(0);
+        table.blocks.release(0, Order(0));
+    });
+    assert_eq!(left(&mut pair), (2, true));
+    let mut leaving = vec![];
+    let group = &mut pair.nodes[1].group;
+    leaving.extend(group.volumes.get_mut(&VolumeId(1)).unwrap().table.blocks.take_leaving());
+    assert_eq!(leaving.len(), 1);
+    assert_eq!(left(&mut pair), (2, true));
+    table(&mut pair, &|table| table.blocks.gone(leaving[0], 1));
+    // The table is to be swept.
+    table(&mut pair, &|table| table.keep_snapshot(None));
+    assert_eq!(left(&mut pair), (2, true));
+    pair.used(1);
+    // A block whose record is yet to be applied comes only when there is room.
+    let next = pair.nodes[1].group.applied.next();
+    table(&mut pair, &|table| {
+        let block = table.blocks.allocate().unwrap();
+        table.blocks.redirect(block, next);
+        table.blocks.free(block);
+    });
+    assert_eq!(left(&mut pair), (1, true));
+    pair.used(1);
+    // The trial is spared as well.
+    table(&mut pair, &free_one);
+    assert_eq!(left(&mut pair), (1, true));
+    pair.used(1);
+    assert_eq!(left(&mut pair), (1, false));
+    // The trial's blocks have gone, and there is nothing else.
+    pair.used(1);
+    assert!(!pair.nodes[1].group.drop_oldest_generation());
+}
+
+/// A pool may have no room for a list of kept blocks, though it has blocks; those that wait for the journal's tail are let go of.
+#[test]
+fn the_tail_moves_for_a_pool_without_room() {
+    let mut pair = Pair::in_step();
+    for _ in 0..2 {
+        pair.write_at(0, 64 << 10);
+        pair.idle();
+        pair.settle();
+    }
+    pair.used(1);
+    let waits = |pair: &Pair| pair.nodes[1].group.volumes[&VolumeId(1)].table.blocks.is_waiting();
+    assert!(waits(&pair), "no block waits for the tail");
+    pair.nodes[1].group.destage.full_since = Some(pair.now.monotonic);
+    pair.nodes[1].group.again = true;
+    pair.settle();
+    assert!(!waits(&pair));
+    pair.nodes[1].group.destage.full_since = None;
+    pair.finish();
 }
 
 #[test]

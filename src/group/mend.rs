@@ -14,7 +14,7 @@ use crate::{
     output::{Event, Output},
     pair::Role,
     request::{RequestError, RequestId},
-    table::{Entry, ReadCount},
+    table::ReadCount,
     units::{Generation, Order, RECORD_PAYLOAD_SIZE_MAX, VolumeId},
 };
 use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
@@ -79,11 +79,7 @@ impl Group {
             return self.read_ended(asked.id, Err(RequestError::Io));
         }
         let offset = at - at % block_size;
-        // Where only a part was written since the restart point, the rest would have to be read again to keep that.
-        let entry = self.volumes.get(&asked.volume).map(|volume| volume.table.entry((offset / block_size) as u32));
-        let is_partial = |entry: Entry| entry.mask != 0 && entry.mask != geometry.full_mask();
-        let stamp = self.volumes.get(&asked.volume).map_or(0, |volume| volume.table.stamp());
-        if entry.is_some_and(|entry| is_partial(entry) && entry.stamp < stamp) {
+        if self.must_be_read(asked.volume, offset) {
             return self.read_ended(asked.id, Err(RequestError::Io));
         }
         let size = block_size.min(geometry.volume_size - offset);
@@ -91,6 +87,20 @@ impl Group {
         let (_, block) = self.mending.blocks.entry((asked.volume, offset)).or_insert_with(|| (size, block()));
         block.waiting.push(asked);
         self.again = true;
+    }
+
+    /// Whether what is written to a block now cannot be applied without reading it: where only a part of it was written since a
+    /// restart point, the rest is needed to keep the state at the next one, which may wait to be applied, as that part may.
+    fn must_be_read(&self, volume: VolumeId, offset: u64) -> bool {
+        let Some(volume) = self.volumes.get(&volume) else { return false };
+        let geometry = volume.table.geometry();
+        let block_size = u64::from(geometry.block_size);
+        let entry = volume.table.entry((offset / block_size) as u32);
+        let is_partial = entry.mask != 0 && entry.mask != geometry.full_mask();
+        let will_be = is_partial || volume.overlay.pieces(offset, offset + block_size).next().is_some();
+        let mut unapplied = self.journal.after(self.applied);
+        let is_passed = is_partial && entry.stamp < volume.table.stamp();
+        is_passed || (will_be && unapplied.any(|(_, entry)| entry.record.kind.is_boundary() && !entry.is_void))
     }
 
     /// Asks for what can be asked for; gives up when the peer is lost.
@@ -168,12 +178,9 @@ impl Group {
             return Err(format!("An answer of {} bytes at {offset} is about something else", payload.len()));
         }
         self.again = true;
-        self.event(if record.keeps {
-            Event::NotMended { volume, offset }
-        } else {
-            Event::Mended { volume, offset, size }
-        });
-        if record.keeps {
+        let is_lost = record.keeps || self.must_be_read(volume, offset);
+        self.event(if is_lost { Event::NotMended { volume, offset } } else { Event::Mended { volume, offset, size } });
+        if is_lost {
             block.waiting.into_iter().for_each(|asked| self.read_ended(asked.id, Err(RequestError::Io)));
             return Ok(());
         }

@@ -3,6 +3,7 @@
 use super::{pair_bench::Pair, tests::pick, *};
 use crate::{
     buffer::AlignedBuffer,
+    command::Command,
     disk::{DiskAction, DiskError, DiskOperation},
     output::Event,
     request::{Access, Durability, Operation},
@@ -204,6 +205,101 @@ fn one_bad_sector_does_not_stop_the_group() {
     let id = pair.read_badly(8192, 4096);
     assert_eq!(pair.data(id), Err(RequestError::Io));
     assert_eq!(pair.nodes[0].group.stopped, None);
+}
+
+impl Pair {
+    /// A block of which a part was written since the last restart point, all of it applied.
+    fn partly_written(&mut self) {
+        self.write_at(0, 64 << 10);
+        self.restart_point();
+        self.idle();
+        self.settle();
+        self.write_at(0, 4096);
+        self.idle();
+        self.settle();
+    }
+
+    fn is_mended(&self) -> bool {
+        self.nodes[0].events.iter().any(|event| matches!(event, Event::Mended { .. }))
+    }
+
+    /// Goes on for a while; the primary can read nothing of its pool.
+    fn go_on_badly(&mut self) {
+        let deadline = self.now.monotonic.after(5_000_000);
+        loop {
+            loop {
+                self.nodes[0].drain();
+                let is_read = |(operation, _): &(DiskOperation, u64)| {
+                    operation.medium == MediumId::Pool(VOLUME) && matches!(operation.action, DiskAction::Read { .. })
+                };
+                let failing: Vec<_> = self.nodes[0].operations.extract_if(.., |operation| is_read(operation)).collect();
+                for (operation, _) in failing {
+                    self.nodes[0].group.handle_disk(self.now, operation.id, Err(DiskError::Failed { errno: 5 }));
+                }
+                if !self.step() {
+                    break;
+                }
+            }
+            let Some(at) = self.next_timeout().filter(|at| *at <= deadline) else { return };
+            self.pass_to(at);
+        }
+    }
+}
+
+/// The restart point after which the rest would have to be read is declared, but not applied.
+#[test]
+fn a_restart_point_that_is_not_applied_counts_too() {
+    for comes_late in [false, true] {
+        let mut pair = Pair::in_step();
+        pair.partly_written();
+        if !comes_late {
+            pair.restart_point();
+        }
+        let id = pair.request(0, Operation::Read { offset: 8192, size: 4096 });
+        assert!(pair.fail_reads(0) > 0, "nothing is read from the pool");
+        if comes_late {
+            // While the standby is asked.
+            pair.until_it_reads();
+            let label = "late".parse().unwrap();
+            pair.nodes[0].group.handle_command(pair.now, CommandId(1 << 40), Command::RestartPoint { label });
+        }
+        pair.go_on_badly();
+        assert_eq!(pair.nodes[0].group.stopped, None, "late: {comes_late}");
+        assert_eq!(pair.nodes[0].answers.remove(&id), Some(Err(RequestError::Io)), "late: {comes_late}");
+        assert!(!pair.is_mended());
+    }
+}
+
+/// Nor is the part that was written.
+#[test]
+fn a_part_that_is_not_applied_counts_too() {
+    let mut pair = Pair::in_step();
+    pair.write_at(0, 64 << 10);
+    pair.restart_point();
+    pair.idle();
+    pair.settle();
+    pair.write_at(0, 4096);
+    pair.restart_point();
+    let id = pair.request(0, Operation::Read { offset: 8192, size: 4096 });
+    assert!(pair.fail_reads(0) > 0, "nothing is read from the pool");
+    pair.go_on_badly();
+    assert_eq!(pair.nodes[0].group.stopped, None);
+    assert_eq!(pair.nodes[0].answers.remove(&id), Some(Err(RequestError::Io)));
+}
+
+/// A block that nothing has to be kept of is mended, whatever is declared.
+#[test]
+fn a_whole_block_is_mended_before_a_restart_point() {
+    let mut pair = Pair::in_step();
+    pair.write_at(0, 64 << 10);
+    pair.idle();
+    pair.settle();
+    pair.restart_point();
+    let id = pair.request(0, Operation::Read { offset: 8192, size: 4096 });
+    assert!(pair.fail_reads(0) > 0, "nothing is read from the pool");
+    pair.go_on_badly();
+    assert_eq!(pair.nodes[0].group.stopped, None);
+    assert!(pair.is_mended() && matches!(pair.nodes[0].answers.get(&id), Some(Ok(_))));
 }
 
 proptest! {

@@ -35,6 +35,7 @@ mod plan;
 mod read;
 mod receive;
 mod redirected;
+mod room;
 mod status;
 mod stop;
 mod stream;
@@ -231,7 +232,7 @@ impl Group {
             Purpose::Sync => self.sync_done(outcome),
             Purpose::Read { read, piece } => self.read_done(read, piece, outcome),
             Purpose::Destage { slot } => self.destage_done(slot, outcome),
-            Purpose::Checkpoint => self.checkpoint_done(outcome),
+            Purpose::Checkpoint => self.checkpoint_done(id, outcome),
             Purpose::Superblock => self.superblock_done(outcome),
             // Space that cannot be given back is kept; it is used again all the same.
             Purpose::Release { volume, first, count } => self.released(volume, first, count),
@@ -275,6 +276,7 @@ impl Group {
         if self.stopped.is_some() {
             return;
         }
+        self.let_go_of_found();
         self.confirm();
         // Before whatever else is sent in a session.
         self.greet();

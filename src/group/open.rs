@@ -300,7 +300,6 @@ impl Group {
             self.mark_live_dirty(self.journal.tail_order);
             self.checkpoint.marked = true;
         }
-        self.let_go_of_generations();
         Ok(())
     }
 

@@ -147,6 +147,7 @@ pub(super) struct Bench {
     pub(super) operations: Vec<(DiskOperation, u64)>,
     pub(super) answers: HashMap<RequestId, Result<Reply, RequestError>>,
     pub(super) replies: BTreeMap<CommandId, Result<CommandReply, CommandError>>,
+    pub(super) events: Vec<Event>,
     pub(super) rng: TestRng,
     /// What each sector holds.
     pub(super) model: Vec<u64>,
@@ -200,6 +201,7 @@ impl Bench {
             operations: vec![],
             answers: HashMap::new(),
             replies: BTreeMap::new(),
+            events: vec![],
             rng,
             model,
             possible,
@@ -219,6 +221,7 @@ impl Bench {
                 Output::Answer { id, result } => {
                     self.answers.insert(id, result);
                 }
+                Output::Event(event) => self.events.push(event),
                 _ => {}
             }
         }

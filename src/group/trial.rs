@@ -161,6 +161,8 @@ impl Group {
             self.try_request(request);
         }
         let Some(trial) = self.trial.take_if(|trial| !trial.is_open() && trial.active.is_empty()) else { return };
+        // Nobody else may be there to ask for the checkpoint that they wait for.
+        self.checkpoint.marked |= !trial.tried.is_empty();
         for ((volume, _), tried) in &trial.tried {
             if let Some(volume) = self.volumes.get_mut(volume) {
                 volume.table.blocks.free(tried.physical);
@@ -215,7 +217,9 @@ impl Group {
             volume.table.entry_in(trial.base, block).is_some_and(|entry| entry.latest == 0 && entry.snapshot == 0);
         let hole = Tried { physical: 0, mask: volume.table.geometry().full_mask() };
         let before = if was { trial.tried.remove(&(id, block)) } else { trial.tried.insert((id, block), hole) };
-        volume.table.blocks.free(before.unwrap_or_default().physical);
+        let freed = before.unwrap_or_default().physical;
+        volume.table.blocks.free(freed);
+        self.checkpoint.marked |= freed != 0;
     }
 
     /// Finds the block that takes it, and reads what it lacks.
@@ -232,6 +236,7 @@ impl Group {
             let found =
                 (blocks.free_count() > geometry.block_count / RESERVED_PART).then(|| blocks.allocate()).flatten();
             let Some(physical) = found else {
+                self.checkpoint.wanted |= blocks.is_waiting();
                 trial.active.insert(place, edit);
                 return self.end_edit(place, Some(RequestError::NoSpace));
             };
@@ -299,6 +304,7 @@ impl Group {
             trial.tried.insert(place, edit.after);
         } else if let Some(volume) = self.volumes.get_mut(&place.0).filter(|_| edit.is_new) {
             volume.table.blocks.free(edit.after.physical);
+            self.checkpoint.marked = true;
         }
         self.again = true;
         let Some((left, failed)) = trial.left.get_mut(&edit.request) else { return };

@@ -9,7 +9,7 @@ use crate::{
     buffer::AlignedBuffer,
     command::{Command, CommandError, CommandReply, GenerationId},
     disk::DiskError,
-    request::{Access, Durability, Operation, Request},
+    request::{Access, Durability, Operation, Request, Space},
     units::Generation,
 };
 use proptest::{prelude::*, test_runner::TestRng};
@@ -82,13 +82,61 @@ proptest! {
         prop_assert!(found == kept[..found.len()], "the generation has changed");
         bench.group.release_generation(order);
         // What it took is unused again: as much is used as is after the daemon was started anew, which knows nothing of a trial.
-        bench.group.checkpoint.marked = true;
         bench.settle();
         let left = bench.group.status(bench.now).volumes[0].pool_used_count;
         bench.kill();
-        bench.group.checkpoint.marked = true;
         bench.settle();
         prop_assert_eq!(left, bench.group.status(bench.now).volumes[0].pool_used_count);
+    }
+}
+
+/// Fills the pool as far as a trial may; how many writes of 1 MiB there was room for.
+fn fill(bench: &mut Bench) -> usize {
+    let size = bench.group.status(bench.now).volumes[0].size;
+    let ids: Vec<_> = (0..size)
+        .step_by(1 << 20)
+        .map(|offset| {
+            let data = AlignedBuffer::new(1 << 20).freeze();
+            bench.request_as(Access::Trial, Operation::Write { offset, data, durability: Durability::Completed })
+        })
+        .collect();
+    ids.iter().for_each(|id| bench.wait(*id));
+    ids.iter().filter(|id| bench.answers.remove(id) == Some(Ok(Reply::Done))).count()
+}
+
+/// Nothing else is written that would bring a checkpoint.
+#[test]
+fn a_trial_in_an_idle_group_has_the_room_of_the_one_before() {
+    let mut bench = Bench::new(TestRng::from_seed(prop::test_runner::RngAlgorithm::ChaCha, &[3; 32]));
+    // The pool has room for the volume and a snapshot of it: three quarters of that are taken.
+    let size = bench.group.status(bench.now).volumes[0].size;
+    for round in 0..2 {
+        for offset in (0..size >> round).step_by(1 << 20) {
+            let data = AlignedBuffer::new(1 << 20).freeze();
+            bench.request(Operation::Write { offset, data, durability: Durability::Completed });
+        }
+        bench.settle();
+        ask(&mut bench, Command::RestartPoint { label: Name::default() }).unwrap();
+        bench.settle();
+    }
+    ask(&mut bench, BEGIN).unwrap();
+    let first = fill(&mut bench);
+    for _ in 0..3 {
+        // Zeroes give back what was there, for what is written elsewhere.
+        let zeroes =
+            Operation::WriteZeroes { offset: 0, size, space: Space::Release, durability: Durability::Completed };
+        let id = bench.request_as(Access::Trial, zeroes);
+        bench.wait(id);
+        fill(&mut bench);
+        bench.settle();
+        let again = fill(&mut bench);
+        assert!(first > 0 && again >= first, "{again} instead of {first}");
+    }
+    for _ in 0..3 {
+        ask(&mut bench, Command::EndTrial).unwrap();
+        bench.settle();
+        ask(&mut bench, BEGIN).unwrap();
+        assert_eq!(fill(&mut bench), first);
     }
 }
 

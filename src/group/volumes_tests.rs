@@ -191,6 +191,20 @@ impl Alone {
         found
     }
 
+    /// Dies when the checkpoint of the pool `ahead`, of two, counts and the other's does not.
+    fn die_with_one_ahead(&mut self, ahead: u16) {
+        self.apply();
+        self.group.checkpoint.wanted = true;
+        let behind = is_superblock_of(3 - ahead);
+        for _ in 0..1000 {
+            if !self.step_where(|operation| !behind(operation)) {
+                self.group.handle_timeout(self.now);
+            }
+        }
+        assert!(self.operations.iter().any(|(operation, _)| behind(operation)), "it waits for that superblock");
+        self.reopen();
+    }
+
     pub(super) fn reopen(&mut self) {
         self.operations.clear();
         self.now.monotonic = self.now.monotonic.after(1);
@@ -221,16 +235,7 @@ fn one_pool_may_be_ahead_of_the_other() {
                 }
             }
             (1..=2).for_each(|volume| group.write(volume, 0, 4096, 4));
-            group.apply();
-            group.group.checkpoint.wanted = true;
-            let behind = is_superblock_of(3 - ahead);
-            for _ in 0..1000 {
-                if !group.step_where(|operation| !behind(operation)) {
-                    group.group.handle_timeout(group.now);
-                }
-            }
-            assert!(group.operations.iter().any(|(operation, _)| behind(operation)), "it waits for that superblock");
-            group.reopen();
+            group.die_with_one_ahead(ahead);
             // At once, and when everything was done again.
             if target == POINT {
                 group.settle();
@@ -244,6 +249,30 @@ fn one_pool_may_be_ahead_of_the_other() {
             let mut disks = group.disks.clone();
             assert!(Group::open(&mut disks, group.now).is_ok());
         }
+    }
+}
+
+/// What a table has already is taken back by the table, whatever the other one lacks.
+#[test]
+fn a_block_of_a_pool_that_is_ahead_is_freed_once() {
+    for ahead in [1, 2] {
+        let mut group = Alone::new(64 << 10, VOLUME_SIZE_MIN, 2);
+        (1..=2).for_each(|volume| group.write(volume, 0, 4096, 1));
+        group.restart_point();
+        group.settle();
+        // Large enough for blocks of their own.
+        (1..=2).for_each(|volume| group.write(volume, 128 << 10, 128 << 10, 2));
+        group.die_with_one_ahead(ahead);
+        group.promote(POINT).unwrap();
+        group.settle();
+        for _ in 0..2 {
+            let tables = group.group.volumes.values().map(|volume| &volume.table);
+            let used: Vec<u32> = tables.map(|table| table.blocks.used_count() - table.extent_blocks()).collect();
+            assert_eq!(used, [1; 2], "volume {ahead} is ahead");
+            group.reopen();
+            group.settle();
+        }
+        assert_eq!([group.first(1), group.first(2)], [1; 2]);
     }
 }
 

@@ -206,6 +206,16 @@ impl Blocks {
         !self.freed.is_empty() || !self.committing.is_empty() || !self.quarantined.is_empty()
     }
 
+    /// Whether some will be unused if the journal's tail moves no further than to `limit`: they wait for it or for a checkpoint, or are
+    /// given back.
+    pub fn is_coming(&self, limit: Order) -> bool {
+        let is_passed = |freed: &Freed| self.redirected.get(&freed.block).is_none_or(|order| *order <= limit);
+        self.freed.iter().chain(&self.committing).any(is_passed)
+            || self.quarantined.iter().any(|waiting| waiting.until <= limit)
+            || !self.leaving.is_empty()
+            || self.leaving_count > 0
+    }
+
     /// The next search begins at the front, so that a block that was just released is soon used again.
     #[cfg(test)]
     pub fn rewind(&mut self) {

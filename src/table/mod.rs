@@ -300,11 +300,6 @@ impl Table {
         self.sweep.is_some() || self.kept.has_orphans()
     }
 
-    /// Whether records of generations that were let go of wait for [`Table::sweep_pages`].
-    pub fn has_orphans(&self) -> bool {
-        self.kept.has_orphans()
-    }
-
     /// Marks a range in bytes as lacking at the peer.
     pub fn mark_dirty(&mut self, offset: u64, size: u64) {
         let block_size = u64::from(self.geometry.block_size);
