@@ -9,7 +9,8 @@
 //! is kept, and the layers above find out by themselves what must be sent again.
 
 use crate::{
-    ChannelId, Frame, LinkState, LinkStatus, Mode, Received, SessionStatus,
+    ChannelId, Frame, LinkState, LinkStatus, Mode, Received, SessionName, SessionStatus,
+    came::Came,
     packet::{self, Acknowledgement, Body, Header, MARK_COUNT_MAX, PacketError},
     receiver::Receiver,
     sender::{self, Path, Sender},
@@ -62,8 +63,8 @@ impl Default for SessionOptions {
 pub enum SessionEvent {
     /// A session has begun.
     Up {
-        /// Its name: the exclusive or of both ends' names.
-        session: u64,
+        /// Its name.
+        session: SessionName,
     },
     /// The session is over.
     Down {
@@ -124,31 +125,6 @@ struct Link {
     bytes: u64,
 }
 
-/// What came of the datagrams that a peer has counted over a link. The counts may begin anywhere and wrap.
-#[derive(Clone, Copy, Default)]
-struct Came {
-    /// The first and the highest number.
-    numbers: Option<(u32, u32)>,
-    received: u32,
-}
-
-impl Came {
-    fn take(&mut self, sequence: u32) {
-        self.received = self.received.wrapping_add(1);
-        let (first, highest) = self.numbers.unwrap_or((sequence, sequence));
-        let is_later = sequence.wrapping_sub(highest) < u32::MAX / 2;
-        self.numbers = Some((first, if is_later { sequence } else { highest }));
-    }
-
-    /// Those that did not come, or have not yet.
-    fn lost(&self) -> u32 {
-        let Some((first, highest)) = self.numbers else { return 0 };
-        let lost = highest.wrapping_sub(first).wrapping_add(1).wrapping_sub(self.received);
-        // More came than were counted: the first was overtaken, or some came twice.
-        if lost > u32::MAX / 2 { 0 } else { lost }
-    }
-}
-
 /// See the module.
 pub struct Session {
     options: SessionOptions,
@@ -197,6 +173,11 @@ impl Session {
             heard: 0,
             events: VecDeque::new(),
         }
+    }
+
+    /// The session that is up.
+    pub fn name(&self) -> Option<SessionName> {
+        self.peer.filter(|_| self.up).map(|peer| SessionName(self.own ^ peer))
     }
 
     /// Takes a frame to send.
@@ -274,7 +255,7 @@ impl Session {
         if !self.up {
             self.up = true;
             self.hello = [true; 2];
-            self.events.push_back(SessionEvent::Up { session: self.own ^ header.from });
+            self.events.push_back(SessionEvent::Up { session: SessionName(self.own ^ header.from) });
         }
         match body {
             Body::Hello => {}

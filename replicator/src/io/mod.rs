@@ -12,7 +12,7 @@ pub use heartbeat::heartbeat;
 pub use identity::{Identity, IdentityError, KeyTextError, PeerKey};
 
 use crate::{
-    ChannelId, Frame, LinkState, Mode, Received, SessionStatus, coder,
+    ChannelId, Frame, LinkState, Mode, Received, SessionName, SessionStatus, coder,
     session::{Full, Session, SessionEvent, SessionOptions},
 };
 use bytes::Bytes;
@@ -109,7 +109,7 @@ pub enum Event {
     /// A session has begun.
     Up {
         /// Its name.
-        session: u64,
+        session: SessionName,
     },
     /// The session is over.
     Down {
@@ -166,6 +166,9 @@ impl Shared {
 }
 
 /// The upper layers' end of a session.
+///
+/// They learn of another one later than it begins: so they say in which session they take themselves to be, and what is for one
+/// that is over is passed over.
 #[derive(Clone)]
 pub struct Handle {
     shared: Arc<Shared>,
@@ -173,24 +176,36 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Takes a frame, or gives it back if there is no session or no room; [`Event::Writable`] or [`Event::Up`] tells
+    /// Takes a frame, or gives it back if the session is over or there is no room; [`Event::Writable`] or [`Event::Up`] tells
     /// when to try again.
-    pub fn try_send(&self, frame: Frame) -> Result<(), Full> {
-        self.shared.lock().send(frame)?;
+    pub fn try_send(&self, session: SessionName, frame: Frame) -> Result<(), Full> {
+        match self.current(session) {
+            Some(mut session) => session.send(frame)?,
+            None => return Err(Full(frame)),
+        }
         self.shared.wake.notify_one();
         Ok(())
     }
 
     /// Tells the peer that something is durable here.
-    pub fn mark_durable(&self, channel: ChannelId, value: u64) {
+    pub fn mark_durable(&self, session: SessionName, channel: ChannelId, value: u64) {
         let now = self.shared.now();
-        self.shared.lock().mark_durable(now, channel, value);
+        if let Some(mut session) = self.current(session) {
+            session.mark_durable(now, channel, value);
+        }
         self.shared.wake.notify_one();
     }
 
     /// Frames of so many bytes are out of memory: the peer may send as many more.
-    pub fn consumed(&self, bytes: u64) {
-        self.shared.lock().consumed(bytes);
+    pub fn consumed(&self, session: SessionName, bytes: u64) {
+        if let Some(mut session) = self.current(session) {
+            session.consumed(bytes);
+        }
+    }
+
+    /// The session, as long as it is this one.
+    fn current(&self, name: SessionName) -> Option<MutexGuard<'_, Session>> {
+        Some(self.shared.lock()).filter(|session| session.name() == Some(name))
     }
 
     /// Ends the session; another one begins at once.

@@ -36,6 +36,11 @@ async fn until(events: &mut mpsc::UnboundedReceiver<Event>, wanted: impl Fn(&Eve
     timeout(Duration::from_secs(60), search).await.expect("the event comes")
 }
 
+async fn up(events: &mut mpsc::UnboundedReceiver<Event>) -> SessionName {
+    let Event::Up { session } = until(events, |event| matches!(event, Event::Up { .. })).await else { unreachable!() };
+    session
+}
+
 fn frame(number: u32, size: usize) -> Frame {
     let header = Bytes::copy_from_slice(&number.to_le_bytes());
     Frame { channel: ChannelId([1; 16]), header, payload: vec![number as u8; size].into() }
@@ -47,23 +52,51 @@ async fn frames_cross_two_real_links_and_are_acknowledged() {
     let there = addresses();
     let (left, mut left_events) = connect(options(&a, b.public(), &there), 1).unwrap();
     let (right, mut right_events) = connect(options(&b, a.public(), &reversed(&there)), 2).unwrap();
-    until(&mut left_events, |event| matches!(event, Event::Up { .. })).await;
-    until(&mut right_events, |event| matches!(event, Event::Up { .. })).await;
+    let session = up(&mut left_events).await;
+    assert_eq!(up(&mut right_events).await, session);
     for number in 0..200 {
-        left.try_send(frame(number, 50_000)).unwrap();
+        left.try_send(session, frame(number, 50_000)).unwrap();
     }
     for number in 0..200 {
         let event = until(&mut right_events, |event| matches!(event, Event::Frame(_))).await;
         let Event::Frame(received) = event else { unreachable!() };
         assert_eq!(received.body[..4], (number as u32).to_le_bytes());
         assert_eq!(received.body.len(), 50_004);
-        right.consumed(received.body.len() as u64);
+        right.consumed(session, received.body.len() as u64);
     }
-    right.mark_durable(ChannelId([1; 16]), 200);
+    right.mark_durable(session, ChannelId([1; 16]), 200);
     until(&mut left_events, |event| matches!(event, Event::Durable { value: 200, .. })).await;
     assert!(left.status().links.iter().all(|link| link.state == LinkState::Up));
     right.close();
     left.close();
+}
+
+/// The upper layers work on what has come in a session that is over, and do not know of the next one yet.
+#[tokio::test]
+async fn what_belongs_to_a_session_that_is_over_does_not_enter_the_next() {
+    let (a, b) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+    let there = addresses();
+    let (left, mut left_events) = connect(options(&a, b.public(), &there), 1).unwrap();
+    let (_right, mut right_events) = connect(options(&b, a.public(), &reversed(&there)), 2).unwrap();
+    let former = up(&mut left_events).await;
+    up(&mut right_events).await;
+    left.restart();
+    let session = up(&mut left_events).await;
+    assert_eq!(up(&mut right_events).await, session);
+    assert_ne!(former, session);
+    left.mark_durable(former, ChannelId([1; 16]), 50_000);
+    assert!(left.try_send(former, frame(6, 10)).is_err());
+    left.mark_durable(session, ChannelId([1; 16]), 1);
+    left.try_send(session, frame(7, 10)).unwrap();
+    let (mut mark, mut first) = (None, None);
+    while mark.is_none() || first.is_none() {
+        match until(&mut right_events, |event| matches!(event, Event::Durable { .. } | Event::Frame(_))).await {
+            Event::Durable { value, .. } => mark = mark.or(Some(value)),
+            Event::Frame(received) => first = first.or(Some(received.body[0])),
+            _ => {}
+        }
+    }
+    assert_eq!((mark, first), (Some(1), Some(7)));
 }
 
 #[tokio::test]
@@ -100,9 +133,9 @@ async fn a_node_that_is_started_anew_is_found_again() {
         }
     };
     until(&mut left_events, |event| matches!(event, Event::Down { .. })).await;
-    until(&mut left_events, |event| matches!(event, Event::Up { .. })).await;
-    until(&mut right_events, |event| matches!(event, Event::Up { .. })).await;
-    left.try_send(frame(7, 10)).unwrap();
+    let session = up(&mut left_events).await;
+    up(&mut right_events).await;
+    left.try_send(session, frame(7, 10)).unwrap();
     until(&mut right_events, |event| matches!(event, Event::Frame(_))).await;
     drop(right);
 }
