@@ -1,7 +1,10 @@
 //! Two nodes on real UDP sockets of this machine.
 
 use super::*;
-use std::net::Ipv4Addr;
+use bytes::Bytes;
+use noq::{Endpoint, EndpointConfig};
+use std::net::{Ipv4Addr, UdpSocket};
+use tokio::time::timeout;
 
 fn free_port() -> SocketAddr {
     UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
@@ -148,4 +151,76 @@ async fn a_port_in_use_is_named() {
     let result = connect(options(&identity, PeerKey([9; 32]), &[(local, free_port())]), 1);
     let error = result.map(|_| ()).unwrap_err().to_string();
     assert!(error.contains(&format!("Link link0: cannot use the local address {local}")), "{error}");
+}
+
+/// Two key pairs; the first node listens, the second dials.
+fn listener_and_dialler() -> (Identity, Identity) {
+    let (a, b) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+    if a.public() > b.public() { (a, b) } else { (b, a) }
+}
+
+/// The first datagrams of so many handshakes with `peer`, which nobody goes on with.
+async fn calls(caller: &Identity, peer: PeerKey, count: usize) -> Vec<Vec<u8>> {
+    let client = ClientConfig::new(Arc::new(caller.client(peer).unwrap()));
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let runtime = noq::default_runtime().unwrap();
+    let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, runtime).unwrap();
+    let mut calls = Vec::new();
+    for _ in 0..count {
+        // One of its own, to which nothing comes of the call before.
+        let heard = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let connecting = endpoint.connect_with(client.clone(), heard.local_addr().unwrap(), "holdfast").unwrap();
+        // Nothing answers; by then what begins the handshake was sent.
+        assert!(timeout(Duration::from_millis(50), connecting).await.is_err());
+        let mut bytes = [0; 2_000];
+        let size = heard.recv(&mut bytes).unwrap();
+        calls.push(bytes[..size].to_vec());
+    }
+    calls
+}
+
+#[tokio::test]
+async fn those_who_call_and_fall_silent_do_not_keep_the_peer_waiting() {
+    let (a, b) = listener_and_dialler();
+    let stranger = Identity::generate().unwrap();
+    let there = [(free_port(), free_port())];
+    let (_left, mut left_events) = connect(options(&a, b.public(), &there), 1).unwrap();
+    for address in [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2)] {
+        for call in calls(&stranger, a.public(), 12).await {
+            let socket = UdpSocket::bind((address, 0)).unwrap();
+            socket.send_to(&call, there[0].0).unwrap();
+        }
+    }
+    let start = Instant::now();
+    let (_right, _right_events) = connect(options(&b, a.public(), &reversed(&there)), 2).unwrap();
+    up(&mut left_events).await;
+    assert!(start.elapsed() < Duration::from_secs(2), "only after {:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn whoever_calls_from_another_address_is_not_answered() {
+    let (a, b) = listener_and_dialler();
+    let there = [(free_port(), free_port())];
+    let (_left, mut left_events) = connect(options(&a, b.public(), &there), 1).unwrap();
+    let elsewhere = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, 2), 0)).unwrap().local_addr().unwrap();
+    let (_right, _right_events) = connect(options(&b, a.public(), &[(elsewhere, there[0].0)]), 2).unwrap();
+    let session = timeout(Duration::from_millis(500), up(&mut left_events)).await;
+    assert!(session.is_err(), "{session:?}");
+}
+
+/// A server tells whoever speaks another version of QUIC which one it speaks.
+#[tokio::test]
+async fn the_end_that_dials_keeps_nothing_for_those_who_call() {
+    let (a, b) = listener_and_dialler();
+    let there = [(free_port(), free_port())];
+    let (_left, _left_events) = connect(options(&a, b.public(), &there), 1).unwrap();
+    let (_right, _right_events) = connect(options(&b, a.public(), &reversed(&there)), 2).unwrap();
+    let mut call = calls(&Identity::generate().unwrap(), a.public(), 1).await.remove(0);
+    call[1..5].copy_from_slice(&[0x5a; 4]);
+    for (address, is_server) in [(there[0].0, true), (there[0].1, false)] {
+        let socket = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        socket.send_to(&call, address).await.unwrap();
+        let answer = timeout(Duration::from_millis(500), socket.recv(&mut [0; 2_000])).await;
+        assert_eq!(answer.is_ok(), is_server);
+    }
 }
