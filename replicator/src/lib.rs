@@ -10,6 +10,7 @@ mod contest;
 pub mod heartbeat;
 #[cfg(feature = "io")]
 pub mod io;
+mod marks;
 pub mod packet;
 pub mod rate;
 mod receiver;

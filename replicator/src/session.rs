@@ -11,7 +11,8 @@
 use crate::{
     ChannelId, Frame, LinkState, LinkStatus, Mode, Received, SessionName, SessionStatus,
     came::Came,
-    packet::{self, Acknowledgement, Body, Header, MARK_COUNT_MAX, PacketError},
+    marks::Marks,
+    packet::{self, Acknowledgement, Body, Header, PacketError},
     receiver::Receiver,
     sender::{self, Path, Sender},
     testing::{Plant, planted},
@@ -135,14 +136,12 @@ pub struct Session {
     link_count: usize,
     sender: Sender,
     receiver: Receiver,
-    marks: BTreeMap<ChannelId, u64>,
+    marks: Marks,
     peer_marks: BTreeMap<ChannelId, u64>,
     ack_at: Option<u64>,
     repeat_at: Option<u64>,
     unacknowledged: u32,
     acks: [Option<Acknowledgement>; 2],
-    /// Which end of the marks the next acknowledgement begins with.
-    mark_turn: usize,
     hello: [bool; 2],
     was_full: bool,
     heard: u64,
@@ -161,13 +160,12 @@ impl Session {
             link_count: link_count.clamp(1, 2),
             sender: Sender::new(),
             receiver: Receiver::new(),
-            marks: BTreeMap::new(),
+            marks: Marks::default(),
             peer_marks: BTreeMap::new(),
             ack_at: None,
             repeat_at: None,
             unacknowledged: 0,
             acks: [None, None],
-            mark_turn: 0,
             hello: [false; 2],
             was_full: false,
             heard: 0,
@@ -193,7 +191,7 @@ impl Session {
     /// Tells the peer that something is durable here. `value` never falls within a session.
     pub fn mark_durable(&mut self, now: u64, channel: ChannelId, value: u64) {
         if self.up {
-            self.marks.insert(channel, value);
+            self.marks.set(channel, value);
             self.ack_at = Some(now);
         }
     }
@@ -391,12 +389,16 @@ impl Session {
         self.unacknowledged = 0;
         let mut ack = Acknowledgement::default();
         self.receiver.tell(now, self.rtt(), &mut ack);
-        let marks = self.marks.len();
-        let turn = if marks > MARK_COUNT_MAX { self.mark_turn % marks } else { 0 };
-        ack.marks =
-            self.marks.iter().cycle().skip(turn).take(marks.min(MARK_COUNT_MAX)).map(|(c, v)| (*c, *v)).collect();
-        self.mark_turn = turn + MARK_COUNT_MAX;
         let live = self.live();
+        if live != [false; 2] {
+            // The last acknowledgement waits for room on each link: what this one tells comes in its place.
+            if (0..2).all(|link| !live[link] || self.acks[link].is_some())
+                && let Some(unsent) = self.acks.iter().flatten().next()
+            {
+                self.marks.untold(&unsent.marks);
+            }
+            ack.marks = self.marks.tell();
+        }
         for (_, waiting) in live.iter().zip(&mut self.acks).filter(|(is_live, _)| **is_live) {
             let unsent = waiting.take().unwrap_or_default();
             *waiting = Some(ack.clone().asking_too(unsent.lacking));
@@ -451,6 +453,10 @@ impl Session {
                 let line = &self.links[link];
                 (ack.echo, ack.hold) = (line.echo, now.saturating_sub(line.echo_at).min(u32::MAX.into()) as u32);
                 (ack.received, ack.lost) = (line.came.received, line.came.lost());
+                if self.marks.has_more() {
+                    let at = now + ACKNOWLEDGE_MICROS;
+                    self.ack_at = Some(self.ack_at.map_or(at, |due| due.min(at)));
+                }
                 return Some(Body::Acknowledgement(ack));
             }
             let live = self.live();
@@ -530,7 +536,7 @@ impl Session {
         (self.sender, self.receiver) = (Sender::new(), Receiver::new());
         (self.sender.counters, self.receiver.counters) = counters;
         if !planted(Plant::MarksOutliveSession) {
-            self.marks.clear();
+            self.marks = Marks::default();
         }
         if !planted(Plant::PeerMarksOutliveSession) {
             self.peer_marks.clear();

@@ -381,6 +381,28 @@ fn news_that_is_lost_is_said_again_soon() {
 }
 
 #[test]
+fn what_is_newly_durable_is_told_at_once_however_many_channels_there_are() {
+    let weather = Weather { loss_percent: 0, double_percent: 0, delay_micros: 10_000, jitter_micros: 0 };
+    let mut world = World::new(Mode::Auto, weather, 7);
+    world.run_until(1_000_000, |world| world.ups == [1, 1]);
+    let marked = |world: &mut World, channel, value| world.ends[1].mark_durable(world.now, channel, value);
+    let told = |world: &World, channel| world.ends[0].peer_marks.get(&channel).copied().unwrap_or_default();
+    let channels: Vec<ChannelId> = (0..64).map(|number| ChannelId([number; 16])).collect();
+    channels.iter().for_each(|channel| marked(&mut world, *channel, 1));
+    let start = world.now;
+    world.run_until(1_000_000, |world| channels.iter().all(|channel| told(world, *channel) == 1));
+    assert!(world.now <= start + 10_000 + 5_000, "all of them only after {} us", world.now - start);
+    for (round, channel) in channels.iter().enumerate() {
+        let start = world.now + 50_000;
+        world.run_until(1_000_000, |world| world.now >= start);
+        let (start, value) = (world.now, 2 + round as u64);
+        marked(&mut world, *channel, value);
+        world.run_until(1_000_000, |world| told(world, *channel) == value);
+        assert!(world.now <= start + 10_000 + 1_000, "{channel:?} only after {} us", world.now - start);
+    }
+}
+
+#[test]
 fn a_burst_of_loss_hits_each_block_of_a_backlog_a_little() {
     let (mut sender, _) = sending(1 << 20);
     let symbols = std::iter::from_fn(|| sender.poll(1, 0, [true; 2], Mode::Auto, Path::default()));
