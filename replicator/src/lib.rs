@@ -10,8 +10,10 @@ mod contest;
 pub mod heartbeat;
 #[cfg(feature = "io")]
 pub mod io;
+mod line;
 mod marks;
 pub mod packet;
+mod proof;
 pub mod rate;
 mod receiver;
 mod sender;
