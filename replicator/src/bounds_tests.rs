@@ -28,6 +28,58 @@ fn a_peer_that_sends_more_than_it_may_is_refused() {
 }
 
 #[test]
+fn frames_with_nothing_in_them_cannot_come_without_end_either() {
+    let shape = BlockShape { size: 1_100, source_count: 1, code: crate::coder::Code::Copy };
+    // Each block is 55 of them.
+    let data = Bytes::from(vec![0; 1_100]);
+    for is_used in [false, true] {
+        let mut receiver = Receiver::new();
+        let mut frames = 0;
+        let refused = (0..70_000).find_map(|block| {
+            let outcome = receiver.handle(1, Symbol { block, shape, index: 0, data: data.clone() }, 20_000).err();
+            while receiver.pop().is_some() {
+                frames += 1;
+                if is_used {
+                    receiver.consumed(0);
+                }
+            }
+            outcome
+        });
+        match refused {
+            None => assert!(is_used),
+            Some(refused) => assert!(!is_used && frames * 20 <= 32 << 20, "{frames} frames, {refused:?}"),
+        }
+    }
+}
+
+/// Frames of all sizes, used in another order than they came in.
+#[test]
+fn the_credit_of_all_that_is_used_comes_back() {
+    let mut receiver = Receiver::new();
+    let mut stream = Vec::new();
+    let sizes = [500, 0, 300, 7, 0, 0, 193];
+    for size in sizes {
+        stream.extend([0; 16]);
+        stream.extend(u32::to_le_bytes(size));
+        stream.extend(vec![0; size as usize]);
+    }
+    let shape = BlockShape { size: stream.len() as u32, source_count: 2, code: crate::coder::Code::Xor };
+    let limit = |receiver: &mut Receiver| {
+        let mut ack = Acknowledgement::default();
+        receiver.tell(1, 20_000, &mut ack);
+        ack.limit
+    };
+    let before = limit(&mut receiver);
+    for (index, data) in stream.chunks(stream.len() / 2).enumerate() {
+        let symbol = Symbol { block: 0, shape, index: index as u8, data: Bytes::copy_from_slice(data) };
+        receiver.handle(1, symbol, 20_000).unwrap();
+    }
+    assert_eq!(limit(&mut receiver), before);
+    sizes.iter().rev().for_each(|size| receiver.consumed(u64::from(*size)));
+    assert_eq!(limit(&mut receiver), before + stream.len() as u64);
+}
+
+#[test]
 fn as_much_can_be_under_way_as_the_window_holds() {
     let mut sender = Sender::new();
     (0..32).for_each(|number| sender.push(frame(number)));

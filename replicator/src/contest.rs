@@ -9,6 +9,8 @@
 //! before the window has grown. Then the contest is over and loss means nothing for a while. The same goes for rivals that do not
 //! back off either, such as BBR's first version.
 
+use crate::rate::OURS_MIN;
+
 /// The reduced window is so much of the former one, and grows by so many packets in a second cubed: RFC 9438.
 const BETA: f64 = 0.7;
 const CUBIC: f64 = 0.4;
@@ -65,7 +67,8 @@ impl Contest {
     /// Something was lost, not at random as far as is known, while `flying` bytes were on their way.
     pub(crate) fn lost(&mut self, flying: u64) {
         let shortest = self.shortest.map_or(0, |(shortest, _)| shortest);
-        if self.now < self.deaf_until || self.queue() <= shortest / LONG_PART {
+        // Who sends little fills no queue, and what it has on its way is no window to go on from.
+        if flying < OURS_MIN || self.now < self.deaf_until || self.queue() <= shortest / LONG_PART {
             return;
         }
         let rounds = self.epoch.map(|epoch| (self.now - epoch.start) / self.rtt);

@@ -4,12 +4,16 @@
 //! It does not know what a frame means. [`session`] and what it is made of are pure; `io` holds the sockets.
 #![forbid(unsafe_code)]
 
+mod came;
 pub mod coder;
 mod contest;
 pub mod heartbeat;
 #[cfg(feature = "io")]
 pub mod io;
+mod line;
+mod marks;
 pub mod packet;
+mod proof;
 pub mod rate;
 mod receiver;
 mod sender;
@@ -24,6 +28,10 @@ use bytes::Bytes;
 /// What a frame belongs to. All zero: the nodes themselves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChannelId(pub [u8; 16]);
+
+/// Which session: the exclusive or of both ends' names. What belongs to one says nothing in the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionName(pub u64);
 
 /// A frame to send: the body is the header, then the payload; at most [`FRAME_SIZE_MAX`] bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -46,7 +46,7 @@ const STARTUP: u64 = 150;
 /// A round in which a sender without work sent no more than this part of what was delivered says something of the path.
 const LIMITED_PART: u64 = 4;
 /// A queue is ours if so much was delivered in the round, in bytes: who sends little makes none.
-const OURS_MIN: u64 = 16 << 10;
+pub(crate) const OURS_MIN: u64 = 16 << 10;
 
 /// So long a queue ends the search, in microseconds; or a quarter of the round trip, if that is less.
 const SEARCH_QUEUE: u64 = 20_000;
@@ -68,6 +68,8 @@ pub struct RateModel {
     round_delivered: u64,
     /// What was delivered of a sender that had no more to send.
     round_limited: u64,
+    /// The last round said nothing of the path.
+    was_limited: bool,
     rtt_min: Option<(u64, u64)>,
     rtt: u64,
     round_lost: u64,
@@ -97,6 +99,7 @@ impl RateModel {
             round_sent: 0,
             round_delivered: 0,
             round_limited: 0,
+            was_limited: false,
             round_lost: 0,
             rtt_min: None,
             rtt: 0,
@@ -168,6 +171,7 @@ impl RateModel {
         self.flying = rate * self.rtt / 1_000_000;
         // What a round has delivered opens the window for twice as much.
         self.opening = self.opening.min(2 * self.path()).max(INITIAL_WINDOW);
+        self.was_limited = self.is_limited();
         (self.round_start, self.round_sent, self.round_delivered) = (now, sent, 0);
         (self.round_limited, self.round_lost) = (0, 0);
     }
@@ -213,6 +217,10 @@ impl RateModel {
     }
 
     fn is_limited(&self) -> bool {
+        // What was lost is told after what has arrived, which may just have ended a round.
+        if self.round_delivered == 0 {
+            return self.was_limited;
+        }
         self.round_limited * LIMITED_PART > self.round_delivered
     }
 

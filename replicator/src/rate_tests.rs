@@ -144,6 +144,38 @@ fn a_lone_write_is_not_spread_over_the_time_that_small_ones_took() {
     assert!(pace.is_some_and(|pace| 6_000 * SECOND / pace < 2_000), "{pace:?} bytes a second");
 }
 
+/// Hellos and acknowledgements go over it, and others' traffic keeps a queue on the line. As in QUIC what has arrived is told first and
+/// what was lost next, when a round may just have ended.
+#[test]
+fn what_an_idle_link_loses_now_and_then_does_not_slow_it() {
+    for (every, bytes) in [(40_000, 200), (2_000, 2_000)] {
+        let (mut model, mut now) = (RateModel::new(), 1);
+        let mut go = |model: &mut RateModel, every: u64, bytes: u64, rtt: u64, limited: bool| {
+            now += every;
+            model.acknowledged(now, now.saturating_sub(rtt), bytes, rtt, limited);
+        };
+        // At 10 MB/s.
+        (0..40_000).for_each(|_| go(&mut model, 120, 1_200, 20_000, false));
+        let (busy, mut rounds) = (model.best(), 0);
+        while rounds < 1_000 {
+            go(&mut model, every, bytes, 30_000, true);
+            rounds += u64::from(model.round_delivered == 0);
+            if model.round_delivered == 0 && rounds % 50 == 0 {
+                model.lost(bytes);
+            }
+        }
+        assert!(busy > 9_000_000 && model.best() == busy, "{} after {busy} B/s", model.best());
+    }
+    // Nor are such losses what a contest begins with, whatever is known of the sender.
+    let mut contest = Contest::default();
+    contest.acknowledged(1, 20_000);
+    contest.acknowledged(2, 30_000);
+    contest.lost(OURS_MIN - 1);
+    assert_eq!(contest.window(), None);
+    contest.lost(OURS_MIN);
+    assert!(contest.window().is_some());
+}
+
 #[test]
 fn acknowledgements_that_come_together_do_not_make_the_line_faster() {
     for clump in [7_000, 13_000, 29_000] {

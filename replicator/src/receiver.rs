@@ -75,6 +75,9 @@ pub struct Receiver {
     highest: u64,
     stream: BytesMut,
     frames: VecDeque<Received>,
+    /// Sizes of the frames that the application was not known to have used, and bytes that it has used of the first of them.
+    unused: VecDeque<u32>,
+    used: u64,
     /// Bytes of blocks that are not whole, or wait for one that is not.
     held: u64,
     /// Bytes of the stream that came in order, and how many may.
@@ -95,6 +98,8 @@ impl Receiver {
             highest: 0,
             stream: BytesMut::new(),
             frames: VecDeque::new(),
+            unused: VecDeque::new(),
+            used: 0,
             held: 0,
             taken: 0,
             limit: INITIAL_LIMIT,
@@ -242,8 +247,7 @@ impl Receiver {
             }
             self.stream.advance(FRAME_HEADER_SIZE);
             let body = self.stream.split_to(size).freeze();
-            // The application gives back what it has used; the headers were never its own.
-            self.limit += FRAME_HEADER_SIZE as u64;
+            self.unused.push_back(size as u32);
             self.counters.frames += 1;
             self.counters.bytes += size as u64;
             self.frames.push_back(Received { channel: ChannelId(channel), body });
@@ -256,8 +260,15 @@ impl Receiver {
         self.frames.pop_front()
     }
 
-    /// The application has used so many bytes of frames.
+    /// The application has used so many bytes of frames. It may be 0: a frame can be empty.
     pub fn consumed(&mut self, bytes: u64) {
+        // Frames may be used in another order: whose bytes they are does not matter, only that there are as many. Their headers
+        // are given back with them and not before, or frames with nothing but a header could come without end.
+        self.used += bytes;
+        while let Some(size) = self.unused.pop_front_if(|size| u64::from(*size) <= self.used) {
+            self.used -= u64::from(size);
+            self.limit += FRAME_HEADER_SIZE as u64;
+        }
         if !planted(Plant::CreditLost) {
             self.limit += bytes;
         }

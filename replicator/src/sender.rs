@@ -58,6 +58,7 @@ struct Block {
     sent_on: [u128; 2],
     last_sent: u64,
     last_asked: u64,
+    requests: u32,
     probes: u32,
     bytes: u64,
 }
@@ -271,6 +272,7 @@ impl Sender {
             sent_on: [0; 2],
             last_sent: 0,
             last_asked: 0,
+            requests: 0,
             probes: 0,
             bytes: size,
         };
@@ -281,8 +283,9 @@ impl Sender {
         Some((number, count, sent_now))
     }
 
-    /// What the receiver says. What is lacking goes over `link`. `rtts`: round trips of both links in microseconds.
-    pub fn acknowledged(&mut self, now: u64, ack: &Acknowledgement, rtts: [u64; 2], link: usize) {
+    /// What the receiver says. What is lacking goes over the first of `links`, and what still is over the second, and so on: the
+    /// answer may have gone over a link that is dying. `rtts`: round trips of both links in microseconds.
+    pub fn acknowledged(&mut self, now: u64, ack: &Acknowledgement, rtts: [u64; 2], links: [usize; 2]) {
         if ack.next_block > self.next_block {
             return;
         }
@@ -308,6 +311,8 @@ impl Sender {
                 continue;
             }
             block.last_asked = now;
+            let link = links[block.requests as usize % 2];
+            block.requests = block.requests.wrapping_add(1);
             let count = usize::from(count).min(block.source.len());
             self.send_more(number, count, missing, link);
         }
@@ -450,7 +455,7 @@ mod tests {
         while sender.poll(1, 0, [true, false], Mode::Auto, Path::default()).is_some() {}
         for now in 2..300 {
             let lacking = (0..32).map(|block| Lacking { block, count: 32, missing: u32::MAX }).collect();
-            sender.acknowledged(now, &Acknowledgement { lacking, ..Acknowledgement::default() }, [0; 2], 0);
+            sender.acknowledged(now, &Acknowledgement { lacking, ..Acknowledgement::default() }, [0; 2], [0; 2]);
             sender.link_lost(0);
         }
         let length = sender.lines[0].len() + sender.lines[1].len();
@@ -465,3 +470,7 @@ mod tests {
         assert_eq!(too_many_lost(3, 3, 0.5), 0.0);
     }
 }
+
+#[cfg(test)]
+#[path = "sender_tests.rs"]
+mod block_tests;

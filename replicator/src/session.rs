@@ -9,8 +9,12 @@
 //! is kept, and the layers above find out by themselves what must be sent again.
 
 use crate::{
-    ChannelId, Frame, LinkState, LinkStatus, Mode, Received, SessionStatus,
-    packet::{self, Acknowledgement, Body, Header, MARK_COUNT_MAX, PacketError},
+    ChannelId, Frame, LinkState, LinkStatus, Mode, Received, SessionName, SessionStatus,
+    came::Came,
+    line::Link,
+    marks::Marks,
+    packet::{self, Acknowledgement, Body, Header, PacketError},
+    proof::Proof,
     receiver::Receiver,
     sender::{self, Path, Sender},
     testing::{Plant, planted},
@@ -39,9 +43,6 @@ const SILENCE_MICROS: u64 = 100_000;
 
 /// A round trip that is longer by less than this, or by less than a quarter, is no longer one, in microseconds.
 const FARTHER_MICROS: u64 = 2_000;
-/// The shortest round trip counts for so long.
-const SHORTEST_MICROS: u64 = 30_000_000;
-
 /// How a session behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionOptions {
@@ -62,8 +63,8 @@ impl Default for SessionOptions {
 pub enum SessionEvent {
     /// A session has begun.
     Up {
-        /// Its name: the exclusive or of both ends' names.
-        session: u64,
+        /// Its name.
+        session: SessionName,
     },
     /// The session is over.
     Down {
@@ -94,61 +95,6 @@ pub enum SessionEvent {
 #[derive(Debug)]
 pub struct Full(pub Frame);
 
-#[derive(Clone, Copy, Default)]
-struct Link {
-    /// The driver can send.
-    open: bool,
-    /// Something was heard lately; and since when.
-    alive: bool,
-    up_at: u64,
-    heard: u64,
-    /// Datagrams that came over the other link since one came over this, and when the first of them did.
-    overtaken: (u32, u64),
-    /// That were enough: what comes next over this link ends it.
-    is_silent: bool,
-    /// When it was heard again after it was silent or dead.
-    back_at: u64,
-    sent: u64,
-    sequence: u32,
-    came: Came,
-    echo: u64,
-    echo_at: u64,
-    rtt: Option<u64>,
-    /// The shortest round trip lately, and when it was measured: datagrams that waited somewhere do not count.
-    shortest: Option<(u64, u64)>,
-    /// What the peer said last of what it received and what was lost, the rate of loss from that, and the same where the first
-    /// measurement is only a part of it, for what is better too careful.
-    told: (u32, u32),
-    seen_loss: Option<f64>,
-    loss: f64,
-    bytes: u64,
-}
-
-/// What came of the datagrams that a peer has counted over a link. The counts may begin anywhere and wrap.
-#[derive(Clone, Copy, Default)]
-struct Came {
-    /// The first and the highest number.
-    numbers: Option<(u32, u32)>,
-    received: u32,
-}
-
-impl Came {
-    fn take(&mut self, sequence: u32) {
-        self.received = self.received.wrapping_add(1);
-        let (first, highest) = self.numbers.unwrap_or((sequence, sequence));
-        let is_later = sequence.wrapping_sub(highest) < u32::MAX / 2;
-        self.numbers = Some((first, if is_later { sequence } else { highest }));
-    }
-
-    /// Those that did not come, or have not yet.
-    fn lost(&self) -> u32 {
-        let Some((first, highest)) = self.numbers else { return 0 };
-        let lost = highest.wrapping_sub(first).wrapping_add(1).wrapping_sub(self.received);
-        // More came than were counted: the first was overtaken, or some came twice.
-        if lost > u32::MAX / 2 { 0 } else { lost }
-    }
-}
-
 /// See the module.
 pub struct Session {
     options: SessionOptions,
@@ -156,17 +102,17 @@ pub struct Session {
     peer: Option<u64>,
     up: bool,
     links: [Link; 2],
+    /// Whether what is sent over each link arrives.
+    proofs: [Proof; 2],
     link_count: usize,
     sender: Sender,
     receiver: Receiver,
-    marks: BTreeMap<ChannelId, u64>,
+    marks: Marks,
     peer_marks: BTreeMap<ChannelId, u64>,
     ack_at: Option<u64>,
     repeat_at: Option<u64>,
     unacknowledged: u32,
     acks: [Option<Acknowledgement>; 2],
-    /// Which end of the marks the next acknowledgement begins with.
-    mark_turn: usize,
     hello: [bool; 2],
     was_full: bool,
     heard: u64,
@@ -182,21 +128,26 @@ impl Session {
             peer: None,
             up: false,
             links: [Link { loss: INITIAL_LOSS, ..Link::default() }; 2],
+            proofs: Default::default(),
             link_count: link_count.clamp(1, 2),
             sender: Sender::new(),
             receiver: Receiver::new(),
-            marks: BTreeMap::new(),
+            marks: Marks::default(),
             peer_marks: BTreeMap::new(),
             ack_at: None,
             repeat_at: None,
             unacknowledged: 0,
             acks: [None, None],
-            mark_turn: 0,
             hello: [false; 2],
             was_full: false,
             heard: 0,
             events: VecDeque::new(),
         }
+    }
+
+    /// The session that is up.
+    pub fn name(&self) -> Option<SessionName> {
+        self.peer.filter(|_| self.up).map(|peer| SessionName(self.own ^ peer))
     }
 
     /// Takes a frame to send.
@@ -212,7 +163,7 @@ impl Session {
     /// Tells the peer that something is durable here. `value` never falls within a session.
     pub fn mark_durable(&mut self, now: u64, channel: ChannelId, value: u64) {
         if self.up {
-            self.marks.insert(channel, value);
+            self.marks.set(channel, value);
             self.ack_at = Some(now);
         }
     }
@@ -235,6 +186,7 @@ impl Session {
     /// The driver's connection over a link came or went.
     pub fn handle_link(&mut self, now: u64, link: usize, open: bool) {
         self.links[link].open = open;
+        self.proofs[link] = Proof::default();
         if open {
             self.links[link].sent = 0;
             self.hello[link] = true;
@@ -274,7 +226,7 @@ impl Session {
         if !self.up {
             self.up = true;
             self.hello = [true; 2];
-            self.events.push_back(SessionEvent::Up { session: self.own ^ header.from });
+            self.events.push_back(SessionEvent::Up { session: SessionName(self.own ^ header.from) });
         }
         match body {
             Body::Hello => {}
@@ -301,6 +253,9 @@ impl Session {
         line.heard = now;
         if !line.alive || line.is_silent {
             line.back_at = now;
+            self.proofs[link].renew(now);
+            // The peer uses the link when it hears that what it sends arrives.
+            self.hello[link] = true;
         }
         (line.overtaken, line.is_silent) = ((0, now), false);
         line.came.take(header.sequence);
@@ -318,34 +273,30 @@ impl Session {
     /// shows long before it counts as dead.
     fn is_overtaken(&self, link: usize) -> bool {
         let [line, other] = [self.links[link], self.links[1 - link]];
-        let farther = line.rtt.unwrap_or_default().saturating_sub(other.rtt.unwrap_or_default());
+        let farther = self.farther(link);
         let (count, since) = line.overtaken;
         let is_long = count >= OVERTAKEN_COUNT && other.heard >= since + OVERTAKEN_MICROS + farther;
         is_long && line.alive && line.open && !line.is_silent
     }
 
+    /// Whether nothing that is sent over this link seems to arrive, though something is heard over it.
+    fn is_doubtful(&self, link: usize) -> bool {
+        self.live() == [true; 2] && self.proofs[link].is_doubtful(&self.proofs[1 - link], self.farther(link))
+    }
+
+    /// How much longer this link's round trip is than the other's.
+    fn farther(&self, link: usize) -> u64 {
+        let [this, other] = [link, 1 - link].map(|link| self.links[link].rtt.unwrap_or_default());
+        this.saturating_sub(other)
+    }
+
     fn handle_acknowledgement(&mut self, now: u64, link: usize, ack: &Acknowledgement) {
-        let line = &mut self.links[link];
-        // What was handed out while the link was dead has waited for it.
-        if ack.echo != 0 && ack.echo >= line.up_at && now >= ack.echo.saturating_add(ack.hold.into()) {
-            let sample = now - ack.echo - u64::from(ack.hold);
-            if line.shortest.is_none_or(|(shortest, at)| sample <= shortest || now > at + SHORTEST_MICROS) {
-                line.shortest = Some((sample, now));
-            }
-            line.rtt = Some(line.rtt.map_or(sample, |rtt| (7 * rtt + sample) / 8));
-        }
-        let (received, lost) = (ack.received.wrapping_sub(line.told.0), ack.lost.saturating_sub(line.told.1));
-        if received > 200 && received < u32::MAX / 2 {
-            // The peer may say anything.
-            let sample = f64::from(lost) / (f64::from(lost) + f64::from(received));
-            let smoothed = |loss: f64| 0.75 * loss + 0.25 * sample;
-            (line.loss, line.seen_loss) = (smoothed(line.loss), Some(line.seen_loss.map_or(sample, smoothed)));
-            line.told = (ack.received, ack.lost);
-        } else if received >= u32::MAX / 2 {
-            line.told = (ack.received, ack.lost);
+        self.links[link].measure(now, ack);
+        if ack.echo != 0 && ack.echo <= now && self.proofs[link].arrived(now, ack.echo) {
+            self.links[link].back_at = now;
         }
         let rtts = [0, 1].map(|link| self.links[link].rtt.unwrap_or(INITIAL_RTT_MICROS));
-        let over = self.best_link().unwrap_or(link);
+        let over = self.links_in_turn().unwrap_or([link; 2]);
         self.sender.acknowledged(now, ack, rtts, over);
         for (channel, value) in &ack.marks {
             // Bounded: a peer has no more channels than this node has groups; it cannot make us remember more.
@@ -372,6 +323,9 @@ impl Session {
             if self.is_overtaken(link) {
                 self.links[link].is_silent = true;
                 self.sender.link_lost(link);
+            } else if self.is_doubtful(link) {
+                self.proofs[link].doubt();
+                self.sender.link_lost(link);
             }
             let line = self.links[link];
             if line.alive && now >= line.heard + self.silence(link) {
@@ -391,13 +345,12 @@ impl Session {
         if self.receiver.timeout().is_some_and(|at| now >= at) {
             self.ack_at = Some(now);
         }
-        if let Some(link) = self.best_link() {
-            let other = if self.live()[1 - link] { 1 - link } else { link };
-            self.sender.probe(now, rtt, [link, other]);
+        if let Some(links) = self.links_in_turn() {
+            self.sender.probe(now, rtt, links);
         }
         let is_due = |at: Option<u64>| at.is_some_and(|at| now >= at);
-        let live = self.live();
-        let is_idle = |link: usize| live[link] && self.hello[link] && self.acks[link].is_none();
+        let heard = self.are_heard();
+        let is_idle = |link: usize| heard[link] && self.hello[link] && self.acks[link].is_none();
         if is_due(self.ack_at) || is_due(self.repeat_at) || (0..self.link_count).any(is_idle) {
             let wait = (rtt / 4).clamp(*REPEAT_MICROS.start(), *REPEAT_MICROS.end());
             self.repeat_at = self.ack_at.map(|_| now + wait);
@@ -410,15 +363,21 @@ impl Session {
         self.unacknowledged = 0;
         let mut ack = Acknowledgement::default();
         self.receiver.tell(now, self.rtt(), &mut ack);
-        let marks = self.marks.len();
-        let turn = if marks > MARK_COUNT_MAX { self.mark_turn % marks } else { 0 };
-        ack.marks =
-            self.marks.iter().cycle().skip(turn).take(marks.min(MARK_COUNT_MAX)).map(|(c, v)| (*c, *v)).collect();
-        self.mark_turn = turn + MARK_COUNT_MAX;
         let live = self.live();
-        for (_, waiting) in live.iter().zip(&mut self.acks).filter(|(is_live, _)| **is_live) {
-            let unsent = waiting.take().unwrap_or_default();
-            *waiting = Some(ack.clone().asking_too(unsent.lacking));
+        if live != [false; 2] {
+            // The last acknowledgement waits for room on each link: what this one tells comes in its place.
+            if (0..2).all(|link| !live[link] || self.acks[link].is_some())
+                && let Some(unsent) = self.acks.iter().flatten().next()
+            {
+                self.marks.untold(&unsent.marks);
+            }
+            ack.marks = self.marks.tell();
+        }
+        let heard = self.are_heard();
+        // Over a link in doubt only as often as a hello, which it stands for: what the peer says of it ends the doubt.
+        for link in (0..2).filter(|link| live[*link] || heard[*link] && self.hello[*link]) {
+            let unsent = self.acks[link].take().unwrap_or_default();
+            self.acks[link] = Some(ack.clone().asking_too(unsent.lacking));
         }
     }
 
@@ -433,7 +392,7 @@ impl Session {
             if line.alive {
                 at.push(line.heard + self.silence(link));
             }
-            if self.is_overtaken(link) {
+            if self.is_overtaken(link) || self.is_doubtful(link) {
                 at.push(self.links[1 - link].heard);
             }
         }
@@ -456,6 +415,7 @@ impl Session {
         let line = &mut self.links[link];
         line.sequence = line.sequence.wrapping_add(1);
         line.sent = now;
+        self.proofs[link].sent(now);
         self.hello[link] = false;
         let header =
             Header { sequence: line.sequence, from: self.own, to: self.peer.unwrap_or_default(), time: now.max(1) };
@@ -470,6 +430,10 @@ impl Session {
                 let line = &self.links[link];
                 (ack.echo, ack.hold) = (line.echo, now.saturating_sub(line.echo_at).min(u32::MAX.into()) as u32);
                 (ack.received, ack.lost) = (line.came.received, line.came.lost());
+                if self.marks.has_more() {
+                    let at = now + ACKNOWLEDGE_MICROS;
+                    self.ack_at = Some(self.ack_at.map_or(at, |due| due.min(at)));
+                }
                 return Some(Body::Acknowledgement(ack));
             }
             let live = self.live();
@@ -494,11 +458,24 @@ impl Session {
         self.links[link].open && (!self.live()[link] || now < self.links[link].back_at + KEEPALIVE_MICROS)
     }
 
-    fn live(&self) -> [bool; 2] {
+    /// Whether frames go over a link.
+    #[cfg(test)]
+    pub(crate) fn uses(&self, link: usize) -> bool {
+        self.live()[link]
+    }
+
+    /// The links over which something is heard: acknowledgements go over them.
+    fn are_heard(&self) -> [bool; 2] {
         [0, 1].map(|link| {
             let line = &self.links[link];
             link < self.link_count && line.open && line.alive && !line.is_silent
         })
+    }
+
+    /// Those of them over which what is sent arrives: symbols go over these only.
+    fn live(&self) -> [bool; 2] {
+        let heard = self.are_heard();
+        [0, 1].map(|link| heard[link] && !self.proofs[link].in_doubt())
     }
 
     fn path(&self, link: usize) -> Path {
@@ -513,6 +490,12 @@ impl Session {
     fn best_link(&self) -> Option<usize> {
         let live = self.live();
         (0..2).filter(|link| live[*link]).min_by_key(|link| self.links[*link].rtt.unwrap_or(INITIAL_RTT_MICROS))
+    }
+
+    /// The same, and the other if it is live: what is sent again goes over the one, then the other.
+    fn links_in_turn(&self) -> Option<[usize; 2]> {
+        let link = self.best_link()?;
+        Some([link, if self.live()[1 - link] { 1 - link } else { link }])
     }
 
     /// The longest round trip of the live links: what is asked for may take the slower one.
@@ -549,12 +532,12 @@ impl Session {
         (self.sender, self.receiver) = (Sender::new(), Receiver::new());
         (self.sender.counters, self.receiver.counters) = counters;
         if !planted(Plant::MarksOutliveSession) {
-            self.marks.clear();
+            self.marks = Marks::default();
         }
         if !planted(Plant::PeerMarksOutliveSession) {
             self.peer_marks.clear();
         }
-        self.acks = [None, None];
+        (self.acks, self.proofs) = Default::default();
         (self.ack_at, self.repeat_at) = (None, None);
         self.was_full = false;
         self.hello = [true; 2];

@@ -89,7 +89,8 @@ struct Line {
     delay: u64,
     queue: u64,
     loss_thousandths: u64,
-    is_cut: bool,
+    /// By sender.
+    is_cut: [bool; 2],
 }
 
 struct World {
@@ -209,7 +210,7 @@ impl World {
             wire.waiting_bytes -= bytes.len() as u64;
             wire.in_flight += size;
             self.sent += size;
-            if line.is_cut {
+            if line.is_cut[from] {
                 (wire.gone, wire.probe_at) = (wire.gone + size, wire.probe_at.max(now));
                 continue;
             }
@@ -220,7 +221,12 @@ impl World {
             let at = wire.busy_until.max(now) + line.delay;
             let is_lost = self.random(1_000) < line.loss_thousandths || is_full;
             let wire = &mut self.wires[from][link];
-            wire.fates.push_back((at + line.delay, now, size, is_lost));
+            if line.is_cut[1 - from] {
+                // It may arrive, but the sender does not hear of it.
+                (wire.gone, wire.probe_at) = (wire.gone + size, wire.probe_at.max(now));
+            } else {
+                wire.fates.push_back((at + line.delay, now, size, is_lost));
+            }
             if !is_lost {
                 wire.flying.push_back((at, bytes));
             }
@@ -229,12 +235,16 @@ impl World {
 
     /// Cuts or heals a line; what is on its way over one that is cut is lost.
     fn cut(&mut self, link: usize, is_cut: bool) {
-        self.lines[link].is_cut = is_cut;
+        (0..2).for_each(|from| self.cut_one_way(from, link, is_cut));
+    }
+
+    fn cut_one_way(&mut self, from: usize, link: usize, is_cut: bool) {
+        self.lines[link].is_cut[from] = is_cut;
         if is_cut {
+            self.wires[from][link].flying.clear();
             for end in &mut self.wires {
                 let wire = &mut end[link];
                 wire.gone += wire.fates.drain(..).map(|(_, _, size, _)| size).sum::<u64>();
-                wire.flying.clear();
                 wire.probe_at = self.now + 2 * wire.rtt + 25_000;
             }
         }
@@ -243,7 +253,8 @@ impl World {
     /// What is silent for long is closed; what is closed is dialled again.
     fn connect(&mut self) {
         for link in 0..2 {
-            if !self.lines[link].is_cut && self.now.is_multiple_of(REDIAL) && !self.wires[0][link].is_open {
+            if self.lines[link].is_cut == [false; 2] && self.now.is_multiple_of(REDIAL) && !self.wires[0][link].is_open
+            {
                 for end in 0..2 {
                     self.wires[end][link] = Wire::new(self.now);
                     self.ends[end].handle_link(self.now, link, true);
@@ -278,7 +289,7 @@ impl World {
     }
 }
 
-const GOOD: Line = Line { rate: 5_000_000, delay: 10_000, queue: 50_000, loss_thousandths: 0, is_cut: false };
+const GOOD: Line = Line { rate: 5_000_000, delay: 10_000, queue: 50_000, loss_thousandths: 0, is_cut: [false; 2] };
 
 /// Measured from what is usual before the cut; the lines carry 37 to 49 % of their rate then.
 #[test]
@@ -300,11 +311,32 @@ fn a_link_that_is_cut_delays_nothing_by_more_than_a_round_trip_and_100_ms() {
     }
 }
 
+/// The end that hears nothing over it goes on sending over it, and is heard.
+#[test]
+fn a_link_that_is_cut_one_way_delays_nothing_by_more_than_a_round_trip_and_100_ms() {
+    for delay in [10_000, 50_000] {
+        for (from, link, moment) in (0..16).map(|case| (case % 2, case / 2 % 2, case as u64 / 4)) {
+            let mut world = World::new(Line { delay, loss_thousandths: 10, ..GOOD }, Some(2_200_000));
+            world.run(3 * SECOND + moment * 37_300);
+            world.oldest = 0;
+            world.run(SECOND / 2);
+            let usual = std::mem::take(&mut world.oldest);
+            world.cut_one_way(from, link, true);
+            world.run(3 * SECOND);
+            let more = world.oldest - usual;
+            assert!(more <= 2 * delay + 100_000, "{delay} us, from {from} over {link}, {moment}: {more} us");
+            world.cut_one_way(from, link, false);
+            world.run(SECOND / 2);
+            assert!(world.ends.iter().all(|end| end.uses(link)), "{delay} us, from {from} over {link}: not used again");
+        }
+    }
+}
+
 /// A datagram of 1,100 bytes of the stream has 116 others, and nine tenths of the rate are the goal, less repair symbols.
 #[test]
 fn what_lines_let_through_is_used() {
     for (loss_thousandths, least) in [(0, 0.84), (10, 0.77), (50, 0.69), (100, 0.59)] {
-        let line = Line { rate: 5_000_000, delay: 50_000, queue: 96_000, loss_thousandths, is_cut: false };
+        let line = Line { rate: 5_000_000, delay: 50_000, queue: 96_000, loss_thousandths, is_cut: [false; 2] };
         let mut world = World::new(line, None);
         world.run(4 * SECOND);
         let came = world.came;

@@ -298,7 +298,9 @@ impl GroupActor {
     }
 
     /// It is over.
-    pub fn peer_down(&self) {
+    pub fn peer_down(self: &Rc<Self>) {
+        // What was said in this session must not wait for the next one.
+        self.turn();
         let mut state = self.state.borrow_mut();
         state.peer = None;
         state.group.handle_peer_down(now());

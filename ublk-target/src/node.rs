@@ -125,17 +125,17 @@ impl Node {
             self.watch(&peer, &event);
             match event {
                 Event::Up { session } => {
-                    info!(target: EVENT, peer = peer.name, session, "Session up");
+                    info!(target: EVENT, peer = peer.name, session = session.0, "Session up");
                     refused.clear();
                     peer.clear();
-                    peer.set_up();
+                    peer.set_up(session);
                     self.of_peer(&peer).for_each(|group| group.peer_up(peer.clone()));
                 }
                 Event::Down { reason } => {
                     info!(target: EVENT, peer = peer.name, reason, "Session down");
-                    peer.up.set(false);
-                    peer.clear();
                     self.of_peer(&peer).for_each(|group| group.peer_down());
+                    peer.set_down();
+                    peer.clear();
                 }
                 Event::Frame(frame) if frame.channel == ChannelId::default() => {
                     peer.consumed(frame.body.len() as u64);

@@ -2,7 +2,7 @@
 
 use crate::{actor::GroupActor, events, presence::Monitor};
 use replicator::{
-    ChannelId, Frame, SessionStatus,
+    ChannelId, Frame, SessionName, SessionStatus,
     io::{Handle, PeerKey},
     session::Full,
 };
@@ -26,8 +26,8 @@ pub struct Peer {
     handle: Handle,
     /// Frames that the carrier has not taken, and whose they are.
     outbox: RefCell<VecDeque<(Weak<GroupActor>, Frame)>>,
-    /// A session is up.
-    pub up: Cell<bool>,
+    /// The session that this thread knows of: the carrier may have begun another one already.
+    session: Cell<Option<SessionName>>,
     /// Whether it is heard.
     pub monitor: RefCell<Monitor>,
     came_up: Notify,
@@ -42,7 +42,7 @@ impl Peer {
             key,
             handle,
             outbox: RefCell::default(),
-            up: Cell::new(false),
+            session: Cell::new(None),
             monitor: RefCell::new(Monitor::new(events::now())),
             came_up: Notify::new(),
             restarting: Cell::new(false),
@@ -72,13 +72,14 @@ impl Peer {
 
     /// Hands over as many frames as the carrier takes.
     pub fn flush(&self) {
+        let Some(session) = self.session.get() else { return };
         let mut credits: Vec<(Rc<GroupActor>, u64)> = Vec::new();
         loop {
             let Some((from, frame)) = self.outbox.borrow_mut().pop_front() else {
                 break;
             };
             let size = (frame.header.len() + frame.payload.len()) as u64;
-            match self.handle.try_send(frame) {
+            match self.handle.try_send(session, frame) {
                 Ok(()) => {
                     if let Some(actor) = from.upgrade() {
                         match credits.last_mut().filter(|(last, _)| Rc::ptr_eq(last, &actor)) {
@@ -97,14 +98,24 @@ impl Peer {
     }
 
     /// A session has begun.
-    pub fn set_up(&self) {
-        self.up.set(true);
+    pub fn set_up(&self, session: SessionName) {
+        self.session.set(Some(session));
         self.came_up.notify_waiters();
+    }
+
+    /// It is over.
+    pub fn set_down(&self) {
+        self.session.set(None);
+    }
+
+    /// Whether there is a session.
+    pub fn is_up(&self) -> bool {
+        self.session.get().is_some()
     }
 
     /// Waits for a session.
     pub async fn wait_up(&self) {
-        while !self.up.get() {
+        while !self.is_up() {
             self.came_up.notified().await;
         }
     }
@@ -116,12 +127,16 @@ impl Peer {
 
     /// Tells the peer what is durable here.
     pub fn mark_durable(&self, channel: ChannelId, value: u64) {
-        self.handle.mark_durable(channel, value);
+        if let Some(session) = self.session.get() {
+            self.handle.mark_durable(session, channel, value);
+        }
     }
 
     /// Frames of so many bytes are out of memory.
     pub fn consumed(&self, bytes: u64) {
-        self.handle.consumed(bytes);
+        if let Some(session) = self.session.get() {
+            self.handle.consumed(session, bytes);
+        }
     }
 
     /// Begins another session shortly.

@@ -6,21 +6,21 @@
 
 mod heartbeat;
 mod identity;
+mod link;
 mod rate;
 
 pub use heartbeat::heartbeat;
 pub use identity::{Identity, IdentityError, KeyTextError, PeerKey};
 
 use crate::{
-    ChannelId, Frame, LinkState, Mode, Received, SessionStatus, coder,
+    ChannelId, Frame, LinkState, Mode, Received, SessionName, SessionStatus, coder,
     session::{Full, Session, SessionEvent, SessionOptions},
 };
-use bytes::Bytes;
-use nix::sys::socket::{setsockopt, sockopt};
-use noq::{ClientConfig, Connection, Endpoint, EndpointConfig, PathId, ServerConfig, TransportConfig, VarInt};
+use link::{Keeper, LinkEvent};
+use noq::{ClientConfig, Connection, PathId};
 use std::{
     io,
-    net::{SocketAddr, UdpSocket},
+    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -30,7 +30,7 @@ use std::{
 use tokio::{
     sync::{Notify, mpsc},
     task::JoinSet,
-    time::{sleep, sleep_until, timeout},
+    time::sleep_until,
 };
 
 /// How much may wait in a connection to be paced, as a time: it has chosen its link already, and what is urgent waits behind it.
@@ -44,17 +44,6 @@ const QUEUE_SIZE_MIN: usize = 4 << 10;
 const QUEUE_SIZE_MAX: usize = 1 << 20;
 /// What the connection can hold: more, as it counts something for each datagram, and would drop the oldest.
 const BUFFER_SIZE: usize = 2 * QUEUE_SIZE_MAX;
-/// Bytes that a socket holds for us while the task that reads it does something else: 50 ms at 1 Gbit/s.
-const SOCKET_BUFFER: usize = 8 << 20;
-/// How long to wait before dialling again.
-const REDIAL: Duration = Duration::from_millis(200);
-/// After how long the end that listens says that nobody calls.
-const CALL: Duration = Duration::from_secs(10);
-/// What counts as a round trip of a new connection.
-const INITIAL_RTT: Duration = Duration::from_millis(100);
-/// How long a handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(3);
-
 /// One link to the peer.
 #[derive(Clone, Debug)]
 pub struct LinkOptions {
@@ -109,7 +98,7 @@ pub enum Event {
     /// A session has begun.
     Up {
         /// Its name.
-        session: u64,
+        session: SessionName,
     },
     /// The session is over.
     Down {
@@ -166,6 +155,9 @@ impl Shared {
 }
 
 /// The upper layers' end of a session.
+///
+/// They learn of another one later than it begins: so they say in which session they take themselves to be, and what is for one
+/// that is over is passed over.
 #[derive(Clone)]
 pub struct Handle {
     shared: Arc<Shared>,
@@ -173,24 +165,36 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Takes a frame, or gives it back if there is no session or no room; [`Event::Writable`] or [`Event::Up`] tells
+    /// Takes a frame, or gives it back if the session is over or there is no room; [`Event::Writable`] or [`Event::Up`] tells
     /// when to try again.
-    pub fn try_send(&self, frame: Frame) -> Result<(), Full> {
-        self.shared.lock().send(frame)?;
+    pub fn try_send(&self, session: SessionName, frame: Frame) -> Result<(), Full> {
+        match self.current(session) {
+            Some(mut session) => session.send(frame)?,
+            None => return Err(Full(frame)),
+        }
         self.shared.wake.notify_one();
         Ok(())
     }
 
     /// Tells the peer that something is durable here.
-    pub fn mark_durable(&self, channel: ChannelId, value: u64) {
+    pub fn mark_durable(&self, session: SessionName, channel: ChannelId, value: u64) {
         let now = self.shared.now();
-        self.shared.lock().mark_durable(now, channel, value);
+        if let Some(mut session) = self.current(session) {
+            session.mark_durable(now, channel, value);
+        }
         self.shared.wake.notify_one();
     }
 
     /// Frames of so many bytes are out of memory: the peer may send as many more.
-    pub fn consumed(&self, bytes: u64) {
-        self.shared.lock().consumed(bytes);
+    pub fn consumed(&self, session: SessionName, bytes: u64) {
+        if let Some(mut session) = self.current(session) {
+            session.consumed(bytes);
+        }
+    }
+
+    /// The session, as long as it is this one.
+    fn current(&self, name: SessionName) -> Option<MutexGuard<'_, Session>> {
+        Some(self.shared.lock()).filter(|session| session.name() == Some(name))
     }
 
     /// Ends the session; another one begins at once.
@@ -220,13 +224,6 @@ impl Handle {
     }
 }
 
-enum LinkEvent {
-    Open(usize, Connection),
-    Closed(usize),
-    Datagrams(usize, Vec<Bytes>),
-    Refused(usize, String),
-}
-
 /// Begins to talk to a peer, in tasks of the current tokio runtime. `seed`: a random number.
 pub fn connect(options: NodeOptions, seed: u64) -> Result<(Handle, mpsc::UnboundedReceiver<Event>), StartError> {
     if !(1..=2).contains(&options.links.len()) {
@@ -250,174 +247,21 @@ pub fn connect(options: NodeOptions, seed: u64) -> Result<(Handle, mpsc::Unbound
     let (link_events, from_links) = mpsc::channel(256);
     let mut tasks = JoinSet::new();
     for (index, (link, is_unproven)) in options.links.iter().zip(&shared.unproven).enumerate() {
-        let transport = Arc::new(transport(is_unproven.clone()));
-        let endpoint = endpoint(link, &options, &transport)?;
-        let mut client = client.clone();
-        client.transport_config(transport);
-        let (client, events) = (dials.then_some(client), link_events.clone());
+        let transport = Arc::new(link::transport(is_unproven.clone()));
+        let (server, client) = if dials {
+            let mut client = client.clone();
+            client.transport_config(transport);
+            (None, Some(client))
+        } else {
+            (Some(link::server(&options, transport)?), None)
+        };
+        let (endpoint, events) = (link::endpoint(link, server)?, link_events.clone());
         tasks.spawn(Keeper { index, endpoint, remote: link.remote, client, events }.run());
     }
     let (events, receiver) = mpsc::unbounded_channel();
     let handle = Handle { shared: shared.clone(), stop: Arc::new(Notify::new()) };
     tokio::spawn(drive(shared, handle.stop.clone(), from_links, events, tasks));
     Ok((handle, receiver))
-}
-
-fn transport(is_unproven: Arc<AtomicBool>) -> TransportConfig {
-    let mut config = TransportConfig::default();
-    config
-        .congestion_controller_factory(Arc::new(rate::RateFactory { is_unproven }))
-        // Until one was measured. A handshake that is lost is tried again after three of them.
-        .initial_rtt(INITIAL_RTT)
-        // Symbols fit the smallest MTU; without discovery a burst of loss cannot be taken for a black hole.
-        .mtu_discovery_config(None)
-        .datagram_receive_buffer_size(Some(16 << 20))
-        .datagram_send_buffer_size(BUFFER_SIZE)
-        .max_concurrent_bidi_streams(VarInt::from_u32(0))
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .max_idle_timeout(Some(VarInt::from_u32(4_000).into()));
-    config
-}
-
-fn endpoint(
-    link: &LinkOptions,
-    options: &NodeOptions,
-    transport: &Arc<TransportConfig>,
-) -> Result<Endpoint, StartError> {
-    let bind = |source| StartError::Bind { name: link.name.clone(), local: link.local, source };
-    let server = options.identity.server(options.peer).map_err(|error| StartError::Key(error.to_string()))?;
-    let mut server = ServerConfig::with_crypto(Arc::new(server));
-    server.transport_config(transport.clone());
-    let socket = UdpSocket::bind(link.local).map_err(bind)?;
-    enlarge_buffers(&socket);
-    let runtime = noq::default_runtime().ok_or_else(|| bind(io::Error::other("there is no tokio runtime")))?;
-    Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime).map_err(bind)
-}
-
-/// The default holds some 90 datagrams, fewer than come at once. Only root gets all that is asked for; others get what
-/// `net.core.rmem_max` and `wmem_max` allow, and lose more when this machine is busy.
-fn enlarge_buffers(socket: &UdpSocket) {
-    if setsockopt(socket, sockopt::RcvBufForce, &SOCKET_BUFFER).is_err() {
-        let _ = setsockopt(socket, sockopt::RcvBuf, &SOCKET_BUFFER);
-    }
-    if setsockopt(socket, sockopt::SndBufForce, &SOCKET_BUFFER).is_err() {
-        let _ = setsockopt(socket, sockopt::SndBuf, &SOCKET_BUFFER);
-    }
-}
-
-/// Keeps a connection up over one link.
-struct Keeper {
-    index: usize,
-    endpoint: Endpoint,
-    remote: SocketAddr,
-    /// To dial with; else it listens.
-    client: Option<ClientConfig>,
-    events: mpsc::Sender<LinkEvent>,
-}
-
-impl Keeper {
-    async fn run(self) {
-        loop {
-            let connection = match &self.client {
-                Some(client) => self.dial(client.clone()).await,
-                None => self.listen().await,
-            };
-            match connection {
-                Ok(connection) => self.serve(connection).await,
-                Err(reason) => {
-                    if self.events.send(LinkEvent::Refused(self.index, reason)).await.is_err() {
-                        return;
-                    }
-                }
-            }
-            if self.client.is_some() {
-                sleep(REDIAL).await;
-            }
-        }
-    }
-
-    async fn dial(&self, client: ClientConfig) -> Result<Connection, String> {
-        let connecting =
-            self.endpoint.connect_with(client, self.remote, "holdfast").map_err(|error| error.to_string())?;
-        match timeout(HANDSHAKE, connecting).await {
-            Ok(connection) => connection.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("{} does not answer", self.remote)),
-        }
-    }
-
-    async fn listen(&self) -> Result<Connection, String> {
-        let Ok(incoming) = timeout(CALL, self.endpoint.accept()).await else {
-            return Err(format!(
-                "{} has not called for {} s: is the node there running, are the addresses right, and has each node the \
-                 other's key?",
-                self.remote,
-                CALL.as_secs()
-            ));
-        };
-        let Some(incoming) = incoming else {
-            std::future::pending::<()>().await;
-            return Err("closed".into());
-        };
-        match timeout(HANDSHAKE, incoming).await {
-            Ok(connection) => connection.map_err(|error| error.to_string()),
-            Err(_) => Err("a handshake took too long".into()),
-        }
-    }
-
-    /// Moves datagrams until the connection ends or, on the listening side, a newer one takes its place.
-    async fn serve(&self, connection: Connection) {
-        let mut connection = connection;
-        loop {
-            if self.events.send(LinkEvent::Open(self.index, connection.clone())).await.is_err() {
-                return;
-            }
-            let read = async {
-                while let Ok(first) = connection.read_datagram().await {
-                    let mut datagrams = vec![first];
-                    // Whatever has come meanwhile is handed over together.
-                    while datagrams.len() < 128 {
-                        let more = futures_now(connection.read_datagram()).await;
-                        let Some(Ok(more)) = more else { break };
-                        datagrams.push(more);
-                    }
-                    if self.events.send(LinkEvent::Datagrams(self.index, datagrams)).await.is_err() {
-                        break;
-                    }
-                }
-            };
-            let newer = async {
-                match &self.client {
-                    Some(_) => std::future::pending().await,
-                    None => loop {
-                        if let Ok(connection) = self.listen().await {
-                            return connection;
-                        }
-                    },
-                }
-            };
-            let next = tokio::select! {
-                () = read => None,
-                newer = newer => Some(newer),
-            };
-            if self.events.send(LinkEvent::Closed(self.index)).await.is_err() {
-                return;
-            }
-            connection.close(VarInt::from_u32(0), b"");
-            match next {
-                Some(newer) => connection = newer,
-                None => return,
-            }
-        }
-    }
-}
-
-/// What a future gives if it is ready at once.
-async fn futures_now<F: Future>(future: F) -> Option<F::Output> {
-    tokio::select! {
-        biased;
-        output = future => Some(output),
-        () = std::future::ready(()) => None,
-    }
 }
 
 async fn drive(

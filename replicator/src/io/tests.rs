@@ -1,7 +1,10 @@
 //! Two nodes on real UDP sockets of this machine.
 
 use super::*;
-use std::net::Ipv4Addr;
+use bytes::Bytes;
+use noq::{Endpoint, EndpointConfig};
+use std::net::{Ipv4Addr, UdpSocket};
+use tokio::time::timeout;
 
 fn free_port() -> SocketAddr {
     UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
@@ -36,6 +39,11 @@ async fn until(events: &mut mpsc::UnboundedReceiver<Event>, wanted: impl Fn(&Eve
     timeout(Duration::from_secs(60), search).await.expect("the event comes")
 }
 
+async fn up(events: &mut mpsc::UnboundedReceiver<Event>) -> SessionName {
+    let Event::Up { session } = until(events, |event| matches!(event, Event::Up { .. })).await else { unreachable!() };
+    session
+}
+
 fn frame(number: u32, size: usize) -> Frame {
     let header = Bytes::copy_from_slice(&number.to_le_bytes());
     Frame { channel: ChannelId([1; 16]), header, payload: vec![number as u8; size].into() }
@@ -47,23 +55,51 @@ async fn frames_cross_two_real_links_and_are_acknowledged() {
     let there = addresses();
     let (left, mut left_events) = connect(options(&a, b.public(), &there), 1).unwrap();
     let (right, mut right_events) = connect(options(&b, a.public(), &reversed(&there)), 2).unwrap();
-    until(&mut left_events, |event| matches!(event, Event::Up { .. })).await;
-    until(&mut right_events, |event| matches!(event, Event::Up { .. })).await;
+    let session = up(&mut left_events).await;
+    assert_eq!(up(&mut right_events).await, session);
     for number in 0..200 {
-        left.try_send(frame(number, 50_000)).unwrap();
+        left.try_send(session, frame(number, 50_000)).unwrap();
     }
     for number in 0..200 {
         let event = until(&mut right_events, |event| matches!(event, Event::Frame(_))).await;
         let Event::Frame(received) = event else { unreachable!() };
         assert_eq!(received.body[..4], (number as u32).to_le_bytes());
         assert_eq!(received.body.len(), 50_004);
-        right.consumed(received.body.len() as u64);
+        right.consumed(session, received.body.len() as u64);
     }
-    right.mark_durable(ChannelId([1; 16]), 200);
+    right.mark_durable(session, ChannelId([1; 16]), 200);
     until(&mut left_events, |event| matches!(event, Event::Durable { value: 200, .. })).await;
     assert!(left.status().links.iter().all(|link| link.state == LinkState::Up));
     right.close();
     left.close();
+}
+
+/// The upper layers work on what has come in a session that is over, and do not know of the next one yet.
+#[tokio::test]
+async fn what_belongs_to_a_session_that_is_over_does_not_enter_the_next() {
+    let (a, b) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+    let there = addresses();
+    let (left, mut left_events) = connect(options(&a, b.public(), &there), 1).unwrap();
+    let (_right, mut right_events) = connect(options(&b, a.public(), &reversed(&there)), 2).unwrap();
+    let former = up(&mut left_events).await;
+    up(&mut right_events).await;
+    left.restart();
+    let session = up(&mut left_events).await;
+    assert_eq!(up(&mut right_events).await, session);
+    assert_ne!(former, session);
+    left.mark_durable(former, ChannelId([1; 16]), 50_000);
+    assert!(left.try_send(former, frame(6, 10)).is_err());
+    left.mark_durable(session, ChannelId([1; 16]), 1);
+    left.try_send(session, frame(7, 10)).unwrap();
+    let (mut mark, mut first) = (None, None);
+    while mark.is_none() || first.is_none() {
+        match until(&mut right_events, |event| matches!(event, Event::Durable { .. } | Event::Frame(_))).await {
+            Event::Durable { value, .. } => mark = mark.or(Some(value)),
+            Event::Frame(received) => first = first.or(Some(received.body[0])),
+            _ => {}
+        }
+    }
+    assert_eq!((mark, first), (Some(1), Some(7)));
 }
 
 #[tokio::test]
@@ -100,9 +136,9 @@ async fn a_node_that_is_started_anew_is_found_again() {
         }
     };
     until(&mut left_events, |event| matches!(event, Event::Down { .. })).await;
-    until(&mut left_events, |event| matches!(event, Event::Up { .. })).await;
-    until(&mut right_events, |event| matches!(event, Event::Up { .. })).await;
-    left.try_send(frame(7, 10)).unwrap();
+    let session = up(&mut left_events).await;
+    up(&mut right_events).await;
+    left.try_send(session, frame(7, 10)).unwrap();
     until(&mut right_events, |event| matches!(event, Event::Frame(_))).await;
     drop(right);
 }
@@ -115,4 +151,76 @@ async fn a_port_in_use_is_named() {
     let result = connect(options(&identity, PeerKey([9; 32]), &[(local, free_port())]), 1);
     let error = result.map(|_| ()).unwrap_err().to_string();
     assert!(error.contains(&format!("Link link0: cannot use the local address {local}")), "{error}");
+}
+
+/// Two key pairs; the first node listens, the second dials.
+fn listener_and_dialler() -> (Identity, Identity) {
+    let (a, b) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+    if a.public() > b.public() { (a, b) } else { (b, a) }
+}
+
+/// The first datagrams of so many handshakes with `peer`, which nobody goes on with.
+async fn calls(caller: &Identity, peer: PeerKey, count: usize) -> Vec<Vec<u8>> {
+    let client = ClientConfig::new(Arc::new(caller.client(peer).unwrap()));
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let runtime = noq::default_runtime().unwrap();
+    let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, runtime).unwrap();
+    let mut calls = Vec::new();
+    for _ in 0..count {
+        // One of its own, to which nothing comes of the call before.
+        let heard = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let connecting = endpoint.connect_with(client.clone(), heard.local_addr().unwrap(), "holdfast").unwrap();
+        // Nothing answers; by then what begins the handshake was sent.
+        assert!(timeout(Duration::from_millis(50), connecting).await.is_err());
+        let mut bytes = [0; 2_000];
+        let size = heard.recv(&mut bytes).unwrap();
+        calls.push(bytes[..size].to_vec());
+    }
+    calls
+}
+
+#[tokio::test]
+async fn those_who_call_and_fall_silent_do_not_keep_the_peer_waiting() {
+    let (a, b) = listener_and_dialler();
+    let stranger = Identity::generate().unwrap();
+    let there = [(free_port(), free_port())];
+    let (_left, mut left_events) = connect(options(&a, b.public(), &there), 1).unwrap();
+    for address in [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2)] {
+        for call in calls(&stranger, a.public(), 12).await {
+            let socket = UdpSocket::bind((address, 0)).unwrap();
+            socket.send_to(&call, there[0].0).unwrap();
+        }
+    }
+    let start = Instant::now();
+    let (_right, _right_events) = connect(options(&b, a.public(), &reversed(&there)), 2).unwrap();
+    up(&mut left_events).await;
+    assert!(start.elapsed() < Duration::from_secs(2), "only after {:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn whoever_calls_from_another_address_is_not_answered() {
+    let (a, b) = listener_and_dialler();
+    let there = [(free_port(), free_port())];
+    let (_left, mut left_events) = connect(options(&a, b.public(), &there), 1).unwrap();
+    let elsewhere = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, 2), 0)).unwrap().local_addr().unwrap();
+    let (_right, _right_events) = connect(options(&b, a.public(), &[(elsewhere, there[0].0)]), 2).unwrap();
+    let session = timeout(Duration::from_millis(500), up(&mut left_events)).await;
+    assert!(session.is_err(), "{session:?}");
+}
+
+/// A server tells whoever speaks another version of QUIC which one it speaks.
+#[tokio::test]
+async fn the_end_that_dials_keeps_nothing_for_those_who_call() {
+    let (a, b) = listener_and_dialler();
+    let there = [(free_port(), free_port())];
+    let (_left, _left_events) = connect(options(&a, b.public(), &there), 1).unwrap();
+    let (_right, _right_events) = connect(options(&b, a.public(), &reversed(&there)), 2).unwrap();
+    let mut call = calls(&Identity::generate().unwrap(), a.public(), 1).await.remove(0);
+    call[1..5].copy_from_slice(&[0x5a; 4]);
+    for (address, is_server) in [(there[0].0, true), (there[0].1, false)] {
+        let socket = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        socket.send_to(&call, address).await.unwrap();
+        let answer = timeout(Duration::from_millis(500), socket.recv(&mut [0; 2_000])).await;
+        assert_eq!(answer.is_ok(), is_server);
+    }
 }

@@ -237,7 +237,7 @@ impl Node {
             let spec = volume.spec(MediumUuid(random()?), path).map_err(ApiError::new)?;
             self.create_volume(&actor, spec, Allocation::Sparse).await?;
         }
-        if peer.up.get() && !actor.has_peer() {
+        if peer.is_up() && !actor.has_peer() {
             actor.peer_up(peer.clone());
         }
         Ok(())

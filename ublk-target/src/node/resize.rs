@@ -100,7 +100,7 @@ impl Node {
         let failed = |reason: &str| {
             ApiError::new(format!("Volume {title}: the standby {} {reason}; nothing was changed here", peer.name))
         };
-        if !peer.up.get() {
+        if !peer.is_up() {
             return Err(failed("cannot be reached, and must grow too"));
         }
         let (group, volume) = (group.to_owned(), spec.id.0);

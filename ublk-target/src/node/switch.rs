@@ -31,7 +31,7 @@ impl Node {
         let peer = self.peers.iter().find(|peer| Some(NodeKey(peer.key.0)) == key);
         let lost =
             || ApiError::new(format!("Group {group}: its standby cannot be reached; look at `ublk-admin node status`"));
-        let peer = peer.filter(|peer| peer.up.get()).ok_or_else(lost)?;
+        let peer = peer.filter(|peer| peer.is_up()).ok_or_else(lost)?;
         let id = actor.id().to_string();
         // One that has just died must not cost the service: it answers before this node steps down.
         let there = self.questions.ask(peer, |number| Message::WhichRole { number, group: id.clone() });

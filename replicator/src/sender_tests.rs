@@ -1,0 +1,141 @@
+//! What a sender makes of its queue, over which link it goes, and what it sends again.
+
+use super::*;
+use crate::{ChannelId, receiver::Receiver};
+
+fn frame(size: usize) -> Frame {
+    let payload: Vec<u8> = (0..size).map(|at| at as u8).collect();
+    Frame { channel: ChannelId([3; 16]), header: Bytes::from_static(&[0; 8]), payload: payload.into() }
+}
+
+/// A sender whose queue holds so many bytes, and what its peer makes of what it sends.
+fn sending(size: usize) -> (Sender, Receiver) {
+    let mut sender = Sender::new();
+    sender.push(frame(size));
+    (sender, Receiver::new())
+}
+
+#[test]
+fn what_the_only_repair_symbol_does_not_repair_is_sent_again_and_nothing_else() {
+    let (mut sender, mut receiver) = sending(30_000);
+    let (rtt, both, path) = (20_000, [true; 2], Path::default());
+    let poll = |sender: &mut Sender, now| sender.poll(now, 0, both, Mode::Stripe, path);
+    let mut index = 0;
+    while let Some(symbol) = poll(&mut sender, 1) {
+        assert_eq!(symbol.shape.code, Code::Xor, "the test is about another code");
+        if ![3, 17, 20].contains(&index) {
+            receiver.handle(10_000, symbol, rtt).unwrap();
+        }
+        index += 1;
+    }
+    let mut ack = Acknowledgement::default();
+    receiver.tell(20_000, rtt, &mut ack);
+    sender.acknowledged(30_000, &ack, [rtt; 2], [0, 1]);
+    let again: Vec<_> = std::iter::from_fn(|| poll(&mut sender, 30_000)).collect();
+    assert_eq!(again.len(), 2, "two and the repair symbol are enough");
+    for symbol in again {
+        assert!([3, 17, 20].contains(&symbol.index), "it has {}", symbol.index);
+        receiver.handle(40_000, symbol, rtt).unwrap();
+    }
+    assert!(receiver.pop().is_some());
+}
+
+#[test]
+fn what_is_on_its_way_over_the_farther_link_is_not_sent_again() {
+    let (mut sender, mut receiver) = sending(2_000);
+    let (rtts, both, path) = ([20_000, 80_000], [true; 2], Path::default());
+    let near = sender.poll(1_000_000, 0, both, Mode::Stripe, path).unwrap();
+    assert!(sender.poll(1_000_000, 1, both, Mode::Stripe, path).is_some());
+    while sender.poll(1_000_000, 0, both, Mode::Stripe, path).is_some() {}
+    receiver.handle(1_010_000, near, 80_000).unwrap();
+    for (now, is_late) in [(1_040_000, false), (1_100_000, true)] {
+        let mut ack = Acknowledgement::default();
+        receiver.tell(now, 0, &mut ack);
+        assert_eq!(ack.lacking.len(), 1);
+        sender.acknowledged(now, &ack, rtts, [0, 1]);
+        assert_eq!(sender.poll(now, 0, both, Mode::Stripe, path).is_some(), is_late, "{now}");
+    }
+}
+
+#[test]
+fn little_goes_over_the_nearer_link_alone_and_much_over_both() {
+    let (near, far) = (Path::default(), Path { is_farther: true, loss: 0.0 });
+    let (mut sender, _) = sending(4_000);
+    assert!(sender.poll(1, 1, [true; 2], Mode::Auto, far).is_none());
+    assert!(sender.poll(1, 0, [true; 2], Mode::Auto, near).is_some());
+    // Not even what the nearer one has still to send.
+    assert!(sender.poll(1, 1, [true; 2], Mode::Auto, far).is_none());
+    let (mut sender, _) = sending(500_000);
+    assert!(sender.poll(1, 1, [true; 2], Mode::Auto, far).is_some());
+    // Alone it carries everything.
+    let (mut sender, _) = sending(4_000);
+    assert!(sender.poll(1, 1, [false, true], Mode::Auto, far).is_some());
+}
+
+#[test]
+fn a_burst_of_loss_hits_each_block_of_a_backlog_a_little() {
+    let (mut sender, _) = sending(1 << 20);
+    let symbols = std::iter::from_fn(|| sender.poll(1, 0, [true; 2], Mode::Auto, Path::default()));
+    let blocks: Vec<u64> = symbols.map(|symbol| symbol.block).collect();
+    // At the end there is no backlog any more.
+    for burst in blocks[..400].chunks_exact(8) {
+        let most = burst.iter().map(|block| burst.iter().filter(|other| *other == block).count()).max();
+        assert!(most <= Some(2), "{burst:?}");
+    }
+    let (mut sender, _) = sending(100_000);
+    assert_eq!(sender.poll(1, 0, [true; 2], Mode::Auto, Path::default()).map(|symbol| symbol.block), Some(0));
+    assert_eq!(sender.poll(1, 0, [true; 2], Mode::Auto, Path::default()).map(|symbol| symbol.block), Some(0));
+}
+
+#[test]
+fn a_block_of_which_nothing_is_heard_is_asked_about_over_one_link_and_then_the_other() {
+    let (mut sender, _) = sending(2_000);
+    let (both, path, rtt) = ([true; 2], Path::default(), 20_000);
+    while sender.poll(1, 0, both, Mode::Auto, path).is_some() {}
+    let mut now = 1;
+    for link in [0, 1, 0] {
+        now = sender.timeout(rtt).unwrap();
+        sender.probe(now, rtt, [0, 1]);
+        // In this mode no link takes what another one has in line.
+        let asked = |sender: &mut Sender, link| sender.poll(now, link, both, Mode::Mirror, path).is_some();
+        assert!(asked(&mut sender, link) && asked(&mut sender, link), "the block has two symbols");
+        assert!(!asked(&mut sender, 1 - link));
+    }
+    assert!(now < 300_000, "only after {now} us");
+}
+
+#[test]
+fn what_is_asked_for_again_goes_over_the_other_link() {
+    let (mut sender, _) = sending(2_000);
+    let (both, path, rtt) = ([true; 2], Path::default(), 20_000);
+    while sender.poll(1, 0, both, Mode::Mirror, path).is_some() {}
+    while sender.poll(1, 1, both, Mode::Mirror, path).is_some() {}
+    for (round, link) in [0, 1, 0].into_iter().enumerate() {
+        let now = 100_000 * (1 + round as u64);
+        let lacking = vec![Lacking { block: 0, count: 1, missing: 1 }];
+        sender.acknowledged(now, &Acknowledgement { lacking, ..Acknowledgement::default() }, [rtt; 2], [0, 1]);
+        assert!(sender.poll(now, 1 - link, both, Mode::Mirror, path).is_none());
+        assert!(sender.poll(now, link, both, Mode::Mirror, path).is_some());
+    }
+}
+
+#[test]
+fn what_went_over_a_link_that_is_lost_goes_over_the_other_and_nothing_else() {
+    let (mut sender, mut receiver) = sending(30_000);
+    let (both, path) = ([true; 2], Path::default());
+    let mut lost = Vec::new();
+    loop {
+        let near = sender.poll(1, 0, both, Mode::Auto, path);
+        let far = sender.poll(1, 1, both, Mode::Auto, path);
+        lost.extend(far.as_ref().map(|symbol| symbol.index));
+        let Some(symbol) = near else { break };
+        receiver.handle(10_000, symbol, 20_000).unwrap();
+    }
+    assert!(lost.len() > 10, "both links carry the block");
+    sender.link_lost(1);
+    let again: Vec<_> = std::iter::from_fn(|| sender.poll(2, 0, [true, false], Mode::Auto, path)).collect();
+    lost.sort_unstable();
+    assert!(again.iter().map(|symbol| symbol.index).eq(lost), "something else is sent again");
+    again.into_iter().for_each(|symbol| receiver.handle(20_000, symbol, 20_000).unwrap());
+    assert!(receiver.pop().is_some());
+}
