@@ -115,7 +115,7 @@ fn first_seed(fault: Fault) -> u64 {
         Fault::Core(P::DirtyForgottenInCrash) => 351,
         Fault::Core(P::LiveNotDirty) => 351,
         Fault::Core(P::PromiseForgotten) => 715,
-        Fault::Core(P::LeaseFromAnswer) => 472,
+        Fault::Core(P::LeaseFromAnswer) => 1682,
         Fault::Core(P::PagesNotSynced) => 524,
         Fault::Core(P::RemoteNotAwaited) => 679,
         Fault::Core(P::CopyRacesWrite) => 1932,
