@@ -357,7 +357,7 @@ impl Group {
     /// What was copied is clean as soon as it is durable here too. Before that this node may lose what the peer has of it, and
     /// nothing would tell that they differ.
     pub(super) fn clear_copied(&mut self) {
-        let durable = self.durable;
+        let durable = if planted(Plant::CopyEndsBeforeRecords) { Order(u64::MAX) } else { self.durable };
         for (_, (id, block), bits) in self.copy.copied.extract_if(.., |(newest, ..)| *newest <= durable) {
             take_bits(&mut self.copy.unacknowledged, (id, block), bits);
             if let Some(volume) = self.volumes.get_mut(&id) {
