@@ -50,21 +50,6 @@ fn used(bench: &mut Bench) -> u32 {
 }
 
 impl Bench {
-    /// One operation is carried out that is not for what is `left`.
-    fn step_but(&mut self, left: fn(&Purpose) -> bool) -> bool {
-        self.drain();
-        let purposes = &self.group.operations;
-        let is_other = |id: &OperationId| purposes.get(id).is_some_and(|purpose| !left(purpose));
-        let Some(index) = self.operations.iter().position(|(operation, _)| is_other(&operation.id)) else {
-            return false;
-        };
-        let (operation, asked) = self.operations.remove(index);
-        let outcome = self.disks.carry_out(operation.medium, operation.action, asked);
-        self.group.handle_disk(self.now, operation.id, outcome);
-        self.drain();
-        true
-    }
-
     /// Until nothing else is left to do, however long that takes.
     fn settle_but(&mut self, left: fn(&Purpose) -> bool) {
         loop {

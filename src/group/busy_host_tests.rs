@@ -37,17 +37,7 @@ impl Bench {
 
     /// One operation is carried out that is none of a checkpoint's, if there is one.
     fn step_but_checkpoint(&mut self) -> bool {
-        self.drain();
-        let purposes = &self.group.operations;
-        let is_other = |id: &OperationId| !matches!(purposes.get(id), Some(Purpose::Checkpoint));
-        let Some(index) = self.operations.iter().position(|(operation, _)| is_other(&operation.id)) else {
-            return false;
-        };
-        let (operation, asked) = self.operations.remove(index);
-        let outcome = self.disks.carry_out(operation.medium, operation.action, asked);
-        self.group.handle_disk(self.now, operation.id, outcome);
-        self.drain();
-        true
+        self.step_but(|purpose| matches!(purpose, Purpose::Checkpoint))
     }
 
     fn pool_operations(&self) -> usize {

@@ -262,7 +262,7 @@ impl Group {
                     return Err(CommandError::WrongPairState { state: self.pair.state, hint });
                 }
                 if !discard_fork && !self.peer_is_a_prefix() {
-                    let hint = "what its standby lacks is not known to the record: connect it and wait until the pair is \
+                    let hint = "what its standby lacks is not known: connect it and wait until the pair is \
                                 duplex, or give up what only this node has with --discard-fork";
                     return Err(CommandError::WrongPairState { state: self.pair.state, hint });
                 }

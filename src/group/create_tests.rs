@@ -1,12 +1,10 @@
 //! Media that hold something of ours already are not formatted.
 
-use super::tests::Disks;
-use super::{create::FormatError, *};
+use super::{create::FormatError, tests::Disks, volumes_tests::spec, *};
 use crate::{
     buffer::AlignedBuffer, disk::Storage, format::journal_superblock::SLOTS, occupant::Occupant, pair::Role,
     table::LoadError, units::VOLUME_SIZE_MIN,
 };
-use alloc::string::String;
 
 const POOL: MediumId = MediumId::Pool(VolumeId(1));
 const SIZE: u64 = 64 << 20;
@@ -17,15 +15,7 @@ fn group() -> GroupSpec {
 }
 
 fn volume() -> VolumeSpec {
-    VolumeSpec {
-        id: VolumeId(1),
-        name: "v".parse().unwrap(),
-        size: VOLUME_SIZE_MIN,
-        logical_block_size: 512,
-        table_block_size: 64 << 10,
-        pool: MediumUuid([2; 16]),
-        pool_path: String::new(),
-    }
+    spec(1, 64 << 10, VOLUME_SIZE_MIN)
 }
 
 /// A medium that is a journal or a pool, under both names, and what it is.

@@ -19,6 +19,7 @@ impl Group {
         self.is_pool_full() && self.is_journal_full() && !self.destage.is_running() && !self.checkpoint.is_running()
     }
 
+    /// Ends the stop when all that was accepted is durable.
     pub(super) fn continue_stop(&mut self) {
         let Some(id) = self.commands.stopping else {
             return;

@@ -258,6 +258,21 @@ impl Bench {
         true
     }
 
+    /// One operation is carried out that is not for what is `left`.
+    pub(super) fn step_but(&mut self, left: fn(&Purpose) -> bool) -> bool {
+        self.drain();
+        let purposes = &self.group.operations;
+        let is_other = |id: &OperationId| purposes.get(id).is_some_and(|purpose| !left(purpose));
+        let Some(index) = self.operations.iter().position(|(operation, _)| is_other(&operation.id)) else {
+            return false;
+        };
+        let (operation, asked) = self.operations.remove(index);
+        let outcome = self.disks.carry_out(operation.medium, operation.action, asked);
+        self.group.handle_disk(self.now, operation.id, outcome);
+        self.drain();
+        true
+    }
+
     /// Lets time pass until nothing happens any more.
     pub(super) fn settle(&mut self) {
         loop {

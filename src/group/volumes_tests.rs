@@ -28,7 +28,7 @@ fn keep(count: u16) -> Command {
     Command::KeepGenerations { count, seconds: 0 }
 }
 
-fn spec(id: u16, block: u32, size: u64) -> VolumeSpec {
+pub(super) fn spec(id: u16, block: u32, size: u64) -> VolumeSpec {
     VolumeSpec {
         id: VolumeId(id),
         name: format!("v{id}").parse().unwrap(),

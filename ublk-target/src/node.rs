@@ -105,7 +105,11 @@ impl Node {
         // has changed.
         let is_called_so = |label: &JournalLabel| {
             let same = folder.file_name().is_some_and(|name| name == label.name.as_str());
-            ensure!(same, "it is the journal of group {}, and the folder is not called so", label.name);
+            ensure!(
+                same,
+                "it is the journal of group {0}, and the folder is not called so; move it away, or call it {0} if no other is",
+                label.name
+            );
             Ok(())
         };
         let media = open_media(journal, self.options(), Patience::Start, is_called_so);
