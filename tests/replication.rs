@@ -32,8 +32,7 @@ fn story(sites: &Sites, seed: u64, disturb: impl FnOnce(&Sites)) {
     model.write(&mut client, 600, AREA).unwrap();
     disturb(sites);
     model.write(&mut client, 600, AREA).unwrap();
-    // However slow a link is that has just come back.
-    sites.ask(0, &["restart-point", GROUP, "--label", "kept", "--wait", "--timeout", "600"]).unwrap();
+    sites.ask(0, &["restart-point", GROUP, "--label", "kept", "--wait"]).unwrap();
     let kept = model.clone();
     model.write(&mut client, 300, AREA).unwrap();
     sites.kill(0).unwrap();

@@ -21,11 +21,19 @@ const WINDOW_MIN: u64 = 32 << 10;
 const RATE_MIN: u64 = 64 << 10;
 /// How much more is sent than was delivered, by phase, in hundredths: a probe, its drain, then steady.
 const PHASES: [u64; RATE_ROUNDS] = [125, 75, 100, 100, 100, 100, 100, 100, 100, 100];
-/// The phase of the drain. What is sent in it arrives a round trip later, in the next one, and shows what is lost at random; what
+/// The phase of the probe, and that of its drain. What is sent in it arrives a round trip later, in the next one, and shows what is lost at random; what
 /// arrives in the drain itself was sent in the probe, and shows how short the queue is.
+const PHASE_PROBE: usize = 0;
 const PHASE_DRAIN: usize = 1;
 /// When this phase begins, what arrived in the one after the drain is known.
 const PHASE_MEASURED: usize = (PHASE_DRAIN + 2) % RATE_ROUNDS;
+/// A round lasts until so many bytes were delivered, but no longer than this in microseconds: a packet or two show no rate.
+const ROUND_SIZE_MIN: u64 = 4 * 1_200;
+const ROUND_MICROS_MAX: u64 = 100_000;
+/// A probe sends so many bytes more than was delivered, at least, in a round trip and the time for which an acknowledgement may be
+/// kept back, in microseconds: a part of a packet nobody would see.
+const PROBE_MIN: u64 = 2 * 1_200;
+const ACKNOWLEDGE_MICROS: u64 = 25_000;
 /// The drain of a queue that is shorter than a standing one and is there for longer than a probe: else nobody would ever see the
 /// shortest round trip again.
 const DRAIN_LONG: u64 = 55;
@@ -139,7 +147,8 @@ impl RateModel {
         }
         self.check_overshoot();
         let elapsed = now - self.round_start;
-        if elapsed < self.rtt.max(1_000) {
+        let is_whole = self.round_delivered >= ROUND_SIZE_MIN || elapsed >= ROUND_MICROS_MAX;
+        if elapsed < self.rtt.max(1_000) || !is_whole {
             return;
         }
         // Acknowledgements that were held up come at once; nothing is delivered faster than it was sent.
@@ -297,7 +306,9 @@ impl RateModel {
             (false, false, _) if self.round == PHASE_DRAIN => (best, DRAIN_LONG),
             (false, false, _) => (best, PHASES[self.round]),
         };
-        Some((rate * gain / 100).max(RATE_MIN))
+        let is_probe = gain == PHASES[PHASE_PROBE] && self.calm > RATE_ROUNDS;
+        let least = if is_probe { best + PROBE_MIN * 1_000_000 / (shortest + ACKNOWLEDGE_MICROS) } else { RATE_MIN };
+        Some((rate * gain / 100).max(least))
     }
 
     /// Bytes that the path holds, as far as it is known.

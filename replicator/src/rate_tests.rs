@@ -17,9 +17,12 @@ struct Line {
     offer: Option<u64>,
     /// Acknowledgements come together, once in so many microseconds.
     clump: u64,
+    /// That of a packet is kept back for so long if no other packet comes, in microseconds. The round trip does not count it.
+    hold: u64,
 }
 
-const PLAIN: Line = Line { rate: 12_500_000, delay: 10_000, loss_percent: 0, queue: 200_000, offer: None, clump: 1 };
+const PLAIN: Line =
+    Line { rate: 12_500_000, delay: 10_000, loss_percent: 0, queue: 200_000, offer: None, clump: 1, hold: 0 };
 
 /// What came of it.
 struct Ran {
@@ -49,12 +52,15 @@ fn run(before: Line, change_at: u64, after: Line, from: u64) -> Ran {
     while now < end {
         let line = if now < change_at { before } else { after };
         let heard = now - now % line.clump;
-        while let Some((_, sent, lost)) = arrivals.pop_front_if(|(at, ..)| *at <= heard) {
+        let is_pair = arrivals.get(1).is_some_and(|(at, ..)| *at <= heard);
+        let heard = if is_pair { heard } else { heard.saturating_sub(line.hold) };
+        while let Some((at, sent, lost)) = arrivals.pop_front_if(|(at, ..)| *at <= heard) {
             flying -= PACKET;
             if lost {
                 model.lost(PACKET);
             } else {
-                model.acknowledged(now, sent, PACKET, now - sent, limited);
+                let rtt = if line.hold == 0 { now } else { at } - sent;
+                model.acknowledged(now, sent, PACKET, rtt, limited);
                 delivered += PACKET * u64::from(now > from);
             }
         }
@@ -131,6 +137,41 @@ fn a_line_that_becomes_faster_is_soon_used() {
         let Ran { used, .. } = run(slow, 5 * SECOND, Line { rate: 12_500_000, ..slow }, (5 + after) * SECOND);
         let left = 1.0 - loss_percent as f64 / 100.0;
         assert!(used > 0.8 * left, "{delay} us, {loss_percent} %: {used}");
+    }
+}
+
+/// A search that an outage has ended leaves next to nothing: a packet in a round trip or two, whose acknowledgement is kept back.
+#[test]
+fn a_line_of_which_next_to_nothing_is_known_is_soon_used() {
+    for rate in [30_000, 65_536, 100_000, 200_000] {
+        for delay in [500, 5_000, 20_000, 75_000] {
+            for hold in [0, 25_000] {
+                for loss_percent in [0, 1] {
+                    let slow = Line { rate, delay, hold, loss_percent, ..PLAIN };
+                    let from = 6 * SECOND + 80 * delay;
+                    let Ran { used, .. } = run(slow, 5 * SECOND, Line { rate: 12_500_000, ..slow }, from);
+                    let left = 1.0 - loss_percent as f64 / 100.0;
+                    assert!(used > 0.9 * left, "{slow:?}: {used}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_slow_line_has_no_standing_queue() {
+    for rate in [125_000, 250_000, 500_000] {
+        for delay in [500, 5_000, 20_000, 75_000] {
+            for loss_percent in [0, 1, 10] {
+                for hold in [0, 25_000] {
+                    let line = Line { rate, delay, loss_percent, hold, ..PLAIN };
+                    let Ran { used, queue, .. } = run(line, 0, line, 10 * SECOND);
+                    let left = 1.0 - loss_percent as f64 / 100.0;
+                    assert!(used > 0.9 * left, "{line:?}: {used}");
+                    assert!(queue < 2 * delay + 40_000, "{line:?}: a queue of {queue} us");
+                }
+            }
+        }
     }
 }
 

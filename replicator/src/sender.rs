@@ -56,6 +56,8 @@ struct Block {
     repair_sent: bool,
     /// Which symbols were sent over each link, a bit each.
     sent_on: [u128; 2],
+    /// How many stand in each line.
+    waiting: [usize; 2],
     last_sent: u64,
     last_asked: u64,
     requests: u32,
@@ -148,8 +150,7 @@ impl Sender {
             }
             // What stands in line for a link that is gone goes over the one that is left.
             if !live[1 - link] && !self.lines[1 - link].is_empty() {
-                let moved = std::mem::take(&mut self.lines[1 - link]);
-                self.lines[link].extend(moved);
+                self.move_line(1 - link);
                 continue;
             }
             let stripe = matches!(mode, Mode::Stripe | Mode::Auto);
@@ -160,10 +161,13 @@ impl Sender {
             }
             if stripe
                 && !is_detour
-                && let Some(next) = self.lines[1 - link].pop_back()
+                && let Some((number, index)) = self.lines[1 - link].pop_back()
             {
                 // Whoever is free first takes from the other's end: the links carry what their rates allow.
-                self.lines[link].push_back(next);
+                if let Some(block) = self.blocks.get_mut(&number) {
+                    block.waiting[1 - link] = block.waiting[1 - link].saturating_sub(1);
+                    self.line_up(link, number, index);
+                }
                 continue;
             }
             if !self.make_blocks(link, live, mode, path.loss) {
@@ -178,6 +182,7 @@ impl Sender {
                 continue;
             };
             let count = block.source.len();
+            block.waiting[link] = block.waiting[link].saturating_sub(1);
             let data = match usize::from(index).checked_sub(count) {
                 None => block.source.get(usize::from(index)),
                 Some(repair) => block.repair.get(repair),
@@ -203,23 +208,22 @@ impl Sender {
         let blocks: Vec<(u64, usize, usize)> = (0..most).map_while(|_| self.make_block(repair)).collect();
         let longest = blocks.iter().map(|(_, source, repair)| source + repair).max().unwrap_or_default();
         let other = if live[1 - link] { 1 - link } else { link };
-        for index in 0..longest {
+        for index in 0..longest as u8 {
             for (number, source, repair) in blocks.iter().copied() {
-                let symbol = (number, index as u8);
                 match mode {
-                    _ if index >= source + repair => {}
+                    _ if usize::from(index) >= source + repair => {}
                     Mode::Split => {
                         let first = if live[0] { 0 } else { link };
                         let second = if live[1] { 1 } else { first };
-                        self.lines[if index < source { first } else { second }].push_back(symbol);
+                        self.line_up(if usize::from(index) < source { first } else { second }, number, index);
                     }
                     Mode::Mirror => {
-                        self.lines[link].push_back(symbol);
+                        self.line_up(link, number, index);
                         if other != link {
-                            self.lines[other].push_back(symbol);
+                            self.line_up(other, number, index);
                         }
                     }
-                    Mode::Stripe | Mode::Auto => self.lines[link].push_back(symbol),
+                    Mode::Stripe | Mode::Auto => self.line_up(link, number, index),
                 }
             }
         }
@@ -270,6 +274,7 @@ impl Sender {
             again: 0,
             repair_sent: sent_now > 0,
             sent_on: [0; 2],
+            waiting: [0; 2],
             last_sent: 0,
             last_asked: 0,
             requests: 0,
@@ -318,8 +323,25 @@ impl Sender {
         }
     }
 
+    /// Puts a symbol at the end of a line.
+    fn line_up(&mut self, link: usize, number: u64, index: u8) {
+        self.lines[link].push_back((number, index));
+        if let Some(block) = self.blocks.get_mut(&number) {
+            block.waiting[link] += 1;
+        }
+    }
+
+    /// What stands in line for one link stands in line for the other.
+    fn move_line(&mut self, from: usize) {
+        let moved = std::mem::take(&mut self.lines[from]);
+        self.lines[1 - from].extend(moved);
+        for block in self.blocks.values_mut() {
+            block.waiting[1 - from] += std::mem::take(&mut block.waiting[from]);
+        }
+    }
+
     /// Lines up `count` symbols of a block that the receiver does not have: new ones as long as there are any, then those of
-    /// the source that it says are `missing`, or if it does not say so, any.
+    /// the source that it says are `missing`, or if it does not say so, any. Those that stand in line already are as good.
     fn send_more(&mut self, number: u64, count: usize, missing: u32, link: usize) {
         let Some(block) = self.blocks.get_mut(&number) else {
             return;
@@ -331,7 +353,7 @@ impl Sender {
         let mut missing = (0..block.source.len().min(32)).filter(|index| missing >> index & 1 == 1);
         // A peer may ask for more and take nothing; and what stands in line for a link that is lost moves to the other.
         let room = LINE_LENGTH_MAX.saturating_sub(self.lines[0].len() + self.lines[1].len());
-        for _ in 0..count.min(room) {
+        for _ in block.waiting[link]..count.min(room) {
             let index = if block.next < all {
                 block.next += 1;
                 block.next - 1
@@ -342,20 +364,21 @@ impl Sender {
                 (block.again - 1) % all
             };
             self.lines[link].push_front((number, index as u8));
+            block.waiting[link] += 1;
             self.counters.resent_symbols += 1;
         }
     }
 
     /// A link is gone: what it carried and is not acknowledged is replaced on the other.
     pub fn link_lost(&mut self, lost: usize) {
-        let moved = std::mem::take(&mut self.lines[lost]);
-        self.lines[1 - lost].extend(moved);
+        self.move_line(lost);
         for (number, block) in self.blocks.iter_mut().rev() {
             let gone = std::mem::take(&mut block.sent_on[lost]) & !block.sent_on[1 - lost];
             // As many as there are source symbols are always enough.
             let again = (0..u128::BITS as u8).filter(|index| gone >> index & 1 == 1).take(block.source.len());
             for index in again.collect::<Vec<_>>().into_iter().rev() {
                 self.lines[1 - lost].push_front((*number, index));
+                block.waiting[1 - lost] += 1;
                 self.counters.resent_symbols += 1;
             }
         }

@@ -119,6 +119,28 @@ fn what_is_asked_for_again_goes_over_the_other_link() {
     }
 }
 
+/// The link is slow: what was asked for stands in line when it is asked for again, and when nothing is heard for long.
+#[test]
+fn what_stands_in_line_is_not_sent_again() {
+    let (mut sender, _) = sending(30_000);
+    let (alone, path, rtt) = ([true, false], Path::default(), 20_000);
+    while sender.poll(1, 0, alone, Mode::Auto, path).is_some() {}
+    let ask = |sender: &mut Sender, now, count| {
+        let lacking = vec![Lacking { block: 0, count, missing: 0b1111 }];
+        sender.acknowledged(now, &Acknowledgement { lacking, ..Acknowledgement::default() }, [rtt; 2], [0, 0]);
+    };
+    for (now, count) in [(100_000, 3), (200_000, 3), (300_000, 4)] {
+        ask(&mut sender, now, count);
+        sender.probe(now + 50_000, rtt, [0, 0]);
+        sender.link_lost(1);
+    }
+    let again = |sender: &mut Sender| std::iter::from_fn(|| sender.poll(400_000, 0, alone, Mode::Auto, path)).count();
+    assert_eq!(again(&mut sender), 4);
+    // It was lost.
+    ask(&mut sender, 500_000, 4);
+    assert_eq!(again(&mut sender), 4);
+}
+
 #[test]
 fn what_went_over_a_link_that_is_lost_goes_over_the_other_and_nothing_else() {
     let (mut sender, mut receiver) = sending(30_000);
