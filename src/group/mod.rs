@@ -89,6 +89,8 @@ mod pace_tests;
 #[cfg(test)]
 mod pair_bench;
 #[cfg(test)]
+mod pair_checks;
+#[cfg(test)]
 mod pair_tests;
 #[cfg(test)]
 mod promotion_tests;

@@ -4,12 +4,12 @@ use super::tests::{Disks, pick};
 use super::*;
 use crate::{
     buffer::AlignedBuffer,
-    command::{Command, CommandError, CommandId, CommandReply, GenerationKind, PromoteTarget},
+    command::{Command, CommandError, CommandId, CommandReply, PromoteTarget},
     format::record::Kind,
     output::Frame,
     pair::{PairState, Role},
     request::{Access, Durability, Operation, Request},
-    units::{FrameCount, NodeKey, Position, Seq, VOLUME_SIZE_MIN, WallClock},
+    units::{FrameCount, NodeKey, Position, VOLUME_SIZE_MIN, WallClock},
 };
 use bytes::Bytes;
 use proptest::{prelude::*, test_runner::TestRng};
@@ -17,9 +17,9 @@ extern crate std;
 use alloc::collections::BTreeMap;
 use alloc::{string::String, vec};
 
-const SECTOR: u64 = 512;
+pub(super) const SECTOR: u64 = 512;
 /// Only the start of the volume is used, so that writes overlap.
-const AREA: u64 = 1 << 20;
+pub(super) const AREA: u64 = 1 << 20;
 
 pub(super) type State = Vec<u64>;
 
@@ -88,9 +88,9 @@ fn open(disks: &mut Disks, now: Now) -> Node {
     }
 }
 
-fn create(node: u8, role: Role, peer: Option<NodeKey>, now: Now) -> Node {
+fn create(node: u8, role: Role, peer: Option<NodeKey>, journal_size: u64, now: Now) -> Node {
     let mut disks = Disks::default();
-    disks.set_size(MediumId::Journal, 16 << 20);
+    disks.set_size(MediumId::Journal, journal_size);
     disks.set_size(MediumId::Pool(VolumeId(1)), pool_size_for(VOLUME_SIZE_MIN, 64 << 10));
     let id = GroupId([7; 16]);
     let spec = GroupSpec { id, name: "g".parse().unwrap(), journal: MediumUuid([node; 16]), role, peer };
@@ -155,8 +155,13 @@ impl Node {
 
 impl Pair {
     pub(super) fn new(rng: TestRng) -> Self {
+        Self::with_journals_of(16 << 20, rng)
+    }
+
+    fn with_journals_of(size: u64, rng: TestRng) -> Self {
         let now = Now { monotonic: Monotonic(1), wall: WallClock(1) };
-        let nodes = [create(1, Role::Primary, None, now), create(2, Role::Secondary, Some(NodeKey([1; 32])), now)];
+        let nodes = [(1, Role::Primary, None), (2, Role::Secondary, Some(NodeKey([1; 32])))]
+            .map(|(number, role, peer)| create(number, role, peer, size, now));
         let state = vec![0; (AREA / SECTOR) as usize];
         let states = BTreeMap::new();
         let (points, next, primary) = (BTreeMap::new(), 1, 0);
@@ -184,7 +189,13 @@ impl Pair {
 
     /// A pair whose copy has ended.
     pub(super) fn in_step() -> Self {
-        let mut pair = Self::new(TestRng::deterministic_rng(prop::test_runner::RngAlgorithm::ChaCha));
+        Self::in_step_on(16 << 20)
+    }
+
+    /// The same with journals of this size.
+    pub(super) fn in_step_on(journal_size: u64) -> Self {
+        let rng = TestRng::deterministic_rng(prop::test_runner::RngAlgorithm::ChaCha);
+        let mut pair = Self::with_journals_of(journal_size, rng);
         pair.command(0, Command::CreatePair { peer: NodeKey([2; 32]) }).unwrap();
         pair.connect();
         pair.settle();
@@ -402,100 +413,7 @@ impl Pair {
         }
     }
 
-    pub(super) fn content(&mut self, index: usize) -> State {
-        self.content_as(index, Access::ReadOnly)
-    }
-
-    /// What a generation was.
-    pub(super) fn content_of(&mut self, index: usize, order: Order) -> State {
-        self.nodes[index].group.hold_generation(order);
-        let found = self.content_as(index, Access::Generation(order));
-        self.nodes[index].group.release_generation(order);
-        found
-    }
-
-    pub(super) fn content_as(&mut self, index: usize, access: Access) -> State {
-        let id = self.request_as(index, access, Operation::Read { offset: 0, size: AREA as u32 });
-        for _ in 0..10_000 {
-            if self.nodes[index].answers.contains_key(&id) {
-                break;
-            }
-            let now = self.clock(index);
-            self.nodes[index].step(now, &mut self.rng);
-        }
-        let Some(Ok(Reply::Data(parts))) = self.nodes[index].answers.remove(&id) else { panic!("read failed") };
-        let data: Vec<u8> = parts.concat();
-        data.chunks(SECTOR as usize)
-            .map(|sector| {
-                let word = u64::from_le_bytes(sector[..8].try_into().unwrap());
-                assert!(sector.chunks(8).all(|other| other == &sector[..8]), "a sector is torn");
-                word
-            })
-            .collect()
-    }
-
-    /// The standby shows a state that the primary went through.
-    pub(super) fn check_standby(&mut self) {
-        let standby = 1 - self.primary;
-        let (last, copying) = (self.nodes[standby].group.stream.last, self.nodes[standby].group.stream.copying);
-        if self.nodes[standby].group.pair.role != Role::Secondary || copying || last.seq == Seq(0) {
-            return;
-        }
-        if let Some(expected) = self.states.get(&last).cloned() {
-            let found = self.content(standby);
-            assert!(found == expected, "the standby at {last} shows another state");
-        }
-    }
-
-    /// Whatever a node says it keeps is what it was.
-    pub(super) fn check_generations(&mut self, index: usize) {
-        let now = self.clock(index);
-        for kept in self.nodes[index].group.status(now).generations {
-            let order = self.nodes[index].group.find_generation(kept.name);
-            // Two forks of one epoch have one name.
-            let Some(order) = order.filter(|_| kept.kind != GenerationKind::Fork) else { continue };
-            let declared = kept.kind != GenerationKind::BeforeCopy;
-            let expected = if declared { self.points.get(&kept.at) } else { self.states.get(&kept.at) };
-            let Some(expected) = expected.cloned() else { continue };
-            // Of two with one number the other one may be meant.
-            if self.nodes[index].group.generation_at(order) == Some(kept.at) {
-                let found = self.content_of(index, order);
-                assert!(found == expected, "generation {} at {} shows another state", kept.name, kept.at);
-                self.checked_generations += 1;
-            }
-        }
-        let forks: Vec<_> = self.nodes[index].group.forks();
-        for (order, at) in forks {
-            if let Some(expected) = self.states.get(&at).cloned() {
-                let found = self.content_of(index, order);
-                assert!(found == expected, "the fork at {at} shows another state");
-                self.checked_forks += 1;
-            }
-        }
-    }
-
-    /// Only a primary takes writes, and never two in one epoch.
-    pub(super) fn check_fence(&mut self) {
-        let roles = [0, 1].map(|index| self.nodes[index].group.pair.role);
-        for index in (0..2).filter(|index| roles[*index] != Role::Primary) {
-            let data = AlignedBuffer::new(4096).freeze();
-            let write = Operation::Write { offset: 0, data, durability: Durability::Completed };
-            let id = self.request(index, write);
-            assert_eq!(self.nodes[index].answers.remove(&id), Some(Err(RequestError::NotPrimary)));
-            // Only for who knows that it is not the newest.
-            let id = self.request(index, Operation::Read { offset: 0, size: 4096 });
-            assert_eq!(self.nodes[index].answers.remove(&id), Some(Err(RequestError::NotPrimary)));
-            if roles[index] == Role::Fenced {
-                self.content(index);
-            }
-        }
-        if roles == [Role::Primary, Role::Primary] {
-            assert_ne!(self.nodes[0].group.epoch(), self.nodes[1].group.epoch());
-        }
-    }
-
-    /// The daemon dies with whatever it had begun, and is started again.
-    /// What was open before.
+    /// The daemon dies and is started again: what was open before.
     pub(super) fn reopen(&mut self, index: usize) -> Group {
         self.cut();
         let mut disks = self.nodes[index].disks.clone();
@@ -503,6 +421,7 @@ impl Pair {
         core::mem::replace(&mut self.nodes[index], Node { disks, ..opened }).group
     }
 
+    /// The daemon dies with whatever it had begun, and is started again.
     pub(super) fn kill(&mut self, index: usize) {
         let group = &self.nodes[index].group;
         let voids = group.pair.state == PairState::InitialCopy && self.nodes[1 - index].group.stream.copying;
@@ -526,11 +445,6 @@ impl Pair {
         self.state = found.clone();
         let last = self.nodes[self.primary].group.stream.last;
         self.states.insert(last, found);
-    }
-
-    pub(super) fn content_after_confirm(&mut self, index: usize) -> State {
-        self.pass_to(self.now.monotonic.after(10_000_000));
-        self.content(index)
     }
 
     pub(super) fn promote(&mut self, target: PromoteTarget) -> bool {

@@ -144,6 +144,35 @@ fn nothing_acknowledged_at_remote_is_lost_by_promotion() {
     assert!(pair.promote(PromoteTarget::Latest));
 }
 
+/// A standby whose pool and journal are full says nothing and holds in memory what it gets.
+#[test]
+fn a_peer_that_makes_nothing_durable_gets_little() {
+    const MIB: u64 = 1 << 20;
+    let mut pair = Pair::in_step_on(256 * MIB);
+    let sent = |pair: &mut Pair, writes: u64| {
+        let mut sent = 0;
+        for number in 0..writes {
+            pair.write_at_unchecked(number % 15 * MIB, MIB as usize);
+            let rng = &mut pair.rng;
+            while pair.nodes[0].step(pair.now, rng) {}
+            while let Some(frame) = pair.nodes[0].outbox.pop_front() {
+                let body = [frame.header, frame.payload].concat();
+                sent += body.len() as u64;
+                pair.nodes[0].group.handle_stream_credit(pair.now, body.len() as u64);
+                pair.nodes[1].group.handle_frame(pair.now, Bytes::from(body));
+            }
+        }
+        sent
+    };
+    let (first, more) = (sent(&mut pair, 100), sent(&mut pair, 20));
+    assert!((64 * MIB..66 * MIB).contains(&first), "{first} bytes");
+    assert_eq!(more, 0);
+    // When it can, it gets the rest.
+    pair.settle();
+    assert_eq!(pair.nodes[0].group.stream.last, pair.nodes[1].group.stream.last);
+    pair.finish();
+}
+
 #[test]
 fn a_record_that_does_not_follow_is_refused() {
     let mut pair = Pair::in_step();

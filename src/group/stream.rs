@@ -25,6 +25,10 @@ use bytes::Bytes;
 /// No peer has this record: whoever comes is copied anew.
 const UNKNOWN: Position = Position { epoch: crate::units::Epoch(u64::MAX), seq: Seq(u64::MAX) };
 
+/// Bytes of journalled frames that the peer has not said to be durable, at most; one frame may go beyond. A peer whose pool and journal
+/// are full holds them in memory. More than the carrier has on its way over the longest line.
+const SENT_SIZE_MAX: u64 = 64 << 20;
+
 /// A journalled frame that was sent in this session and is not acknowledged.
 pub(super) enum Sent {
     Record(Order),
@@ -55,7 +59,9 @@ pub(super) struct Peer {
     cursor: Order,
     /// An entry that is being read to be sent.
     resending: Option<ReadCount>,
-    sent: VecDeque<Sent>,
+    /// Journalled frames that are not acknowledged, each with its size, and their size together.
+    sent: VecDeque<(Sent, u64)>,
+    sent_size: u64,
     acknowledged_count: u64,
     /// The last entry that is durable at the peer.
     acknowledged: Order,
@@ -121,7 +127,7 @@ impl Peer {
 
     /// How many frames that void the peer's content are on their way.
     pub(super) fn unacknowledged_zeroes(&self) -> u64 {
-        self.sent.iter().filter(|sent| matches!(sent, Sent::Zeroes)).count() as u64
+        self.sent.iter().filter(|(sent, _)| matches!(sent, Sent::Zeroes)).count() as u64
     }
 
     /// The last entry that was sent.
@@ -144,6 +150,11 @@ impl Peer {
         count
     }
 
+    fn forget_sent(&mut self) {
+        self.sent.clear();
+        self.sent_size = 0;
+    }
+
     /// The session is over.
     pub(super) fn forget_session(&mut self) {
         self.connected = false;
@@ -151,7 +162,7 @@ impl Peer {
         self.streaming = false;
         self.credit = 0;
         self.resending = None;
-        self.sent.clear();
+        self.forget_sent();
         self.acknowledged_count = 0;
         self.received = 0;
         self.received_marks.clear();
@@ -187,7 +198,7 @@ impl Peer {
         self.resending = None;
         self.anchored = false;
         self.tracking_durable = false;
-        self.sent.clear();
+        self.forget_sent();
     }
 }
 
@@ -227,10 +238,11 @@ impl Group {
         self.now = now;
         let mut copied = Vec::new();
         while self.peer.acknowledged_count < count.0 {
-            let Some(sent) = self.peer.sent.pop_front() else {
+            let Some((sent, size)) = self.peer.sent.pop_front() else {
                 break;
             };
             self.peer.acknowledged_count += 1;
+            self.peer.sent_size -= size;
             match sent {
                 Sent::Record(order) => {
                     (self.peer.acknowledged, self.peer.confirmed) = (order, order);
@@ -258,6 +270,7 @@ impl Group {
         while self.peer.streaming
             && self.peer.resending.is_none()
             && self.peer.credit > 0
+            && self.peer.sent_size < SENT_SIZE_MAX
             && self.peer.cursor < self.sealed.min(self.drain_limit())
             && !self.copy.is_starved()
         {
@@ -289,8 +302,12 @@ impl Group {
     /// Hands a frame over, and remembers what its acknowledgement will mean.
     pub(super) fn send_frame(&mut self, record: &Record, payload: Bytes, sent: Option<Sent>) {
         let header = Bytes::copy_from_slice(&record.encode(self.id));
-        self.peer.credit = self.peer.credit.saturating_sub((header.len() + payload.len()) as u64);
-        self.peer.sent.extend(sent);
+        let size = (header.len() + payload.len()) as u64;
+        self.peer.credit = self.peer.credit.saturating_sub(size);
+        if let Some(sent) = sent {
+            self.peer.sent.push_back((sent, size));
+            self.peer.sent_size += size;
+        }
         self.outputs.push_back(Output::Send(Frame { header, payload }));
     }
 
