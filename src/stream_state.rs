@@ -105,7 +105,8 @@ impl StreamState {
     /// Takes the next entry into account.
     ///
     /// A copy takes a secondary through states that are none of the primary's. One that has no restart point keeps the state
-    /// before the copy instead, under the number 0, until the copy has ended.
+    /// before the copy instead, under the number 0, until the copy has ended. Nor does a restart point of a history that was given up
+    /// count as the last one any longer then: nobody is to be taken back to it unasked.
     pub fn apply(&mut self, order: Order, record: &Record, note: &Note) -> Snapshot {
         let mut snapshot = Snapshot::Same;
         match (record.kind, note) {
@@ -128,6 +129,13 @@ impl StreamState {
             (Kind::CopyEnd, _) => {
                 self.copying = false;
                 snapshot = self.release_undeclared();
+                let point = self.restart_point.as_ref();
+                if point.is_some_and(|point| !self.shares(point.info.at, &point.epochs))
+                    && let Some(KeptPoint { info, order, .. }) = self.restart_point.take()
+                {
+                    self.push_older(OlderPoint { info, order, origin: Origin::FormerRestartPoint });
+                    snapshot = Snapshot::Nameless;
+                }
             }
             (Kind::EpochChange, note) => {
                 if let Note::Fork(fork) = note {

@@ -34,7 +34,8 @@ pub enum CommandError {
     NothingReceived,
     /// No restart point has arrived.
     #[error(
-        "No restart point has arrived; promote to the latest state instead, if the application can start from any instant"
+        "No restart point of the group's history has arrived; promote to the latest state instead (`--latest`), if the application \
+         can start from any instant"
     )]
     NoRestartPoint,
     /// Other generations are kept, or none.

@@ -2,8 +2,9 @@
 
 use super::pair_bench::Pair;
 use crate::{
-    command::{Command, CommandError, PromoteTarget},
+    command::{Command, CommandError, GenerationId, GenerationKind, PromoteTarget},
     disk::MediumId,
+    pair::Role,
 };
 
 const DEMOTE: Command = Command::Demote { discard_fork: false };
@@ -79,4 +80,46 @@ fn not_with_what_its_standby_has_not_acknowledged() {
     pair.settle();
     assert!(is_refused(&mut pair, 0));
     pair.command(0, Command::Demote { discard_fork: true }).unwrap();
+}
+
+/// The restart point that only the former primary had leads to what was given up.
+#[test]
+fn it_is_not_promoted_to_what_it_gave_up() {
+    for discard_fork in [true, false] {
+        let mut pair = Pair::in_step();
+        pair.restart_point();
+        pair.settle();
+        pair.cut();
+        pair.write();
+        pair.restart_point();
+        assert!(pair.promote(PromoteTarget::RestartPoint));
+        pair.connect();
+        pair.settle();
+        assert_eq!(pair.nodes[0].group.pair.role, Role::Fenced);
+        let given_up = pair.nodes[0].group.stream.restart_point.clone().unwrap().info;
+        pair.command(0, Command::KeepGenerations { count: 8, seconds: 0 }).unwrap();
+        pair.command(0, Command::Demote { discard_fork }).unwrap();
+        pair.connect();
+        pair.write();
+        pair.settle();
+        pair.cut();
+        let promote = Command::Promote { target: PromoteTarget::RestartPoint, force: true };
+        assert_eq!(pair.command(0, promote), Err(CommandError::NoRestartPoint));
+        // Who knows it by name can look at it.
+        let status = pair.nodes[0].group.status(pair.now);
+        let kept = status.generations.iter().find(|kept| kept.at == given_up.at && kept.kind != GenerationKind::Fork);
+        let kept = kept.unwrap();
+        assert_eq!(
+            (kept.name, kept.kind),
+            (GenerationId::Number(given_up.generation), GenerationKind::FormerRestartPoint)
+        );
+        pair.check_generations(0);
+        // The next one counts.
+        pair.connect();
+        pair.settle();
+        pair.write();
+        pair.restart_point();
+        pair.settle();
+        assert!(pair.promote(PromoteTarget::RestartPoint));
+    }
 }

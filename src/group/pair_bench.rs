@@ -453,12 +453,16 @@ impl Pair {
             return false;
         }
         self.cut();
-        let latest = self.nodes[standby].group.stream.last;
+        let StreamState { last: latest, copying, .. } = self.nodes[standby].group.stream.clone();
         let Ok(reply) = self.command(standby, Command::Promote { target, force: true }) else {
             return false;
         };
         let CommandReply::Promoted { at, .. } = reply else { panic!("{reply:?}") };
         let found = self.content(standby);
+        // Who follows the primary is not taken back to a history that was given up.
+        let primary = &self.nodes[self.primary].group.stream;
+        let has = |at: Position| primary.end_of(at.epoch).is_some_and(|end| at.seq <= end);
+        assert!(copying || !has(latest) || has(at), "promoted to {at}, which the primary never had");
         match target {
             PromoteTarget::RestartPoint | PromoteTarget::Generation(_) => {
                 // A declared point, or the state before a copy.
