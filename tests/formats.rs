@@ -206,6 +206,7 @@ fn pool_superblock() -> PoolSuperblock {
 
 fn greeting() -> Greeting {
     Greeting {
+        leaves_behind: false,
         role: Role::Primary,
         copying: true,
         generation: Generation(5),

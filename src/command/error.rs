@@ -76,6 +76,11 @@ pub enum CommandError {
         /// Last record seen there.
         peer: Position,
     },
+    /// The primary was suspended, or forgot this node.
+    #[error(
+        "The primary has stopped sending and goes on without this node; resume the pair there first, or use --force to give up what it has written since"
+    )]
+    LeftBehind,
     /// The session ended.
     #[error("The peer was lost in the meantime; nothing has changed, repeat the command when it is back")]
     PeerLost,

@@ -93,7 +93,7 @@ struct RawPair {
     without_peer: u8,
     has_peer: u8,
     policy: u8,
-    reserved: u8,
+    left_behind: u8,
     peer: [u8; 32],
     synced: RawPosition,
     peer_epoch: U64,
@@ -193,6 +193,8 @@ pub struct PairRecord {
     pub fenced_epoch: Epoch,
     /// The last epoch that this node opened, or, as its primary, stepped down in.
     pub former_epoch: Epoch,
+    /// Secondary: the primary has said that it sends nothing, and has brought nothing since.
+    pub left_behind: bool,
     /// The peer.
     pub peer: Option<NodeKey>,
     /// The last record that both nodes are known to have.
@@ -268,7 +270,7 @@ impl JournalSuperblock {
                 without_peer: self.pair.without_peer as u8,
                 has_peer: self.pair.peer.is_some().into(),
                 policy: self.pair.policy as u8,
-                reserved: 0,
+                left_behind: self.pair.left_behind.into(),
                 peer: self.pair.peer.unwrap_or_default().0,
                 synced: self.pair.synced.into(),
                 peer_epoch: self.pair.peer_epoch.0.into(),
@@ -409,8 +411,9 @@ fn parse_pair(raw: &RawPair, lease_millis: u32) -> Result<PairRecord, FormatErro
         (5, 0) => PairState::Suspending,
         _ => return Err(bad("pair state")),
     };
-    require(raw.reserved == 0, WHAT, "reserved field")?;
+    require(raw.left_behind <= 1, WHAT, "flag")?;
     Ok(PairRecord {
+        left_behind: raw.left_behind == 1,
         lease_millis,
         keep_count: 1,
         keep_seconds: 0,

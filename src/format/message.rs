@@ -36,7 +36,7 @@ struct RawGreeting {
     role: u8,
     copying: u8,
     has_restart_point: u8,
-    reserved0: u8,
+    leaves_behind: u8,
     generation: U32,
     head: RawPosition,
     restart_generation: U32,
@@ -86,6 +86,8 @@ pub struct Greeting {
     pub role: Role,
     /// The volumes there are between two states.
     pub copying: bool,
+    /// A primary sends nothing, but notes what changes, until it begins a copy.
+    pub leaves_behind: bool,
     /// The open interval.
     pub generation: Generation,
     /// The last record that is durable there (on a primary: that was made).
@@ -194,7 +196,7 @@ impl Greeting {
             role: self.role as u8,
             copying: self.copying.into(),
             has_restart_point: self.restart_point.is_some().into(),
-            reserved0: 0,
+            leaves_behind: self.leaves_behind.into(),
             generation: self.generation.0.into(),
             head: self.head.into(),
             restart_generation: generation.0.into(),
@@ -212,7 +214,7 @@ impl Greeting {
     pub fn parse(payload: &[u8]) -> Result<Self, FormatError> {
         const WHAT: &str = "greeting";
         let (raw, rest) = prefix::<RawGreeting>(payload, WHAT)?;
-        require(raw.copying <= 1 && raw.has_restart_point <= 1 && raw.reserved0 == 0, WHAT, "flag")?;
+        require(raw.copying <= 1 && raw.has_restart_point <= 1 && raw.leaves_behind <= 1, WHAT, "flag")?;
         require(raw.reserved1.get() == 0, WHAT, "reserved field")?;
         require(raw.lease_millis.get() <= LEASE_MILLIS_MAX, WHAT, "lease")?;
         require_sent(raw.head.into(), Generation(raw.generation.get()), WHAT)?;
@@ -227,6 +229,7 @@ impl Greeting {
                 }
             },
             copying: raw.copying == 1,
+            leaves_behind: raw.leaves_behind == 1,
             generation: Generation(raw.generation.get()),
             head: raw.head.into(),
             restart_point: (raw.has_restart_point == 1)

@@ -208,6 +208,7 @@ impl Group {
     }
 
     fn delete_pair(&mut self) {
+        self.leave_behind();
         self.pair.peer = None;
         // A standby remembers what it has promised.
         if self.pair.role == Role::Primary {
@@ -343,6 +344,9 @@ impl Group {
         if !force && (self.stream.copying || seen > self.stream.last) {
             return Err(CommandError::Behind { have: at, peer: seen.max(self.stream.last) });
         }
+        if !force && self.pair.left_behind {
+            return Err(CommandError::LeftBehind);
+        }
         // Nothing more is taken from the peer.
         self.peer.greeted = false;
         self.sync.wanted = true;
@@ -428,6 +432,7 @@ impl Group {
                 let reply = reply.clone();
                 self.commands.promotion = None;
                 self.pair.role = Role::Primary;
+                self.pair.left_behind = false;
                 let former = self.position_of(Order(order.0 - 1));
                 self.lease_after_promotion(former.epoch);
                 self.pair.state = if self.pair.peer.is_some() { PairState::Duplex } else { PairState::Simplex };

@@ -1,4 +1,4 @@
-//! A primary steps down only if its standby has everything, or if that is given up.
+//! A primary steps down only if its standby has everything, or if that is given up; and to what a standby is promoted then.
 
 use super::pair_bench::Pair;
 use crate::{

@@ -100,9 +100,23 @@ impl Group {
             return;
         }
         self.peer.greeting_due = false;
+        let leaves_behind = self.is_tracking();
+        self.send_greeting(leaves_behind);
+        self.tell_fork();
+    }
+
+    /// Tells the peer that nothing is sent to it any more: else it would take what it has for all there is.
+    pub(super) fn leave_behind(&mut self) {
+        if self.pair.role == Role::Primary && self.peer.connected && self.peer.greeted {
+            self.send_greeting(true);
+        }
+    }
+
+    fn send_greeting(&mut self, leaves_behind: bool) {
         let greeting = Greeting {
             role: self.pair.role,
             copying: self.stream.copying,
+            leaves_behind,
             generation: self.stream.generation,
             head: self.stream.last,
             restart_point: self
@@ -116,7 +130,6 @@ impl Group {
             epochs: self.stream.epochs.clone(),
         };
         self.send_message(Kind::Greeting, greeting.encode());
-        self.tell_fork();
     }
 
     pub(super) fn send_message(&mut self, kind: Kind, payload: Bytes) {
@@ -170,6 +183,7 @@ impl Group {
         self.peer.is_blank = greeting.head == StreamState::new().last && !greeting.copying;
         if greeting.role == Role::Primary {
             self.peer.primary_head = greeting.head;
+            self.note_left_behind(greeting.leaves_behind);
             if greeting.lease_millis == 0 {
                 self.disarm_takeover();
             }
@@ -204,6 +218,14 @@ impl Group {
             (Role::Secondary | Role::Fenced, _) => {}
         }
         Ok(())
+    }
+
+    /// On the secondary: whether the primary goes on without it.
+    pub(super) fn note_left_behind(&mut self, is_left: bool) {
+        if self.pair.left_behind != is_left {
+            self.pair.left_behind = is_left;
+            self.superblock.wanted = true;
+        }
     }
 
     /// An epoch is the peer's: never open it here.

@@ -65,6 +65,7 @@ fn a_peer_cannot_exhaust_the_numbers() {
     let pair = Pair::in_step();
     let group = &pair.nodes[0].group;
     let mut greeting = Greeting {
+        leaves_behind: false,
         role: crate::pair::Role::Secondary,
         copying: false,
         generation: Generation(1),

@@ -220,6 +220,40 @@ fn a_standby_that_knows_it_is_behind_is_promoted_only_by_force() {
     assert!(pair.promote(PromoteTarget::RestartPoint));
 }
 
+/// It has all that was sent, and the session may be up: only the primary knows that it goes on alone.
+#[test]
+fn a_standby_that_was_left_behind_is_promoted_only_by_force() {
+    for command in [Command::SuspendPair { now: true }, Command::DeletePair] {
+        let mut pair = Pair::in_step();
+        pair.restart_point();
+        pair.settle();
+        let is_duplex = |pair: &Pair| pair.nodes[1].group.status(pair.now).pair == PairState::Duplex;
+        assert!(is_duplex(&pair));
+        pair.command(0, command.clone()).unwrap();
+        pair.settle();
+        assert!(!is_duplex(&pair));
+        pair.write();
+        pair.settle();
+        pair.cut();
+        for target in [PromoteTarget::RestartPoint, PromoteTarget::Latest] {
+            let refused = pair.command(1, Command::Promote { target, force: false });
+            assert_eq!(refused, Err(CommandError::LeftBehind));
+            // Also after a restart.
+            pair.reopen(1);
+        }
+        let again = match command {
+            Command::DeletePair => Command::CreatePair { peer: NodeKey([2; 32]) },
+            _ => Command::ResumePair { compare: true },
+        };
+        pair.command(0, again).unwrap();
+        pair.connect();
+        pair.settle();
+        assert!(is_duplex(&pair));
+        pair.cut();
+        pair.command(1, Command::Promote { target: PromoteTarget::Latest, force: false }).unwrap();
+    }
+}
+
 /// A sync that began before the point was written says nothing of it: another one must follow at once.
 #[test]
 fn a_restart_point_waits_for_no_timer() {

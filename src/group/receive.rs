@@ -81,6 +81,7 @@ impl Group {
             }
         };
         self.peer.received(order);
+        self.note_left_behind(false);
         Ok(())
     }
 

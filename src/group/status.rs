@@ -75,7 +75,7 @@ impl Group {
         match self.pair.role {
             Role::Secondary if self.stream.copying => PairState::DuplexPending,
             Role::Secondary if self.stream.last.seq == Seq(0) => PairState::InitialCopy,
-            Role::Secondary if self.peer.connected && self.peer.greeted => PairState::Duplex,
+            Role::Secondary if self.peer.connected && self.peer.greeted && !self.pair.left_behind => PairState::Duplex,
             Role::Secondary => PairState::Suspended(Cause::Peer),
             Role::Primary | Role::Fenced => self.pair.state,
         }

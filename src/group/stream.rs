@@ -357,6 +357,7 @@ impl Group {
         if self.peer.anchored && !planted(Plant::LiveNotDirty) {
             self.mark_live_dirty(acknowledged);
         }
+        self.leave_behind();
         self.lose_anchor();
         self.copy.stop();
         self.checkpoint.marked = true;

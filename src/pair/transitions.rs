@@ -169,6 +169,6 @@ pub fn table() -> String {
         };
         text += &format!("| {} | {} | {by} | {} | {} |\n", way.from, way.to, way.when, way.promise);
     }
-    text += "| any | simplex | operator | `pair delete` | the bitmap is empty; the standby stays as it is and can be promoted |\n";
+    text += "| any | simplex | operator | `pair delete` | the bitmap is empty; the standby stays as it is and can be promoted by force |\n";
     text
 }
