@@ -132,7 +132,7 @@ fn what_a_former_primary_wrote_is_kept_until_it_is_dropped() {
 fn a_failover_is_tried_out_beside_the_pair() {
     let sites = sites::paired(LineSettings::default(), 34).unwrap();
     let refusal = sites.refusal(1, &["failover", GROUP, "--test"]);
-    assert!(refusal.contains("Group g: No restart point has arrived"), "{refusal}");
+    assert!(refusal.contains("Group g: No restart point of the group's history has arrived"), "{refusal}");
     let mut model = Model::new(34);
     let kept = intervals(&sites, &mut model, 1);
     applied(&sites, 1);

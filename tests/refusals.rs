@@ -250,7 +250,7 @@ fn a_promotion_that_makes_no_sense() {
         "Group g: The group is primary on this node; there is nothing to promote",
     );
     says(&sites.refusal(1, &["promote", GROUP]), "is alive and connected; demote it first, or use --force");
-    says(&sites.refusal(1, &["promote", GROUP, "--force"]), "No restart point has arrived");
+    says(&sites.refusal(1, &["promote", GROUP, "--force"]), "No restart point of the group's history has arrived");
     says(
         &sites.refusal(1, &["promote", GROUP, "--force", "--generation", "7"]),
         "Generation 7 is not kept on this node; none is",

@@ -110,13 +110,13 @@ impl Story {
                 Err(error) => format!("{error:#}"),
             };
             let says = |words: &[&str]| words.iter().any(|words| text.contains(words));
-            if says(&["No restart point has arrived"]) {
+            if says(&["No restart point of the group's history has arrived"]) {
                 latest = true;
             } else if says(&["would be lost; drop it first"]) {
                 self.drop_forks(node)?;
-            } else if says(&["would go on from record"]) && !self.leased {
+            } else if says(&["would go on from record", "goes on without this node"]) && !self.leased {
                 force = true;
-            } else if says(&["would go on from record", "is being copied"]) {
+            } else if says(&["would go on from record", "goes on without this node", "is being copied"]) {
                 return Ok(Promotion::GivenUp);
             } else if !says(&["may still answer its hosts", "is alive and connected", "not applied yet"]) {
                 bail!("a promotion is refused: {text}");

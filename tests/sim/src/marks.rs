@@ -119,6 +119,7 @@ pub const EXPECTED: &[&str] = &[
     "refused: LastRestartPoint",
     "refused: LeaseLength",
     "refused: Leased",
+    "refused: LeftBehind",
     "refused: NoRestartPoint",
     "refused: NoVolume",
     "refused: NotApplied",
