@@ -186,6 +186,7 @@ pub fn load(storage: &mut dyn Storage, group: GroupId, spec: &VolumeSpec) -> Res
         void: superblock.void,
         sweep: Some(0),
         blocks,
+        block_count_durable: geometry.block_count,
         kept,
         nameless,
         write_count: superblock.write_count,
@@ -357,8 +358,9 @@ impl Table {
 
     /// The checkpoint's superblock is durable. `reads` is the number of the next read.
     pub fn commit_checkpoint(&mut self, checkpoint: TableCheckpoint, reads: super::ReadCount) {
-        let PoolSuperblock { applied, stamp, kept, .. } = checkpoint.superblock;
+        let PoolSuperblock { applied, stamp, kept, block_count, .. } = checkpoint.superblock;
         self.applied_durable = applied;
+        self.block_count_durable = block_count;
         self.kept.commit_checkpoint(stamp, kept.into_iter().flatten().map(|(_, boundary)| boundary).collect());
         self.blocks.commit_checkpoint(reads);
     }
