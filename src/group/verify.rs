@@ -137,7 +137,8 @@ impl Group {
                 at = 0;
             }
             let geometry = volume.table.geometry();
-            let (block_size, end) = (u64::from(geometry.block_size), geometry.volume_size);
+            // An interrupted resize may have left a table that is larger than the volume.
+            let (block_size, end) = (u64::from(geometry.block_size), geometry.volume_size.min(volume.spec.size));
             if at >= end {
                 continue;
             }
