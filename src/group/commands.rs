@@ -388,6 +388,13 @@ impl Group {
         self.commands.waiting.push((id, WaitsFor::Superblock(count), reply));
     }
 
+    /// Answers a command when the tables are durable as they are now.
+    pub(super) fn answer_when_noted(&mut self, id: CommandId, reply: CommandReply) {
+        self.checkpoint.marked = true;
+        self.checkpoint.wanted = true;
+        self.commands.waiting.push((id, WaitsFor::Checkpoint(self.checkpoint.begun() + 1), reply));
+    }
+
     /// Goes on with whatever a command waits for.
     pub(super) fn continue_commands(&mut self) {
         let (durable, checkpoints, mut done) = (self.durable, self.checkpoint.ended(), Vec::new());
