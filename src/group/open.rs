@@ -550,7 +550,9 @@ fn fits(entry: &LiveEntry, volume: &Volume) -> bool {
     let lists = match &entry.place {
         Place::Redirected(blocks) => {
             let size = blocks.len() as u64 * u64::from(geometry.block_size);
-            size == entry.record.size && blocks.iter().all(|block| (1..=geometry.block_count).contains(block))
+            let is_aligned = entry.record.offset.is_multiple_of(u64::from(geometry.block_size));
+            let is_there = |block: &u32| (1..=geometry.block_count).contains(block);
+            is_aligned && size == entry.record.size && blocks.iter().all(is_there)
         }
         Place::Inline(_) | Place::Memory => true,
     };

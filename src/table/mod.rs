@@ -18,6 +18,8 @@ mod store;
 
 #[cfg(test)]
 mod dirty_tests;
+#[cfg(test)]
+mod load_tests;
 
 pub use crate::format::table_page::Entry;
 pub use blocks::{Blocks, ReadCount};
