@@ -338,7 +338,7 @@ impl Group {
 
     /// Suspends the pair before the journal is full, so that service goes on.
     pub(super) fn suspend_when_nearly_full(&mut self) {
-        let nearly = self.journal.live_size() > self.journal.ring_size() / 4 * 3;
+        let nearly = self.journal.holds_more_than(6);
         let bound = self.pair.peer.is_some() && self.pair.role == Role::Primary && self.peer.anchored;
         if nearly && bound && self.peer.acknowledged < self.applied_durable() {
             self.suspend(Cause::JournalFull);
