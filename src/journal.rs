@@ -12,6 +12,10 @@ use crate::{
 use alloc::{collections::VecDeque, vec::Vec};
 use bytes::Bytes;
 
+/// In memory there is room for so many entries at least, and for one for each sector of the ring. Discards are much shorter there.
+const ENTRY_COUNT_MIN: u64 = 131_072;
+const SECTOR: u64 = 4096;
+
 /// Where an entry's data is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -148,8 +152,23 @@ impl Journal {
         order.0.checked_sub(self.tail_order.0 + 1).map(|index| index as usize)
     }
 
+    /// How many entries may be in memory.
+    pub fn entry_count_max(&self) -> u64 {
+        (self.ring_size / SECTOR).max(ENTRY_COUNT_MIN)
+    }
+
+    /// Whether more than so many eighths of what the journal can hold are live: bytes of the ring, or entries.
+    pub fn holds_more_than(&self, eighths: u64) -> bool {
+        self.live_size() > self.ring_size / 8 * eighths
+            || self.entries.len() as u64 > self.entry_count_max() / 8 * eighths
+    }
+
     /// Where a batch of `size` bytes can go, if there is room and `reserve` bytes stay free.
     pub fn room(&self, size: u64, reserve: u64) -> Option<u64> {
+        let last = self.batches.back().map_or(self.tail_order, |batch| batch.last);
+        if reserve > 0 && last.0 - self.tail_order.0 >= self.entry_count_max() {
+            return None;
+        }
         let position = self.fit(self.head, size);
         let tail = if planted(Plant::RingOverrun) { self.tail } else { self.durable_tail };
         (position + size + reserve <= tail + self.ring_size).then_some(position)
@@ -352,5 +371,27 @@ mod tests {
                 prop_assert_eq!(journal.tail_limit(middle), whole.max().unwrap_or(journal.tail_order));
             }
         }
+    }
+
+    #[test]
+    fn a_journal_may_be_full_of_short_entries() {
+        let mut journal = Journal::new(1 << 30, 0, Order(0), 0, StreamState::new());
+        let count = journal.entry_count_max();
+        assert_eq!(count, 262_144);
+        for seq in 1..=count {
+            assert!(!journal.holds_more_than(8) && journal.room(4096, 4096).is_some(), "it is full at {seq}");
+            assert_eq!(journal.holds_more_than(6), seq > count / 8 * 6 + 1);
+            journal.push(entry(seq, false));
+            let (last, position) = (journal.last(), journal.head);
+            // Twelve pages hold 256 of them and more.
+            if seq % 256 == 0 {
+                journal.push_batch(LiveBatch { position, size: 12 * 4096, last, checksum: 0 });
+            }
+        }
+        assert!(journal.live_size() < journal.ring_size() / 16);
+        assert_eq!(journal.room(4096, 4096), None);
+        assert!(journal.room(4096, 0).is_some(), "there is room for a new epoch");
+        assert!(journal.retire(Order(256), |_, _| ()));
+        assert!(journal.room(4096, 4096).is_some());
     }
 }

@@ -330,10 +330,9 @@ fn table_pages_keep_their_bytes() {
     entries[167] = Entry { latest: 1000, snapshot: 0, mask: 1, stamp: 1, dirty: 0 };
     let (bytes, _) = table_page::encode(POOL, 3, 6, &entries);
     golden("table_page", &bytes);
-    assert_eq!(table_page::parse(&bytes, POOL, 3, 1000).map(|page| page.content), Ok(entries));
-    assert!(matches!(table_page::parse(&bytes, POOL, 4, 1000), Err(FormatError::Field { field: "page index", .. })));
-    assert!(matches!(table_page::parse(&bytes, POOL, 3, 999), Err(FormatError::Field { field: "physical block", .. })));
-    assert!(matches!(table_page::parse(&bytes, MediumUuid([1; 16]), 3, 1000), Err(FormatError::Absent(_))));
+    assert_eq!(table_page::parse(&bytes, POOL, 3).map(|page| page.content), Ok(entries));
+    assert!(matches!(table_page::parse(&bytes, POOL, 4), Err(FormatError::Field { field: "page index", .. })));
+    assert!(matches!(table_page::parse(&bytes, MediumUuid([1; 16]), 3), Err(FormatError::Absent(_))));
 }
 
 #[test]
@@ -343,11 +342,10 @@ fn pages_of_kept_blocks_keep_their_bytes() {
     records[335] = KeptRecord { boundary: 4, block: 0, physical: 0 };
     let (bytes, checksum) = kept_page::encode(POOL, 3, 6, &records);
     golden("kept_page", &bytes);
-    let parse = |index, block_count| kept_page::parse(&bytes, POOL, index, block_count);
-    assert_eq!(parse(3, 1000), Ok(Page { checkpoint: 6, checksum, content: records.clone() }));
-    assert!(matches!(parse(4, 1000), Err(FormatError::Field { field: "page index", .. })));
-    assert!(matches!(parse(3, 999), Err(FormatError::Field { field: "physical block", .. })));
-    assert!(matches!(kept_page::parse(&bytes, MediumUuid([1; 16]), 3, 1000), Err(FormatError::Absent(_))));
+    let parse = |index| kept_page::parse(&bytes, POOL, index);
+    assert_eq!(parse(3), Ok(Page { checkpoint: 6, checksum, content: records.clone() }));
+    assert!(matches!(parse(4), Err(FormatError::Field { field: "page index", .. })));
+    assert!(matches!(kept_page::parse(&bytes, MediumUuid([1; 16]), 3), Err(FormatError::Absent(_))));
 }
 
 #[test]
@@ -423,8 +421,8 @@ proptest! {
         let _ = batch::parse(&bytes, GROUP);
         let _ = JournalSuperblock::parse(&bytes);
         let _ = PoolSuperblock::parse(&bytes);
-        let _ = table_page::parse(&bytes, POOL, 0, 10);
-        let _ = kept_page::parse(&bytes, POOL, 0, 10);
+        let _ = table_page::parse(&bytes, POOL, 0);
+        let _ = kept_page::parse(&bytes, POOL, 0);
         let _ = Greeting::parse(&bytes);
         let _ = message::parse_ranges(&bytes);
         let _ = Digests::parse(&bytes, 65_536);

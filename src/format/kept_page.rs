@@ -7,7 +7,7 @@
 
 use super::{
     page::{CONTENT_SIZE, Page, PageKind},
-    parts::{FormatError, U32, prefix, require},
+    parts::{FormatError, U32, prefix},
 };
 use crate::units::MediumUuid;
 use alloc::vec::Vec;
@@ -56,21 +56,14 @@ pub fn encode(pool: MediumUuid, index: u32, checkpoint: u64, records: &[KeptReco
 }
 
 /// Reads one slot of page `index` of a pool: [`KEPT_PAGE_RECORD_COUNT`] records. [`FormatError::Absent`] if it was never
-/// written by this pool.
-pub fn parse(
-    bytes: &[u8],
-    pool: MediumUuid,
-    index: u32,
-    block_count: u32,
-) -> Result<Page<Vec<KeptRecord>>, FormatError> {
+/// written by this pool. Whether the records are possible depends on the superblock.
+pub fn parse(bytes: &[u8], pool: MediumUuid, index: u32) -> Result<Page<Vec<KeptRecord>>, FormatError> {
     KIND.parse(bytes, pool, index, |content| {
         let mut records = Vec::with_capacity(KEPT_PAGE_RECORD_COUNT);
         for raw in content.chunks_exact(12) {
             let (raw, _) = prefix::<RawRecord>(raw, WHAT)?;
-            let record =
-                KeptRecord { boundary: raw.boundary.get(), block: raw.block.get(), physical: raw.physical.get() };
-            require(record.physical <= block_count, WHAT, "physical block")?;
-            records.push(record);
+            let (boundary, block, physical) = (raw.boundary.get(), raw.block.get(), raw.physical.get());
+            records.push(KeptRecord { boundary, block, physical });
         }
         Ok(records)
     })

@@ -70,13 +70,13 @@ pub fn encode(pool: MediumUuid, index: u32, checkpoint: u64, entries: &Entries) 
     })
 }
 
-/// Reads one slot of page `index` of a pool. [`FormatError::Absent`] if it was never written by this pool.
-pub fn parse(bytes: &[u8], pool: MediumUuid, index: u32, block_count: u32) -> Result<Page<Entries>, FormatError> {
+/// Reads one slot of page `index` of a pool. [`FormatError::Absent`] if it was never written by this pool. Whether the entries are
+/// possible depends on the superblock, which an unfinished checkpoint may be ahead of.
+pub fn parse(bytes: &[u8], pool: MediumUuid, index: u32) -> Result<Page<Entries>, FormatError> {
     KIND.parse(bytes, pool, index, |content| {
         let mut entries = Box::new([Entry::default(); TABLE_PAGE_ENTRY_COUNT]);
         for (entry, raw) in entries.iter_mut().zip(content.chunks_exact(24)) {
             let (raw, _) = prefix::<RawEntry>(raw, WHAT)?;
-            require(raw.latest.get() <= block_count && raw.snapshot.get() <= block_count, WHAT, "physical block")?;
             require(raw.reserved.get() == 0, WHAT, "reserved field")?;
             *entry = Entry {
                 latest: raw.latest.get(),

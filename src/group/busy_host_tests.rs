@@ -3,12 +3,15 @@
 use super::{
     pair_bench::Pair,
     tests::{Bench, pick},
+    volumes_tests::Alone,
     *,
 };
 use crate::{
     buffer::AlignedBuffer,
     command::{Command, CommandId},
+    format::record::Kind,
     request::{Durability, Operation},
+    units::VOLUME_SIZE_MIN,
 };
 use proptest::test_runner::{RngAlgorithm, TestRng};
 
@@ -201,4 +204,17 @@ fn what_the_standby_has_makes_no_small_write_large_on_the_primary() {
     pair.settle();
     let volumes = &pair.nodes[0].group.volumes;
     assert!(!volumes.values().any(|volume| volume.table.blocks.has_redirected()), "nobody will ask for it again");
+}
+
+/// Time does not pass between short entries that take next to nothing of the ring.
+#[test]
+fn short_entries_wait_for_a_checkpoint_by_count() {
+    let mut alone = Alone::new(64 << 10, VOLUME_SIZE_MIN, 1);
+    let most = alone.group.journal.entry_count_max() / 8 + 4096;
+    for round in 0..40 {
+        (0..1000).for_each(|_| alone.group.stage_zeroes(Kind::Discard, VolumeId(1), 0, 4096, false));
+        while alone.step_where(|_| true) {}
+        let waiting = alone.group.applied.0 - alone.group.applied_durable().0;
+        assert!(waiting <= most, "{waiting} entries wait for a checkpoint in round {round}");
+    }
 }

@@ -132,8 +132,9 @@ impl Group {
             return;
         }
         // Half of what makes destaging hurry: the tail must move before the ring is full.
-        let ring_wants =
-            self.applied > self.applied_durable() && self.applied_size_waiting() >= self.journal.ring_size() / 8;
+        let ring_wants = self.applied > self.applied_durable()
+            && (self.applied_size_waiting() >= self.journal.ring_size() / 8
+                || self.applied.0 - self.applied_durable().0 >= self.journal.entry_count_max() / 8);
         let idle = self.needs_checkpoint()
             && self.applied == self.destage_limit()
             && self.now.monotonic >= self.destage_idle_since().after(IDLE_MICROS);

@@ -392,6 +392,13 @@ impl Group {
         self.commands.waiting.push((id, WaitsFor::Superblock(count), reply));
     }
 
+    /// Answers a command when the tables are durable as they are now.
+    pub(super) fn answer_when_noted(&mut self, id: CommandId, reply: CommandReply) {
+        self.checkpoint.marked = true;
+        self.checkpoint.wanted = true;
+        self.commands.waiting.push((id, WaitsFor::Checkpoint(self.checkpoint.begun() + 1), reply));
+    }
+
     /// Goes on with whatever a command waits for.
     pub(super) fn continue_commands(&mut self) {
         let (durable, checkpoints, mut done) = (self.durable, self.checkpoint.ended(), Vec::new());
@@ -460,6 +467,14 @@ impl Group {
             (Target::Older { order, info }, _) => (order, info.at, Some(info.generation)),
             _ => (last, before, None),
         };
+        if fork < last && !self.can_be_had(fork) {
+            // Better none than one that takes only some of the volumes back.
+            self.commands.promotion = None;
+            self.greet_again();
+            let name = GenerationId::Number(generation.unwrap_or(Generation::UNDECLARED));
+            let result = Err(self.not_kept(name));
+            return self.outputs.push_back(Output::CommandAnswer { id, result });
+        }
         if fork < last {
             self.take_back(fork, at);
         }
@@ -503,8 +518,8 @@ impl Group {
         for volume in self.volumes.values_mut() {
             volume.overlay.clear();
             if applied.max(volume.applied_before) > fork {
-                let is_kept = volume.table.roll_back(fork);
-                debug_assert!(is_kept, "it was kept when the promotion began");
+                let is_taken_back = volume.table.roll_back(fork);
+                assert!(is_taken_back, "volume {} does not keep what can be had", volume.spec.id);
             }
         }
         for (order, entry) in self.journal.after(self.applied) {

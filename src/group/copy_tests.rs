@@ -163,6 +163,23 @@ proptest! {
     }
 }
 
+#[test]
+fn what_a_verification_has_found_is_mended_though_the_primary_dies() {
+    let mut pair = Pair::in_step();
+    pair.write_at(128 * UNIT, UNIT as usize);
+    pair.settle();
+    // What the journal still has is noted anew by whoever opens it.
+    let primary = &mut pair.nodes[0].group;
+    primary.retire_up_to(primary.applied_durable(), |_| true);
+    assert_eq!(primary.journal.entry_count(), 0);
+    pair.settle();
+    assert!(pair.damage(128), "the standby does not have it");
+    let reply = pair.verify(true, 4, |_| ());
+    assert!(matches!(reply, Ok(CommandReply::Verified { mending: true, .. })), "{reply:?}");
+    pair.reopen(0);
+    pair.finish();
+}
+
 /// What waited for the standby is in the bitmap only; the standby has it when the copy has ended, and not before.
 #[test]
 fn who_waits_for_the_standby_waits_for_the_end_of_the_copy() {

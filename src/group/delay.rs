@@ -50,7 +50,7 @@ impl Group {
         self.delay.overflow.take_if(|order| *order <= released);
         // What is up to the restart point is not held back.
         let holds = self.is_delaying() && self.journal.last() > released;
-        if holds && self.journal.live_size() > self.journal.ring_size() / 2 {
+        if holds && self.journal.holds_more_than(4) {
             self.delay.overflow = Some(self.journal.last());
             self.event(Event::DelayGivenUp);
         }

@@ -1,11 +1,13 @@
 //! The apply policy `delayed`.
 
-use super::{CommandId, MediumId, pair_bench::Pair};
+use super::{CommandId, MediumId, VolumeId, pair_bench::Pair, volumes_tests::Alone};
 use crate::{
     buffer::AlignedBuffer,
     command::{Command, PromoteTarget},
-    pair::{ApplyPolicy, PairState},
+    format::record::Kind,
+    pair::{ApplyPolicy, PairState, Role},
     request::{Durability, Operation},
+    units::VOLUME_SIZE_MIN,
 };
 
 const DELAYED: Command = Command::SetPolicy(ApplyPolicy::Delayed);
@@ -131,4 +133,23 @@ fn a_policy_is_changed_while_records_wait() {
     pair.settle();
     assert_eq!(pair.nodes[1].group.applied, pair.nodes[1].group.journal.last());
     pair.finish();
+}
+
+/// An entry in memory may take more than it does in the ring.
+#[test]
+fn what_waits_is_bounded_by_count_too() {
+    let mut alone = Alone::new(64 << 10, VOLUME_SIZE_MIN, 1);
+    alone.restart_point();
+    alone.group.pair.role = Role::Secondary;
+    alone.group.pair.policy = ApplyPolicy::Delayed;
+    for round in 0.. {
+        (0..1000).for_each(|_| alone.group.stage_zeroes(Kind::Discard, VolumeId(1), 0, 4096, false));
+        alone.settle();
+        let journal = &alone.group.journal;
+        assert!(journal.entry_count() as u64 <= journal.entry_count_max() / 8 * 5, "round {round}");
+        if alone.group.has_given_up_delay() {
+            assert!(round > 50 && journal.live_size() < journal.ring_size() / 4, "round {round}");
+            break;
+        }
+    }
 }

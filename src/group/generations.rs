@@ -120,9 +120,10 @@ impl Group {
         })
     }
 
-    /// Whether the volumes can be taken back to a generation, or are not that far yet.
+    /// Whether each volume can be taken back to a generation, or is not that far yet. After a crash one may be ahead of the others.
     pub(super) fn can_be_had(&self, order: Order) -> bool {
-        order > self.applied || self.is_kept(order)
+        let applied = self.applied;
+        self.volumes.values().all(|volume| order > applied.max(volume.applied_before) || volume.table.keeps(order))
     }
 
     /// The newest fork that is kept and was written after an entry.
@@ -144,7 +145,8 @@ impl Group {
             (point.order, point.info, kind)
         });
         let older = stream.older.iter().rev().map(|point| (point.order, point.info, point.origin.into()));
-        let is_there = |order| if order > self.applied { wanted.contains(&order) } else { self.is_kept(order) };
+        let comes = |order| wanted.contains(&order) && self.can_be_had(order);
+        let is_there = |order| if order > self.applied { comes(order) } else { self.is_kept(order) };
         let mut found: Vec<_> = last.into_iter().chain(older).filter(|(order, ..)| is_there(*order)).collect();
         found.sort_by_key(|(order, ..)| core::cmp::Reverse(*order));
         let bytes = |order| self.volumes.values().map(|volume| volume.table.bytes_kept_for(order)).sum();

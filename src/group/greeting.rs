@@ -336,16 +336,7 @@ impl Group {
         }
         let complete = !self.stream.copying && self.covers(end);
         let from = self.journal.order_of(end);
-        let ranges: Vec<Range> = self
-            .journal
-            .after(from)
-            .filter(|(_, entry)| !entry.is_void && entry.record.kind.changes_data())
-            .map(|(_, entry)| Range {
-                volume: entry.record.volume,
-                offset: entry.record.offset,
-                size: entry.record.size,
-            })
-            .collect();
+        let ranges = self.changed_after(from);
         let listed = (complete && ranges.len() <= RANGE_COUNT_MAX).then_some(ranges.as_slice());
         self.send_message(Kind::ForkRanges, encode_ranges(listed));
     }
@@ -360,14 +351,20 @@ impl Group {
             self.prepare_copy(true);
             return Ok(());
         };
+        for Range { volume: id, offset, size } in &ranges {
+            if let Some(volume) = self.volumes.get(id)
+                && offset.saturating_add(*size) > volume.spec.size
+            {
+                return Err(format!(
+                    "The peer has written {size} bytes at {offset} of volume {id}, behind its end; if a resize was \
+                     interrupted, repeat it, else delete the pair and create it anew"
+                ));
+            }
+        }
         if !self.is_tracking() {
             self.mark_live_dirty(self.journal.order_of(fork));
         }
-        for range in ranges {
-            if let Some(volume) = self.volumes.get_mut(&range.volume) {
-                volume.table.mark_dirty(range.offset, range.size);
-            }
-        }
+        self.mark_dirty(ranges);
         self.prepare_copy(false);
         Ok(())
     }

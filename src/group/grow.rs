@@ -3,7 +3,7 @@
 //! First a checkpoint, so that nothing of an earlier attempt can be taken for the table's new pages; then the table grows in
 //! memory and a second checkpoint makes that durable, moved pages and all, with one write of the pool's superblock; then the
 //! journal's superblock says the new size, and requests may go there. Whatever is interrupted is done again by the same
-//! command.
+//! command. What the medium has gained takes no journalled data before the pool's superblock says that it is there.
 
 use super::Group;
 use crate::{

@@ -104,6 +104,46 @@ proptest! {
     }
 }
 
+/// The medium has gained blocks of which the table on it does not know yet, and there is a crash: the growth goes on, or the medium
+/// was too small for it all the same.
+#[test]
+fn what_is_flushed_while_a_volume_grows_survives() {
+    for has_room in [true, false] {
+        let mut bench = deterministic();
+        let write = |bench: &mut Bench, size: usize, value: u8| {
+            let mut buffer = AlignedBuffer::new(size);
+            buffer.as_mut_slice().fill(value);
+            let (data, durability) = (buffer.freeze(), Durability::Durable);
+            bench.request(Operation::Write { offset: 0, data, durability })
+        };
+        let count = |bench: &Bench| bench.group.volumes[&VolumeId(1)].table.geometry().block_count;
+        // New blocks are looked for behind the last one that was taken.
+        let (before, block) = (count(&bench), bench.spec().table_block_size);
+        for _ in 0..u64::from(before) * u64::from(block) / (1 << 20) - 1 {
+            let id = write(&mut bench, 1 << 20, 1);
+            bench.wait(id);
+            bench.settle();
+        }
+        let size = 2 * VOLUME_SIZE_MIN;
+        let pool_size = bench.enlarge_pool(size);
+        let grown = bench.begin_to_grow(if has_room { size } else { 8 * size }, pool_size);
+        while count(&bench) == before {
+            assert!(bench.step_but(|_| false), "it never grows");
+        }
+        assert_eq!(bench.replies.contains_key(&grown), !has_room);
+        let id = write(&mut bench, 4 << 20, 2);
+        while bench.step_but(|purpose| matches!(purpose, Purpose::Checkpoint)) {}
+        assert_eq!(bench.answers.remove(&id), Some(Ok(Reply::Done)));
+        bench.operations.clear();
+        bench.reopen();
+        assert_eq!(count(&bench), before, "the superblock was not written");
+        let id = bench.request(Operation::Read { offset: 0, size: 4 << 20 });
+        bench.wait(id);
+        let Some(Ok(Reply::Data(parts))) = bench.answers.remove(&id) else { panic!("read failed") };
+        assert!(parts.concat().iter().all(|byte| *byte == 2), "what was flushed is lost");
+    }
+}
+
 #[test]
 fn a_table_that_moved_is_used_and_its_old_place_is_free_again() {
     let mut bench = deterministic();
@@ -183,7 +223,7 @@ fn a_resize_that_was_interrupted_half_way_can_be_repeated() {
 }
 
 #[test]
-fn what_an_interrupted_resize_left_in_the_table_is_not_copied() {
+fn what_an_interrupted_resize_left_in_the_table_is_not_copied_or_compared() {
     let mut pair = Pair::in_step();
     pair.write();
     pair.settle();
@@ -206,6 +246,10 @@ fn what_an_interrupted_resize_left_in_the_table_is_not_copied() {
     assert_eq!(sizes(&pair.nodes[0].group), (size, VOLUME_SIZE_MIN));
     pair.command(0, Command::CreatePair { peer: NodeKey([2; 32]) }).unwrap();
     pair.finish();
+    let Ok(CommandReply::Verified { compared_bytes, differing_bytes, .. }) = pair.verify(false, 4, |_| ()) else {
+        panic!("it was not verified");
+    };
+    assert_eq!((compared_bytes, differing_bytes), (VOLUME_SIZE_MIN, 0));
 }
 
 #[test]

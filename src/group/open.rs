@@ -260,22 +260,20 @@ impl Group {
         if !planted(Plant::ForkNotVoided) {
             self.void_forks()?;
         }
-        let entries: Vec<(Order, LiveEntry)> =
-            self.journal.after(self.journal.tail_order).map(|(order, entry)| (order, entry.clone())).collect();
         self.destage.stream = self.journal.tail_stream.clone();
-        self.claim_unapplied(&entries);
-        for (order, entry) in &entries {
+        self.claim_unapplied();
+        for (order, entry) in self.journal.after(self.journal.tail_order) {
             if matches!(entry.note, Note::Fork(_)) {
                 // It died before its role was stored: the epoch is its own all the same.
                 self.pair.former_epoch = self.pair.former_epoch.max(entry.record.at.epoch);
             }
             if !entry.is_void {
-                self.stream.apply(*order, &entry.record, &entry.note);
-                if *order <= self.applied {
-                    self.destage.stream.apply(*order, &entry.record, &entry.note);
+                self.stream.apply(order, &entry.record, &entry.note);
+                if order <= self.applied {
+                    self.destage.stream.apply(order, &entry.record, &entry.note);
                 }
             }
-            if *order > self.applied {
+            if order > self.applied {
                 self.destage.staged(self.now.monotonic, entry.record.payload_size);
             }
             let Some(volume) = self.volumes.get_mut(&entry.record.volume) else {
@@ -283,16 +281,16 @@ impl Group {
             };
             if let Place::Redirected(blocks) = &entry.place {
                 for block in blocks {
-                    volume.table.blocks.redirect(*block, *order);
+                    volume.table.blocks.redirect(*block, order);
                     // A block that no table names was overwritten or is void: it waits for the tail.
                     let is_new = volume.table.blocks.claim(*block);
-                    if is_new && (entry.is_void || *order <= volume.applied_before) {
+                    if is_new && (entry.is_void || order <= volume.applied_before) {
                         volume.table.blocks.free(*block);
                     }
                 }
             }
-            if entry.record.kind.changes_data() && !entry.is_void && *order > volume.applied_before {
-                volume.overlay.insert(entry.record.offset, entry.record.end(), *order);
+            if entry.record.kind.changes_data() && !entry.is_void && order > volume.applied_before {
+                volume.overlay.insert(entry.record.offset, entry.record.end(), order);
             }
         }
         // The bitmap on the medium may be older than the journal; noting too much is harmless.
@@ -305,11 +303,11 @@ impl Group {
 
     /// Notes which blocks are used by what is still to be applied, before those are freed that no table names: a former volume of the
     /// same number may have had its data in the same ones.
-    fn claim_unapplied(&mut self, entries: &[(Order, LiveEntry)]) {
-        for (order, entry) in entries.iter().filter(|(_, entry)| !entry.is_void) {
+    fn claim_unapplied(&mut self) {
+        for (order, entry) in self.journal.after(self.journal.tail_order).filter(|(_, entry)| !entry.is_void) {
             if let (Place::Redirected(blocks), Some(volume)) =
                 (&entry.place, self.volumes.get_mut(&entry.record.volume))
-                && *order > volume.applied_before
+                && order > volume.applied_before
             {
                 for block in blocks {
                     volume.table.blocks.claim(*block);
@@ -550,7 +548,9 @@ fn fits(entry: &LiveEntry, volume: &Volume) -> bool {
     let lists = match &entry.place {
         Place::Redirected(blocks) => {
             let size = blocks.len() as u64 * u64::from(geometry.block_size);
-            size == entry.record.size && blocks.iter().all(|block| (1..=geometry.block_count).contains(block))
+            let is_aligned = entry.record.offset.is_multiple_of(u64::from(geometry.block_size));
+            let is_there = |block: &u32| (1..=geometry.block_count).contains(block);
+            is_aligned && size == entry.record.size && blocks.iter().all(is_there)
         }
         Place::Inline(_) | Place::Memory => true,
     };

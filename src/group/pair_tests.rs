@@ -4,7 +4,8 @@ use super::{CommandId, pair_bench::Pair, tests::pick};
 use crate::{
     command::{Command, CommandError, GenerationId, GenerationKind, PromoteTarget},
     pair::{ApplyPolicy, Cause, Level, PairState, Role},
-    units::NodeKey,
+    request::Operation,
+    units::{NodeKey, VOLUME_SIZE_MIN},
 };
 use alloc::vec::Vec;
 use bytes::Bytes;
@@ -272,4 +273,24 @@ fn a_restart_point_waits_for_no_timer() {
         while pair.nodes[0].step(pair.now, rng) {}
         assert!(pair.nodes[0].replies.remove(&id).is_some(), "not answered, though nothing is left to be done");
     }
+}
+
+/// An entry in memory may take more than it does in the ring.
+#[test]
+fn the_journal_is_nearly_full_of_short_entries_too() {
+    let mut pair = Pair::in_step_on(64 << 20);
+    pair.cut();
+    for round in 0.. {
+        for _ in 0..1000 {
+            pair.request(0, Operation::Discard { offset: VOLUME_SIZE_MIN - 4096, size: 4096 });
+        }
+        pair.settle();
+        let group = &pair.nodes[0].group;
+        assert!(group.journal.entry_count() as u64 <= group.journal.entry_count_max() / 8 * 7, "round {round}");
+        if group.pair.state == PairState::Suspended(Cause::JournalFull) {
+            assert!(round > 50 && group.journal.live_size() < group.journal.ring_size() / 2, "round {round}");
+            break;
+        }
+    }
+    pair.finish();
 }

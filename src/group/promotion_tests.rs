@@ -1,10 +1,16 @@
 //! What a promotion waits for, and what must not be ahead of it on the media.
 
-use super::{pair_bench::Pair, *};
-use crate::{
-    command::{Command, CommandId, PromoteTarget},
-    pair::Role,
+use super::{
+    pair_bench::Pair,
+    volumes_tests::{Alone, keep},
+    *,
 };
+use crate::{
+    command::{Command, CommandError, CommandId, GenerationId, PromoteTarget},
+    pair::Role,
+    units::{Generation, VOLUME_SIZE_MIN},
+};
+use alloc::vec;
 
 /// The checkpoint of a large volume takes seconds. What it makes durable is the state before the promotion; whatever happens then, it is
 /// not served.
@@ -205,4 +211,28 @@ fn what_is_marked_while_a_checkpoint_runs_is_not_taken_for_durable() {
         assert!(pair.step(), "the checkpoint does not end");
     }
     assert!(!pair.nodes[0].group.peer.is_tracking_durable());
+}
+
+/// After a crash one pool is behind a generation that the other one has passed and let go of.
+#[test]
+fn all_volumes_are_taken_back_or_none() {
+    for ahead in [1, 2] {
+        let mut group = Alone::new(64 << 10, VOLUME_SIZE_MIN, 2);
+        group.command(keep(1)).unwrap();
+        for round in 1..=3 {
+            (1..=2).for_each(|volume| group.write(volume, 0, 4096, round));
+            group.restart_point();
+            if round == 1 {
+                group.settle();
+            }
+        }
+        (1..=2).for_each(|volume| group.write(volume, 0, 4096, 4));
+        group.die_with_one_ahead(ahead);
+        let lost = Generation(2);
+        let refused = group.promote(PromoteTarget::Generation(lost));
+        let kept = vec![GenerationId::Number(Generation(3))];
+        assert_eq!(refused, Err(CommandError::NotKept { asked: GenerationId::Number(lost), kept }));
+        group.promote(PromoteTarget::RestartPoint).unwrap();
+        assert_eq!([group.first(1), group.first(2)], [3; 2], "volume {ahead} is ahead");
+    }
 }

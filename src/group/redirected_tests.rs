@@ -96,9 +96,13 @@ impl Bench {
 
     /// Puts a batch with one redirected entry behind the journal's last one.
     fn forge_list(&mut self, blocks: &[u32], value: u8, version: u16, is_durable: bool) -> Order {
+        self.forge_list_at(4 * MIB, blocks, value, version, is_durable)
+    }
+
+    fn forge_list_at(&mut self, offset: u64, blocks: &[u32], value: u8, version: u16, is_durable: bool) -> Order {
         let journal = &self.group.journal;
         let payload = constant(value);
-        let record = Record { volume: VOLUME, offset: 4 * MIB, size: MIB, ..self.group.new_record(Kind::Write) };
+        let record = Record { volume: VOLUME, offset, size: MIB, ..self.group.new_record(Kind::Write) };
         let stored: Vec<u8> = blocks.iter().flat_map(|block| block.to_le_bytes()).collect();
         let entry = BatchEntry {
             record: record.carrying(&payload),
@@ -206,6 +210,20 @@ fn a_block_is_named_once_in_what_is_still_to_be_applied() {
         assert_eq!(bench.open(), Ok(()));
         bench.shares_nothing();
     }
+}
+
+#[test]
+fn a_list_of_blocks_begins_where_a_block_does() {
+    let mut bench = bench();
+    let first = bench.write_large(0, 7, Durability::Durable);
+    let last = bench.group.journal.last();
+    let free: Vec<u32> = {
+        let blocks = &bench.group.volumes[&VOLUME].table.blocks;
+        (1..).filter(|block| !blocks.is_used(*block)).take(first.blocks.len()).collect()
+    };
+    bench.forge_list_at(4 * MIB + PAGE, &free, 0, 2, false);
+    assert_eq!(bench.open(), Ok(()));
+    assert_eq!(bench.group.journal.last(), last.next(), "there is the new epoch in its place");
 }
 
 /// What an older program has written is served.

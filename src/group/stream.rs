@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     format::{
-        message::Greeting,
+        message::{Greeting, Range},
         record::{Kind, Record},
     },
     output::{Event, Frame, Output},
@@ -338,7 +338,7 @@ impl Group {
 
     /// Suspends the pair before the journal is full, so that service goes on.
     pub(super) fn suspend_when_nearly_full(&mut self) {
-        let nearly = self.journal.live_size() > self.journal.ring_size() / 4 * 3;
+        let nearly = self.journal.holds_more_than(6);
         let bound = self.pair.peer.is_some() && self.pair.role == Role::Primary && self.peer.anchored;
         if nearly && bound && self.peer.acknowledged < self.applied_durable() {
             self.suspend(Cause::JournalFull);
@@ -378,12 +378,25 @@ impl Group {
 
     /// Notes everything after `order` that is still in the journal in the bitmap.
     pub(super) fn mark_live_dirty(&mut self, order: Order) {
-        for (_, entry) in self.journal.after(order) {
-            if entry.record.kind.changes_data()
-                && !entry.is_void
-                && let Some(volume) = self.volumes.get_mut(&entry.record.volume)
-            {
-                volume.table.mark_dirty(entry.record.offset, entry.record.size);
+        let ranges = self.changed_after(order);
+        self.mark_dirty(ranges);
+    }
+
+    /// What the journal's entries after `order` have changed.
+    pub(super) fn changed_after(&self, order: Order) -> Vec<Range> {
+        let live = self.journal.after(order).map(|(_, entry)| entry);
+        let changes = live.filter(|entry| entry.record.kind.changes_data() && !entry.is_void);
+        let range =
+            |Record { volume, offset, size, .. }: &Record| Range { volume: *volume, offset: *offset, size: *size };
+        changes.map(|entry| range(&entry.record)).collect()
+    }
+
+    /// Notes ranges in the bitmap.
+    pub(super) fn mark_dirty(&mut self, mut ranges: Vec<Range>) {
+        merge(&mut ranges);
+        for Range { volume, offset, size } in ranges {
+            if let Some(volume) = self.volumes.get_mut(&volume) {
+                volume.table.mark_dirty(offset, size);
             }
         }
     }
@@ -418,5 +431,47 @@ impl Group {
             self.peer.owed = Order(0);
         }
         self.superblock.wanted = true;
+    }
+}
+
+/// Makes one of ranges that touch. Thousands may be about a whole volume each, and marking that takes seconds.
+fn merge(ranges: &mut Vec<Range>) {
+    ranges.sort_unstable();
+    ranges.dedup_by(|next, last| {
+        let (end, last_end) = (next.offset.saturating_add(next.size), last.offset.saturating_add(last.size));
+        let touches = next.volume == last.volume && next.offset <= last_end;
+        if touches {
+            last.size = end.max(last_end) - last.offset;
+        }
+        touches
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn merged_ranges_cover_the_same_and_nothing_twice(
+            ranges in prop::collection::vec((0u16..3, 0u64..200, 0u64..40), 0..30),
+        ) {
+            let range = |(volume, offset, size): &(u16, u64, u64)| {
+                Range { volume: VolumeId(*volume), offset: *offset, size: *size }
+            };
+            let mut merged: Vec<Range> = ranges.iter().map(range).collect();
+            let bytes = |ranges: &[Range]| -> Vec<(VolumeId, u64)> {
+                let all = ranges.iter().flat_map(|range| {
+                    (range.offset..range.offset + range.size).map(|byte| (range.volume, byte))
+                });
+                all.collect()
+            };
+            let mut expected = bytes(&merged);
+            expected.sort_unstable();
+            expected.dedup();
+            merge(&mut merged);
+            prop_assert_eq!(bytes(&merged), expected);
+        }
     }
 }

@@ -137,7 +137,8 @@ impl Group {
                 at = 0;
             }
             let geometry = volume.table.geometry();
-            let (block_size, end) = (u64::from(geometry.block_size), geometry.volume_size);
+            // An interrupted resize may have left a table that is larger than the volume.
+            let (block_size, end) = (u64::from(geometry.block_size), geometry.volume_size.min(volume.spec.size));
             if at >= end {
                 continue;
             }
@@ -250,6 +251,9 @@ impl Group {
         if mends {
             // Records may be under way: they are noted with what differs, and the copy begins in a session of its own.
             self.suspend(Cause::Peer);
+            self.again = true;
+            // The answer means that what differs is not forgotten.
+            return self.answer_when_noted(verifier.command, reply);
         }
         self.again = true;
         self.outputs.push_back(Output::CommandAnswer { id: verifier.command, result: Ok(reply) });

@@ -24,7 +24,7 @@ fn number(number: u32) -> GenerationId {
     GenerationId::Number(Generation(number))
 }
 
-fn keep(count: u16) -> Command {
+pub(super) fn keep(count: u16) -> Command {
     Command::KeepGenerations { count, seconds: 0 }
 }
 
@@ -144,7 +144,7 @@ impl Alone {
         self.request(volume, Access::ReadWrite, operation);
     }
 
-    fn command(&mut self, command: Command) -> Result<CommandReply, CommandError> {
+    pub(super) fn command(&mut self, command: Command) -> Result<CommandReply, CommandError> {
         let id = CommandId(self.next + 1_000_000);
         self.next += 1;
         self.group.handle_command(self.now, id, command);
@@ -164,7 +164,7 @@ impl Alone {
     }
 
     /// As if it had been a standby.
-    fn promote(&mut self, target: PromoteTarget) -> Result<CommandReply, CommandError> {
+    pub(super) fn promote(&mut self, target: PromoteTarget) -> Result<CommandReply, CommandError> {
         self.group.pair.role = Role::Secondary;
         self.command(Command::Promote { target, force: true })
     }
@@ -179,7 +179,7 @@ impl Alone {
     }
 
     /// What the first byte of a volume is.
-    fn first(&mut self, volume: u16) -> u8 {
+    pub(super) fn first(&mut self, volume: u16) -> u8 {
         self.read(volume, Access::ReadOnly, 0, 4096)[0]
     }
 
@@ -192,7 +192,7 @@ impl Alone {
     }
 
     /// Dies when the checkpoint of the pool `ahead`, of two, counts and the other's does not.
-    fn die_with_one_ahead(&mut self, ahead: u16) {
+    pub(super) fn die_with_one_ahead(&mut self, ahead: u16) {
         self.apply();
         self.group.checkpoint.wanted = true;
         let behind = is_superblock_of(3 - ahead);

@@ -300,7 +300,13 @@ impl Group {
         if u64::from(table.blocks.free_count()) < count + 64 {
             return None;
         }
-        (0..count).map(|_| table.blocks.allocate()).collect()
+        let blocks: Vec<u32> = (0..count).map_while(|_| table.blocks.allocate()).collect();
+        // Recovery takes no record that names a block which the table on the medium does not know of yet.
+        if blocks.iter().any(|block| *block > table.block_count_durable()) {
+            blocks.into_iter().for_each(|block| table.blocks.unallocate(block));
+            return None;
+        }
+        Some(blocks)
     }
 
     /// Gives a record its entry.

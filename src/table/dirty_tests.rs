@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 /// A medium in memory that never fails.
 #[derive(Default)]
-struct Pages(BTreeMap<u64, Bytes>);
+pub(super) struct Pages(BTreeMap<u64, Bytes>);
 
 impl Storage for Pages {
     fn size(&mut self, _: MediumId) -> Result<u64, DiskError> {
@@ -42,6 +42,18 @@ impl Storage for Pages {
     }
 }
 
+pub(super) fn spec(size: u64, table_block_size: u32) -> VolumeSpec {
+    VolumeSpec {
+        id: VolumeId(1),
+        name: "v".parse().unwrap(),
+        size,
+        logical_block_size: 512,
+        table_block_size,
+        pool: MediumUuid([2; 16]),
+        pool_path: String::new(),
+    }
+}
+
 /// The table of a checkpoint, after `count` pages of which all marks went.
 fn checkpointed(table: &mut Table, pages: &mut Pages, spec: &VolumeSpec, count: u32) -> Table {
     let medium = MediumId::Pool(spec.id);
@@ -65,15 +77,7 @@ proptest! {
         steps in prop::collection::vec((0u8..8, any::<u32>(), 1u64..600, any::<u16>()), 1..60),
     ) {
         let size = VOLUME_SIZE_MIN + tail_pages * 4096;
-        let spec = VolumeSpec {
-            id: VolumeId(1),
-            name: "v".parse().unwrap(),
-            size,
-            logical_block_size: 512,
-            table_block_size: block_size,
-            pool: MediumUuid([2; 16]),
-            pool_path: String::new(),
-        };
+        let spec = spec(size, block_size);
         let mut pages = Pages::default();
         format_pool(&mut pages, GroupId([7; 16]), &spec).unwrap();
         let mut table = load(&mut pages, GroupId([7; 16]), &spec).unwrap();

@@ -53,14 +53,17 @@ impl Geometry {
         let before = pages_end.is_some_and(|end| end <= self.blocks_offset) && self.pages_offset == TABLE_OFFSET;
         let among = self.pages_offset.checked_sub(self.blocks_offset).is_some_and(|at| at.is_multiple_of(block_size))
             && pages_end.is_some_and(|pages_end| end.is_some_and(|end| pages_end <= end));
-        // Room for the volume once, beside the pages; and nothing lies over the superblocks.
-        let needed = self.volume_size.div_ceil(block_size) + u64::from(self.page_blocks().1);
-        let holds = u64::from(self.block_count) >= needed;
+        // Nothing lies over the superblocks.
         let in_place = self.blocks_offset > TABLE_OFFSET && self.blocks_offset.is_multiple_of(BLOCKS_ALIGNMENT);
-        fits && holds && in_place && (before || among)
+        if !(fits && in_place && (before || among)) {
+            return false;
+        }
+        // Room for the volume once, beside the pages.
+        let needed = self.volume_size.div_ceil(block_size) + u64::from(self.page_blocks().1);
+        u64::from(self.block_count) >= needed
     }
 
-    /// The blocks that the table's pages lie in: the first, and how many.
+    /// The blocks that the table's pages lie in: the first, and how many. They are among the blocks, or before them.
     pub fn page_blocks(&self) -> (u32, u32) {
         match self.pages_offset.checked_sub(self.blocks_offset) {
             Some(at) => {
@@ -187,6 +190,7 @@ mod tests {
             Geometry { pages_offset: moved.pages_offset + 4096, ..made },
             Geometry { pages_offset: moved.pages_offset + 65_536, ..made },
             Geometry { pages_offset: !0xffff, ..made },
+            Geometry { pages_offset: made.blocks_offset + (u64::from(u32::MAX) << 16), ..made },
             Geometry { block_count: 256, ..moved },
         ];
         for (index, layout) in bad.iter().enumerate() {

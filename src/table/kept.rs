@@ -118,7 +118,7 @@ impl Kept {
         for (place, record) in (first..).zip(records).filter(|(_, record)| record.boundary != 0) {
             let is_new = self.records.entry(record.boundary).or_default().insert(record.block, place as u32).is_none();
             let is_free = record.physical == 0 || blocks.claim(record.physical);
-            if !is_new || !is_free || record.block >= block_count {
+            if !is_new || !is_free || record.block >= block_count || record.boundary > self.durable.0 {
                 return None;
             }
             *self.slots.get_mut(place)? = record;

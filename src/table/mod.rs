@@ -18,6 +18,8 @@ mod store;
 
 #[cfg(test)]
 mod dirty_tests;
+#[cfg(test)]
+mod load_tests;
 
 pub use crate::format::table_page::Entry;
 pub use blocks::{Blocks, ReadCount};
@@ -55,6 +57,8 @@ pub struct Table {
     sweep: Option<u32>,
     /// The pool's unused blocks.
     pub blocks: Blocks,
+    /// How many blocks the durable table knows of.
+    block_count_durable: u32,
     /// The generations that are kept.
     kept: Kept,
     /// It was loaded from a format that does not say which generation its snapshot is.
@@ -76,6 +80,12 @@ impl Table {
     /// The last journal entry that the durable table contains.
     pub fn applied_durable(&self) -> Order {
         self.applied_durable
+    }
+
+    /// Blocks that a journalled record can name: if there was a crash now, the table would know of so many, whatever the medium has
+    /// gained since.
+    pub fn block_count_durable(&self) -> u32 {
+        self.block_count_durable
     }
 
     /// The stamp of entries that change now.

@@ -66,6 +66,16 @@ pub enum LoadError {
     /// The volume cannot be.
     #[error("The volume is not possible: {0}")]
     Geometry(&'static str),
+    /// The table says what no correct program says.
+    #[error(
+        "The address table has an impossible {field} for block {block} of the volume; copy the volume anew from the peer or restore it"
+    )]
+    Entry {
+        /// The logical block.
+        block: u64,
+        /// What of its entry.
+        field: &'static str,
+    },
     /// Pages are missing or older than the superblock says.
     #[error(
         "The address table is damaged (digest {found:#x}, not {expected:#x}); copy the volume anew from the peer or restore it"
@@ -186,6 +196,7 @@ pub fn load(storage: &mut dyn Storage, group: GroupId, spec: &VolumeSpec) -> Res
         void: superblock.void,
         sweep: Some(0),
         blocks,
+        block_count_durable: geometry.block_count,
         kept,
         nameless,
         write_count: superblock.write_count,
@@ -210,17 +221,18 @@ fn load_pages(storage: &mut dyn Storage, medium: MediumId, table: &mut Table) ->
         let size = count as u64 * PAGE_PAIR_SIZE;
         let bytes = storage.read(medium, table.geometry.page_offset(first as u32), size as u32)?;
         for (index, pair) in (first..).zip(bytes.chunks_exact(PAGE_PAIR_SIZE as usize)) {
-            let parse = |raw: &[u8]| table_page::parse(raw, table.medium, index as u32, table.geometry.block_count);
+            let parse = |raw: &[u8]| table_page::parse(raw, table.medium, index as u32);
             let slots = Slots::read(pair, table.pages_since, table.checkpoint, parse);
             if slots.unfinished {
                 table.changes.add([index as u32]);
                 table.pages[index] = Some(Box::new([Entry::default(); TABLE_PAGE_ENTRY_COUNT]));
             }
             let Some((entries, meta)) = slots.newest else { continue };
-            for entry in entries.iter() {
-                for block in [entry.latest, entry.snapshot] {
-                    if block != 0 && !table.blocks.claim(block) {
-                        return Err(FormatError::Field { what: "table page", field: "physical block" }.into());
+            for (block, entry) in (index as u64 * TABLE_PAGE_ENTRY_COUNT as u64..).zip(entries.iter()) {
+                require_possible(&table.geometry, table.stamp, block, entry)?;
+                for physical in [entry.latest, entry.snapshot] {
+                    if physical != 0 && !table.blocks.claim(physical) {
+                        return Err(LoadError::Entry { block, field: "physical block" });
                     }
                 }
                 table.dirty_count += u64::from(entry.dirty.count_ones());
@@ -233,10 +245,29 @@ fn load_pages(storage: &mut dyn Storage, medium: MediumId, table: &mut Table) ->
     Ok(())
 }
 
+/// Requires what the rest of the program relies on: only then can a block be read, folded and copied as its entry says.
+fn require_possible(geometry: &Geometry, stamp: u32, block: u64, entry: &Entry) -> Result<(), LoadError> {
+    let full = geometry.full_mask();
+    let is_in_volume = block < geometry.volume_size.div_ceil(u64::from(geometry.block_size));
+    let holds_nothing = entry.latest == 0 && entry.snapshot == 0 && entry.dirty == 0;
+    // Without a latest block all granules are zeroes, or all are in the snapshot.
+    let has_granules = entry.mask & !full == 0 && (entry.latest != 0 || entry.mask == 0 || entry.mask == full);
+    let conditions = [
+        (is_in_volume || holds_nothing, "place"),
+        (has_granules, "mask"),
+        (entry.stamp <= stamp, "stamp"),
+        (entry.dirty & !geometry.dirty_full() == 0, "set of dirty parts"),
+    ];
+    match conditions.iter().find(|(holds, _)| !holds) {
+        Some((_, field)) => Err(LoadError::Entry { block, field }),
+        None => Ok(()),
+    }
+}
+
 fn load_kept(storage: &mut dyn Storage, medium: MediumId, table: &mut Table) -> Result<(), LoadError> {
     for (index, offset, since) in table.kept.pages(&table.geometry) {
         let bytes = storage.read(medium, offset, PAGE_PAIR_SIZE as u32)?;
-        let parse = |raw: &[u8]| kept_page::parse(raw, table.medium, index, table.geometry.block_count);
+        let parse = |raw: &[u8]| kept_page::parse(raw, table.medium, index);
         let slots = Slots::read(&bytes, since, table.checkpoint, parse);
         if slots.unfinished {
             table.kept.rewrite(index);
@@ -357,8 +388,9 @@ impl Table {
 
     /// The checkpoint's superblock is durable. `reads` is the number of the next read.
     pub fn commit_checkpoint(&mut self, checkpoint: TableCheckpoint, reads: super::ReadCount) {
-        let PoolSuperblock { applied, stamp, kept, .. } = checkpoint.superblock;
+        let PoolSuperblock { applied, stamp, kept, block_count, .. } = checkpoint.superblock;
         self.applied_durable = applied;
+        self.block_count_durable = block_count;
         self.kept.commit_checkpoint(stamp, kept.into_iter().flatten().map(|(_, boundary)| boundary).collect());
         self.blocks.commit_checkpoint(reads);
     }

@@ -27,7 +27,6 @@ const GROUP: GroupId = GroupId([0x11; 16]);
 const POOL: MediumUuid = MediumUuid([0x22; 16]);
 /// The place of the page in the vectors.
 const PAGE_INDEX: u32 = 3;
-const BLOCK_COUNT: u32 = 1000;
 /// Bytes of a slot of versions 1 to 4 of the journal's superblock.
 const OLD_SUPERBLOCK_SIZE: usize = 36_864;
 const BATCH_HEAD_SIZE: usize = 128;
@@ -120,19 +119,19 @@ pub fn pool_superblock(data: &[u8]) {
 
 /// A page of the address table.
 pub fn table_page(data: &[u8]) {
-    let _ = table_page::parse(data, POOL, PAGE_INDEX, BLOCK_COUNT);
+    let _ = table_page::parse(data, POOL, PAGE_INDEX);
     let mut bytes = padded(data, PAGE_SIZE);
     mend(&mut bytes, 8);
-    let Ok(page) = table_page::parse(&bytes, POOL, PAGE_INDEX, BLOCK_COUNT) else { return };
+    let Ok(page) = table_page::parse(&bytes, POOL, PAGE_INDEX) else { return };
     assert_eq!(table_page::encode(POOL, PAGE_INDEX, page.checkpoint, &page.content).0, bytes);
 }
 
 /// A page of kept blocks.
 pub fn kept_page(data: &[u8]) {
-    let _ = kept_page::parse(data, POOL, PAGE_INDEX, BLOCK_COUNT);
+    let _ = kept_page::parse(data, POOL, PAGE_INDEX);
     let mut bytes = padded(data, PAGE_SIZE);
     mend(&mut bytes, 8);
-    let Ok(page) = kept_page::parse(&bytes, POOL, PAGE_INDEX, BLOCK_COUNT) else { return };
+    let Ok(page) = kept_page::parse(&bytes, POOL, PAGE_INDEX) else { return };
     assert_eq!(kept_page::encode(POOL, PAGE_INDEX, page.checkpoint, &page.content).0, bytes);
 }
 
