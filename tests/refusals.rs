@@ -230,7 +230,7 @@ fn a_port_in_use() {
 #[test]
 fn a_second_daemon_on_the_same_media() {
     let sites = alone();
-    says(&last_words(&sites, 0), "Another holdfastd answers on");
+    says(&last_words(&sites, 0), "stop it if it is a second holdfastd");
     // With a directory and sockets of its own it gets as far as the media.
     sites.create_volume().unwrap();
     let folder = sites.workplace.folder().join("south/state/groups/g");

@@ -22,3 +22,4 @@ pub mod preparation;
 pub mod presence;
 pub mod provision;
 pub mod ublk;
+pub mod unix_socket;
