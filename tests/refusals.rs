@@ -137,6 +137,59 @@ fn a_journal_that_is_not_there_yet() {
     sites.ask(0, &["status", GROUP]).unwrap();
 }
 
+/// All that asks for it says why, and it is opened without a restart, which would stop the other groups.
+#[test]
+fn a_pool_that_is_not_there_yet() {
+    let sites = sites::paired(LineSettings::default(), 4).unwrap();
+    sites.ask(0, &["group", "create", "other", "--journal-size", "64MiB"]).unwrap();
+    let (pool, elsewhere) = (state(&sites, "v.pool"), sites.workplace.folder().join("elsewhere"));
+    sites.kill(0).unwrap();
+    fs::rename(&pool, &elsewhere).unwrap();
+    sites.start(0).unwrap();
+    let why = format!("{}: No such file", pool.display());
+    let tells = |answer: &serde_json::Value| {
+        let unopened = answer.as_array().unwrap().iter().find(|group| group["group"] == GROUP).unwrap();
+        says(unopened["not_opened"].as_str().unwrap(), &why);
+    };
+    let all = sites.ask(0, &["status"]).unwrap();
+    tells(&all);
+    assert!(
+        all.as_array().unwrap().iter().any(|group| group["group"] == "other" && group["role"] == "primary"),
+        "{all}"
+    );
+    tells(&sites.ask(0, &["node", "status"]).unwrap()["not_opened"]);
+    for question in [&["status"][..], &["node", "status"]] {
+        says(&sites.nodes[0].words(question).unwrap(), &format!("g: NOT OPENED: Cannot open {}", pool.display()));
+    }
+    for command in [&["status", GROUP][..], &["promote", GROUP], &["volume", "list", GROUP]] {
+        let refusal = sites.refusal(0, command);
+        says(&refusal, &format!("Group g is NOT OPENED: Cannot open {}", pool.display()));
+        says(&refusal, "mend that, then: ublk-admin group reopen g");
+    }
+    let events = sites.ask(0, &["events", GROUP]).unwrap();
+    let event = events.as_array().unwrap().iter().find(|event| event["event"] == "Group not opened").unwrap();
+    says(event["reason"].as_str().unwrap(), &why);
+
+    says(
+        &sites.refusal(0, &["group", "reopen", GROUP]),
+        &format!("Group g is not opened: Cannot open {}", pool.display()),
+    );
+    fs::rename(&elsewhere, &pool).unwrap();
+    sites.ask(0, &["group", "reopen", GROUP]).unwrap();
+    sites.wait_in_step(0).unwrap();
+    sites.client(0).unwrap().write(0, &[7; 4096]).unwrap();
+    sites.wait_in_step(0).unwrap();
+    assert_eq!(sites.ask(0, &["node", "status"]).unwrap()["not_opened"], serde_json::json!([]));
+
+    // One that was moved away is not missed any more.
+    sites.kill(0).unwrap();
+    fs::rename(&pool, &elsewhere).unwrap();
+    sites.start(0).unwrap();
+    fs::rename(pool.parent().unwrap(), sites.workplace.folder().join("away")).unwrap();
+    says(&sites.refusal(0, &["group", "reopen", GROUP]), "There is no group g on this node");
+    assert_eq!(sites.ask(0, &["node", "status"]).unwrap()["not_opened"], serde_json::json!([]));
+}
+
 #[test]
 fn a_superblock_of_a_newer_version() {
     let sites = alone();
@@ -239,7 +292,7 @@ fn a_second_daemon_on_the_same_media() {
     std::os::unix::fs::symlink(state(&sites, "journal"), &journal).unwrap();
     sites.start(1).unwrap();
     says(&sites.workplace.log_tail("south"), &format!("{} is in use by ", journal.display()));
-    says(&sites.refusal(1, &["status", GROUP]), "There is no group g on this node");
+    says(&sites.refusal(1, &["status", GROUP]), &format!("Group g is NOT OPENED: {} is in use by", journal.display()));
 }
 
 #[test]

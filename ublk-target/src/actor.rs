@@ -10,7 +10,6 @@ use crate::{
     media::{GroupMedia, MediaOptions, Medium, carry_out},
     peer::Peer,
 };
-use anyhow::Context;
 use bytes::Bytes;
 use holdfast::{
     command::{Command, CommandError, CommandId, CommandReply, GenerationId, Status, VolumeSpec},
@@ -547,7 +546,7 @@ pub fn open_media(
     media.insert_journal(Medium::open(journal, options, patience)?, options)?;
     let label =
         holdfast::group::read_label(&mut media).map_err(|error| anyhow::anyhow!("{}: {error}", journal.display()))?;
-    is_wanted(&label).with_context(|| journal.display().to_string())?;
+    is_wanted(&label).map_err(|error| anyhow::anyhow!("{}: {error}", journal.display()))?;
     for spec in &label.volumes {
         media.0.insert(MediumId::Pool(spec.id), Medium::open(Path::new(&spec.pool_path), options, patience)?);
     }
