@@ -280,6 +280,26 @@ fn a_port_in_use() {
     says(&last_words(&sites, 0), &format!("Link one: cannot use the local address {local}"));
 }
 
+/// A machine that has just started may not have it yet.
+#[test]
+fn an_address_that_is_not_there() {
+    let sites = sites::new(LineSettings::default(), 12).unwrap();
+    let key = sites.nodes[1].key().unwrap();
+    let local = "192.0.2.1:7001".parse().unwrap();
+    sites.nodes[0]
+        .configure("south", &key, &[LinkEnd { name: "one".into(), local, remote: free_port().unwrap() }])
+        .unwrap();
+    let path = sites.nodes[0].config_path();
+    let third = "[peer.heartbeat]\nlocal = \"192.0.2.1:7002\"\nremote = \"192.0.2.2:7002\"\n";
+    fs::write(&path, fs::read_to_string(&path).unwrap() + third).unwrap();
+    sites.start(0).unwrap();
+    sites.create_volume().unwrap();
+    sites.client(0).unwrap().write(0, &[7; 4096]).unwrap();
+    let words = sites.workplace.log_tail("north");
+    says(&words, "Link one: cannot use the local address 192.0.2.1:7001");
+    says(&words, "No heartbeats until this machine has the address");
+}
+
 #[test]
 fn a_second_daemon_on_the_same_media() {
     let sites = alone();
