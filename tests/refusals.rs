@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, OpenOptions},
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, symlink},
     process::Command,
     time::{Duration, Instant},
 };
@@ -99,6 +99,37 @@ fn a_medium_that_was_something_else() {
     fs::rename(kept, sites.workplace.folder().join("north/state/groups/g")).unwrap();
     sites.start(0).unwrap();
     sites.client(0).unwrap();
+}
+
+#[test]
+fn a_group_that_cannot_be_moved_to_those_deleted() {
+    // Another file system than that of the node's directory.
+    let elsewhere = tempfile::tempdir_in("/dev/shm").unwrap();
+    let sites = alone();
+    let north = sites.workplace.folder().join("north/state");
+    let delete = ["group", "delete", GROUP, "--yes"];
+    // Into itself nothing can be moved, whoever does it.
+    sites.create_volume().unwrap();
+    fs::create_dir(north.join("groups/g/inside")).unwrap();
+    symlink(north.join("groups/g/inside"), north.join("deleted")).unwrap();
+    says(&sites.refusal(0, &delete), "group g is not deleted");
+    sites.client(0).unwrap().write(0, &[7; 4096]).unwrap();
+    fs::remove_file(north.join("deleted")).unwrap();
+    (0..1000).find_map(|_| sites.ask(0, &delete).ok()).unwrap();
+
+    sites.kill(0).unwrap();
+    fs::rename(north.join("groups"), north.join("former")).unwrap();
+    symlink(elsewhere.path(), north.join("groups")).unwrap();
+    sites.start(0).unwrap();
+    sites.create_volume().unwrap();
+    let refusal = sites.refusal(0, &delete);
+    says(&refusal, "which is on another file system; remove it with: ublk-admin group delete g --yes --erase");
+    sites.client(0).unwrap().write(0, &[7; 4096]).unwrap();
+    // The server hears of the end of a connection in its own time.
+    let erase = ["group", "delete", GROUP, "--yes", "--erase"];
+    let erased = (0..1000).find_map(|_| sites.ask(0, &erase).ok()).unwrap();
+    assert!(!erased["done"].as_str().unwrap().contains("untouched"), "{erased}");
+    assert!(fs::read_dir(elsewhere.path()).unwrap().next().is_none(), "something is left");
 }
 
 #[test]
@@ -309,7 +340,7 @@ fn a_second_daemon_on_the_same_media() {
     let folder = sites.workplace.folder().join("south/state/groups/g");
     fs::create_dir_all(&folder).unwrap();
     let journal = folder.join("journal");
-    std::os::unix::fs::symlink(state(&sites, "journal"), &journal).unwrap();
+    symlink(state(&sites, "journal"), &journal).unwrap();
     sites.start(1).unwrap();
     says(&sites.workplace.log_tail("south"), &format!("{} is in use by ", journal.display()));
     says(&sites.refusal(1, &["status", GROUP]), &format!("Group g is NOT OPENED: {} is in use by", journal.display()));

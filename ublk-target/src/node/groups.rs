@@ -21,7 +21,7 @@ use holdfast::{
 use serde_json::json;
 use std::{
     fs, io,
-    os::unix::fs::symlink,
+    os::unix::fs::{MetadataExt, symlink},
     path::{Path, PathBuf},
     rc::Rc,
     time::Duration,
@@ -264,8 +264,9 @@ impl Node {
         Ok(json!({ "done": format!("Volume {group}/{volume} forgotten; its pool is still at {}", spec.pool_path) }))
     }
 
-    pub(super) async fn delete_group(&self, group: &str, erase: bool) -> Answer {
+    pub(super) async fn delete_group(self: &Rc<Self>, group: &str, erase: bool) -> Answer {
         let actor = self.group(group)?;
+        let folder = self.folder(group);
         let attic = self.config.node.directory.join("deleted");
         fs::create_dir_all(&attic).map_err(|error| at(&attic, error))?;
         let name = attic.join(format!("{group}-{}", actor.label().group)).display().to_string();
@@ -284,15 +285,27 @@ impl Node {
         if clients > 0 {
             return Err(in_use(&format!("Group {group}"), clients));
         }
-        let folder = self.folder(group);
         let journal = fs::canonicalize(folder.join("journal")).map_err(|error| at(&folder, error))?;
+        let home = fs::canonicalize(&folder).map_err(|error| at(&folder, error))?;
+        // Else it is found out when the group is served no more.
+        let moves = is_on_one_file_system(&folder, &attic)?;
+        if !moves && !erase {
+            return Err(ApiError::new(format!(
+                "Group {group}: {} cannot be moved to {}, which is on another file system; remove it with: \
+                 ublk-admin group delete {group} --yes --erase",
+                folder.display(),
+                attic.display()
+            )));
+        }
         // From here on no client finds it.
         self.groups.borrow_mut().remove(group);
         if let Err(error) = command(&actor, Command::Stop).await {
             warn!(group, %error, "Group not stopped in good order");
         }
         actor.close();
-        let outside = |path: &&Path| !path.starts_with(&folder);
+        // It holds its media as long as somebody has it.
+        drop(actor);
+        let outside = |path: &&Path| !path.starts_with(&folder) && !path.starts_with(&home);
         let pools = label.volumes.iter().map(|spec| Path::new(&spec.pool_path));
         let kept: Vec<String> = std::iter::once(journal.as_path())
             .chain(pools)
@@ -301,11 +314,12 @@ impl Node {
             .collect();
         let mut done = format!("Group {group} deleted");
         // Also what is to be erased: that may take long, and what is left of it must not be taken for a group.
-        let place = match fs::rename(&folder, &place) {
-            Ok(()) => place,
-            Err(error) if erase && error.kind() == io::ErrorKind::CrossesDevices => folder.clone(),
-            Err(error) => return Err(at(&folder, error)),
-        };
+        let place = if moves { place } else { folder.clone() };
+        if moves && let Err(error) = fs::rename(&folder, &place) {
+            // What came of it is in the status.
+            let _ = self.open_unopened(group, &folder, &folder.join("journal")).await;
+            return Err(at(&folder, format!("{error}; group {group} is not deleted")));
+        }
         if erase {
             remove_aside(&place).await?;
             done += &format!("; {} and what was in it is removed", folder.display());
@@ -322,6 +336,13 @@ impl Node {
 /// Makes it durable that a file, link or folder is there.
 fn make_durable(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |folder| fs::File::open(folder)?.sync_all())
+}
+
+/// Whether a folder can be moved into another one: none is moved to another file system. One that is a link is moved as such.
+fn is_on_one_file_system(folder: &Path, attic: &Path) -> Result<bool, ApiError> {
+    let device =
+        |path: &Path, found: io::Result<fs::Metadata>| found.map(|found| found.dev()).map_err(|error| at(path, error));
+    Ok(device(folder, folder.symlink_metadata())? == device(attic, attic.metadata())?)
 }
 
 /// An error with the path that it is about.
@@ -363,7 +384,12 @@ fn free_place(name: &str) -> PathBuf {
 /// Removes a folder with what is in it. A large file in many parts takes the file system a minute; the other groups go on.
 async fn remove_aside(folder: &Path) -> Result<(), ApiError> {
     let gone = folder.to_owned();
-    let removed = tokio::task::spawn_blocking(move || fs::remove_dir_all(gone)).await.map_err(ApiError::new)?;
+    let remove = move || match fs::remove_dir_all(&gone) {
+        // Where a file system is mounted its folder stays, with nothing in it.
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy && fs::read_dir(&gone)?.next().is_none() => Ok(()),
+        removed => removed,
+    };
+    let removed = tokio::task::spawn_blocking(remove).await.map_err(ApiError::new)?;
     removed.map_err(|error| at(folder, error))
 }
 
