@@ -12,6 +12,7 @@ pub mod control;
 pub mod daemon;
 pub mod events;
 pub mod exports;
+pub mod hook;
 pub mod key;
 pub mod lock;
 pub mod media;
