@@ -67,7 +67,18 @@ fn group(value: &Value) -> String {
     let peer = value["peer_name"].as_str().map_or_else(String::new, |name| format!(", peer {name} {connected}"));
     // Writing to a string does not fail.
     let _ = writeln!(out, "{}: {}, {}{cause}{peer}", text(value, "group"), text(value, "role"), text(pair, "state"));
-    let _ = writeln!(out, "  level       {}", text(value, "level"));
+    let policy = match (text(value, "level"), text(value, "without_peer")) {
+        ("remote", policy) => format!(", without the peer: {policy}"),
+        _ => String::new(),
+    };
+    let _ = writeln!(out, "  level       {}{policy}", text(value, "level"));
+    if value["writes_wait"] == true {
+        let _ = writeln!(
+            out,
+            "  WRITES WAIT for the peer; to go on without it: ublk-admin level {} remote --without-peer continue",
+            text(value, "group")
+        );
+    }
     let _ = writeln!(out, "  last record {}", place(&value["head"]));
     let lease = &value["lease"];
     if lease.is_object() {
