@@ -363,6 +363,30 @@ fn events_are_kept_and_handed_to_a_program() {
 }
 
 #[test]
+fn events_are_kept_while_the_program_for_them_hangs() {
+    let sites = sites::new(LineSettings::default(), 14).unwrap();
+    let hook = sites.workplace.folder().join("hook");
+    // It ends with the folder.
+    fs::write(&hook, format!("#!/bin/sh\nwhile [ -e '{}' ]; do sleep 0.1; done\n", hook.display())).unwrap();
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    let config = sites.nodes[0].config_path();
+    let text = fs::read_to_string(&config).unwrap() + &format!("[events]\nhook = \"{}\"\n", hook.display());
+    fs::write(&config, text).unwrap();
+    (0..2).for_each(|node| sites.start(node).unwrap());
+    sites.create_volume().unwrap();
+    sites.pair().unwrap();
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        let events = sites.ask(0, &["events", GROUP]).unwrap().to_string();
+        if events.contains("Pair state changed") && events.contains("duplex") {
+            break;
+        }
+        assert!(Instant::now() < end, "{events}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+#[test]
 fn journals_grow_while_they_are_used() {
     let sites = sites::paired(LineSettings::default(), 13).unwrap();
     let mut model = Model::new(7);

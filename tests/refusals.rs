@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, OpenOptions},
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, symlink},
     process::Command,
     time::{Duration, Instant},
 };
@@ -102,6 +102,37 @@ fn a_medium_that_was_something_else() {
 }
 
 #[test]
+fn a_group_that_cannot_be_moved_to_those_deleted() {
+    // Another file system than that of the node's directory.
+    let elsewhere = tempfile::tempdir_in("/dev/shm").unwrap();
+    let sites = alone();
+    let north = sites.workplace.folder().join("north/state");
+    let delete = ["group", "delete", GROUP, "--yes"];
+    // Into itself nothing can be moved, whoever does it.
+    sites.create_volume().unwrap();
+    fs::create_dir(north.join("groups/g/inside")).unwrap();
+    symlink(north.join("groups/g/inside"), north.join("deleted")).unwrap();
+    says(&sites.refusal(0, &delete), "group g is not deleted");
+    sites.client(0).unwrap().write(0, &[7; 4096]).unwrap();
+    fs::remove_file(north.join("deleted")).unwrap();
+    (0..1000).find_map(|_| sites.ask(0, &delete).ok()).unwrap();
+
+    sites.kill(0).unwrap();
+    fs::rename(north.join("groups"), north.join("former")).unwrap();
+    symlink(elsewhere.path(), north.join("groups")).unwrap();
+    sites.start(0).unwrap();
+    sites.create_volume().unwrap();
+    let refusal = sites.refusal(0, &delete);
+    says(&refusal, "which is on another file system; remove it with: ublk-admin group delete g --yes --erase");
+    sites.client(0).unwrap().write(0, &[7; 4096]).unwrap();
+    // The server hears of the end of a connection in its own time.
+    let erase = ["group", "delete", GROUP, "--yes", "--erase"];
+    let erased = (0..1000).find_map(|_| sites.ask(0, &erase).ok()).unwrap();
+    assert!(!erased["done"].as_str().unwrap().contains("untouched"), "{erased}");
+    assert!(fs::read_dir(elsewhere.path()).unwrap().next().is_none(), "something is left");
+}
+
+#[test]
 fn a_folder_that_is_not_called_as_its_group() {
     let sites = alone();
     sites.create_volume().unwrap();
@@ -135,6 +166,59 @@ fn a_journal_that_is_not_there_yet() {
     fs::rename(&elsewhere, &journal).unwrap();
     sites.start(0).unwrap();
     sites.ask(0, &["status", GROUP]).unwrap();
+}
+
+/// All that asks for it says why, and it is opened without a restart, which would stop the other groups.
+#[test]
+fn a_pool_that_is_not_there_yet() {
+    let sites = sites::paired(LineSettings::default(), 4).unwrap();
+    sites.ask(0, &["group", "create", "other", "--journal-size", "64MiB"]).unwrap();
+    let (pool, elsewhere) = (state(&sites, "v.pool"), sites.workplace.folder().join("elsewhere"));
+    sites.kill(0).unwrap();
+    fs::rename(&pool, &elsewhere).unwrap();
+    sites.start(0).unwrap();
+    let why = format!("{}: No such file", pool.display());
+    let tells = |answer: &serde_json::Value| {
+        let unopened = answer.as_array().unwrap().iter().find(|group| group["group"] == GROUP).unwrap();
+        says(unopened["not_opened"].as_str().unwrap(), &why);
+    };
+    let all = sites.ask(0, &["status"]).unwrap();
+    tells(&all);
+    assert!(
+        all.as_array().unwrap().iter().any(|group| group["group"] == "other" && group["role"] == "primary"),
+        "{all}"
+    );
+    tells(&sites.ask(0, &["node", "status"]).unwrap()["not_opened"]);
+    for question in [&["status"][..], &["node", "status"]] {
+        says(&sites.nodes[0].words(question).unwrap(), &format!("g: NOT OPENED: Cannot open {}", pool.display()));
+    }
+    for command in [&["status", GROUP][..], &["promote", GROUP], &["volume", "list", GROUP]] {
+        let refusal = sites.refusal(0, command);
+        says(&refusal, &format!("Group g is NOT OPENED: Cannot open {}", pool.display()));
+        says(&refusal, "mend that, then: ublk-admin group reopen g");
+    }
+    let events = sites.ask(0, &["events", GROUP]).unwrap();
+    let event = events.as_array().unwrap().iter().find(|event| event["event"] == "Group not opened").unwrap();
+    says(event["reason"].as_str().unwrap(), &why);
+
+    says(
+        &sites.refusal(0, &["group", "reopen", GROUP]),
+        &format!("Group g is not opened: Cannot open {}", pool.display()),
+    );
+    fs::rename(&elsewhere, &pool).unwrap();
+    sites.ask(0, &["group", "reopen", GROUP]).unwrap();
+    sites.wait_in_step(0).unwrap();
+    sites.client(0).unwrap().write(0, &[7; 4096]).unwrap();
+    sites.wait_in_step(0).unwrap();
+    assert_eq!(sites.ask(0, &["node", "status"]).unwrap()["not_opened"], serde_json::json!([]));
+
+    // One that was moved away is not missed any more.
+    sites.kill(0).unwrap();
+    fs::rename(&pool, &elsewhere).unwrap();
+    sites.start(0).unwrap();
+    fs::rename(pool.parent().unwrap(), sites.workplace.folder().join("away")).unwrap();
+    says(&sites.refusal(0, &["group", "reopen", GROUP]), "There is no group g on this node");
+    assert_eq!(sites.ask(0, &["node", "status"]).unwrap()["not_opened"], serde_json::json!([]));
 }
 
 #[test]
@@ -227,19 +311,39 @@ fn a_port_in_use() {
     says(&last_words(&sites, 0), &format!("Link one: cannot use the local address {local}"));
 }
 
+/// A machine that has just started may not have it yet.
+#[test]
+fn an_address_that_is_not_there() {
+    let sites = sites::new(LineSettings::default(), 12).unwrap();
+    let key = sites.nodes[1].key().unwrap();
+    let local = "192.0.2.1:7001".parse().unwrap();
+    sites.nodes[0]
+        .configure("south", &key, &[LinkEnd { name: "one".into(), local, remote: free_port().unwrap() }])
+        .unwrap();
+    let path = sites.nodes[0].config_path();
+    let third = "[peer.heartbeat]\nlocal = \"192.0.2.1:7002\"\nremote = \"192.0.2.2:7002\"\n";
+    fs::write(&path, fs::read_to_string(&path).unwrap() + third).unwrap();
+    sites.start(0).unwrap();
+    sites.create_volume().unwrap();
+    sites.client(0).unwrap().write(0, &[7; 4096]).unwrap();
+    let words = sites.workplace.log_tail("north");
+    says(&words, "Link one: cannot use the local address 192.0.2.1:7001");
+    says(&words, "No heartbeats until this machine has the address");
+}
+
 #[test]
 fn a_second_daemon_on_the_same_media() {
     let sites = alone();
-    says(&last_words(&sites, 0), "Another holdfastd answers on");
+    says(&last_words(&sites, 0), "stop it if it is a second holdfastd");
     // With a directory and sockets of its own it gets as far as the media.
     sites.create_volume().unwrap();
     let folder = sites.workplace.folder().join("south/state/groups/g");
     fs::create_dir_all(&folder).unwrap();
     let journal = folder.join("journal");
-    std::os::unix::fs::symlink(state(&sites, "journal"), &journal).unwrap();
+    symlink(state(&sites, "journal"), &journal).unwrap();
     sites.start(1).unwrap();
     says(&sites.workplace.log_tail("south"), &format!("{} is in use by ", journal.display()));
-    says(&sites.refusal(1, &["status", GROUP]), "There is no group g on this node");
+    says(&sites.refusal(1, &["status", GROUP]), &format!("Group g is NOT OPENED: {} is in use by", journal.display()));
 }
 
 #[test]

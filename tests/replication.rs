@@ -199,6 +199,28 @@ fn what_was_there_before_the_pair_is_copied_while_writes_go_on() {
 }
 
 #[test]
+fn a_group_that_freezes_without_its_peer_says_so() {
+    let sites = sites::paired(LineSettings::default(), 15).unwrap();
+    sites.ask(0, &["level", GROUP, "remote", "--without-peer", "freeze"]).unwrap();
+    let mut client = sites.client(0).unwrap();
+    client.write(0, &[1; 4096]).unwrap();
+    let status = sites.ask(0, &["status", GROUP]).unwrap();
+    assert_eq!((&status["without_peer"], &status["writes_wait"]), (&"freeze".into(), &false.into()), "{status}");
+    sites.kill(1).unwrap();
+    sites.wait(0, "a freeze", |status| status["writes_wait"] == true).unwrap();
+    let frozen = std::thread::spawn(move || client.write(0, &[2; 4096]));
+    let text = sites.nodes[0].words(&["status", GROUP]).unwrap();
+    assert!(text.contains("level       remote, without the peer: freeze\n"), "{text}");
+    assert!(text.contains("WRITES WAIT for the peer; to go on without it: ublk-admin level g remote"), "{text}");
+    let told = |what: &str| sites.ask(0, &["events", GROUP]).unwrap().to_string().contains(what);
+    sites.wait(0, "an event", |_| told("The peer is not there; writes wait for it")).unwrap();
+    sites.start(1).unwrap();
+    frozen.join().unwrap().unwrap();
+    sites.wait(0, "an end", |status| status["writes_wait"] == false).unwrap();
+    sites.wait(0, "an event", |_| told("Writes do not wait for an absent peer any more")).unwrap();
+}
+
+#[test]
 fn nothing_answered_at_level_remote_is_lost_by_promotion() {
     let sites = sites::paired(line(1), 9).unwrap();
     sites.ask(0, &["level", GROUP, "remote"]).unwrap();

@@ -55,6 +55,8 @@ pub struct Status {
     pub level: Level,
     /// What happens without the peer at level remote.
     pub without_peer: WithoutPeer,
+    /// Writes are not answered now, because the peer is not there.
+    pub writes_wait: bool,
     /// When this node, as a secondary, applies what it receives.
     pub policy: ApplyPolicy,
     /// Fencing by lease, if it is on.

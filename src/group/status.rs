@@ -19,6 +19,7 @@ impl Group {
             connected: self.peer.connected && self.peer.greeted,
             level: self.pair.level,
             without_peer: self.pair.without_peer,
+            writes_wait: self.waits_for_absent_peer(),
             policy: self.pair.policy,
             lease: self.lease_status(now),
             takeover: self.takeover_status(),

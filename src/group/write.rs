@@ -364,6 +364,11 @@ impl Group {
         }
     }
 
+    /// Whether answers wait for a peer that is not there.
+    pub fn waits_for_absent_peer(&self) -> bool {
+        self.waits_for_peer() && !self.peer.is_streaming() && self.stopped.is_none()
+    }
+
     /// Whether answers wait for the peer's acknowledgement now.
     fn waits_for_peer(&self) -> bool {
         self.pair.level == Level::Remote

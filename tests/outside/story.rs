@@ -509,10 +509,9 @@ impl Story {
         loop {
             let status = [self.status(0), self.status(1)];
             for (node, status) in status.iter().enumerate() {
-                if status.as_ref().is_err_and(|error| format!("{error:#}").contains("There is no group")) {
-                    // It could not be opened when the daemon started; the log says why.
-                    self.kill(node)?;
-                    self.start(node)?;
+                if status.as_ref().is_err_and(|error| format!("{error:#}").contains("NOT OPENED")) {
+                    // Refused as long as the reason lasts.
+                    let _ = self.ask(node, &["group", "reopen", GROUP]);
                 } else if status.as_ref().is_ok_and(|status| !status["stopped"].is_null()) {
                     self.ask(node, &["group", "reopen", GROUP])?;
                 } else if status.as_ref().is_ok_and(|status| status["role"] == "fenced") {

@@ -10,7 +10,6 @@ use crate::{
     media::{GroupMedia, MediaOptions, Medium, carry_out},
     peer::Peer,
 };
-use anyhow::Context;
 use bytes::Bytes;
 use holdfast::{
     command::{Command, CommandError, CommandId, CommandReply, GenerationId, Status, VolumeSpec},
@@ -69,6 +68,8 @@ pub struct GroupActor {
     /// How many clients the trial has.
     pub trial_clients: Cell<usize>,
     closed: Cell<bool>,
+    /// Whether the group's hosts were last seen to wait for an absent peer.
+    writes_wait: Cell<bool>,
     /// How many clients each volume has.
     clients: RefCell<BTreeMap<VolumeId, usize>>,
 }
@@ -99,6 +100,7 @@ impl GroupActor {
             exported: Cell::new(false),
             trial_clients: Cell::new(0),
             closed: Cell::new(false),
+            writes_wait: Cell::new(false),
             clients: RefCell::default(),
         });
         tokio_uring::spawn(actor.clone().run());
@@ -386,7 +388,21 @@ impl GroupActor {
                 break;
             }
         }
+        self.tell_waiting(state.group.waits_for_absent_peer());
         state.group.poll_timeout()
+    }
+
+    /// Tells when hosts begin to wait for a peer that is not there, and when they do no more.
+    fn tell_waiting(&self, writes_wait: bool) {
+        if self.writes_wait.replace(writes_wait) == writes_wait {
+            return;
+        }
+        let group = self.label.borrow().name;
+        if writes_wait {
+            warn!(target: EVENT, %group, "The peer is not there; writes wait for it");
+        } else {
+            info!(target: EVENT, %group, "Writes do not wait for an absent peer any more");
+        }
     }
 
     fn carry_out(self: &Rc<Self>, state: &mut State, output: Output) {
@@ -547,7 +563,7 @@ pub fn open_media(
     media.insert_journal(Medium::open(journal, options, patience)?, options)?;
     let label =
         holdfast::group::read_label(&mut media).map_err(|error| anyhow::anyhow!("{}: {error}", journal.display()))?;
-    is_wanted(&label).with_context(|| journal.display().to_string())?;
+    is_wanted(&label).map_err(|error| anyhow::anyhow!("{}: {error}", journal.display()))?;
     for spec in &label.volumes {
         media.0.insert(MediumId::Pool(spec.id), Medium::open(Path::new(&spec.pool_path), options, patience)?);
     }

@@ -29,7 +29,7 @@ pub enum Request {
         /// Media in the node's directory are removed.
         erase: bool,
     },
-    /// Opens a group again that a failed medium has stopped.
+    /// Opens a group again that a failed medium has stopped, or that could not be opened when the daemon started.
     GroupReopen {
         /// Its name.
         group: String,

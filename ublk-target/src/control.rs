@@ -6,47 +6,11 @@ use crate::{
 };
 use axum::{Json, Router, extract::State, http::StatusCode, routing::post};
 use serde_json::Value;
-use std::{
-    fs, io,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-};
+use std::io;
 use tokio::{
-    net::{UnixListener, UnixStream},
+    net::UnixListener,
     sync::{mpsc, oneshot},
 };
-
-/// Why the socket cannot be made.
-#[derive(Debug, thiserror::Error)]
-pub enum ControlError {
-    /// Another daemon has it.
-    #[error("Another holdfastd answers on {0}; is it running already?")]
-    InUse(PathBuf),
-    /// It cannot be made.
-    #[error("Cannot listen on {path}: {source}")]
-    Listen {
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-}
-
-/// Makes the socket. One that a dead daemon left is replaced.
-pub async fn listen(path: &Path) -> Result<UnixListener, ControlError> {
-    let error = |source| ControlError::Listen { path: path.into(), source };
-    match UnixStream::connect(path).await {
-        Ok(_) => return Err(ControlError::InUse(path.into())),
-        Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(error)?,
-        Err(_) => {}
-    }
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(error)?;
-    }
-    let listener = UnixListener::bind(path).map_err(error)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(error)?;
-    Ok(listener)
-}
 
 /// Answers requests for ever.
 pub async fn serve(listener: UnixListener, node: mpsc::Sender<Asked>) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! The daemon from start to stop.
 
-use crate::{config::Config, control, events, key, node::Node, peer::Peer, ublk};
+use crate::{config::Config, control, events, key, node::Node, peer::Peer, ublk, unix_socket};
 use anyhow::Context;
 use replicator::{
     io::{NodeOptions, connect, heartbeat},
@@ -21,7 +21,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         // The control socket comes first: it tells a second daemon that it is the second.
-        let listener = control::listen(&config.control_path()).await?;
+        let listener = unix_socket::listen(&config.control_path(), "node.control")?;
         let directory = &config.node.directory;
         events::keep(directory, config.events.hook.clone())
             .with_context(|| format!("Cannot keep events in {}", directory.display()))?;

@@ -1,19 +1,19 @@
 //! What changed, kept for operators: whatever is logged under the target [`EVENT`] goes to `events.jsonl` in the node's
 //! directory as well, and to a command of theirs.
 
+use crate::hook::Hook;
 use serde_json::{Map, Value};
 use std::{
     fmt,
     fs::{self, File, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     sync::{
         OnceLock,
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tracing::{
     Event, Subscriber,
@@ -27,8 +27,10 @@ pub const EVENT: &str = "holdfast::event";
 
 /// The file is set aside when it is so large; the one that was set aside before is dropped.
 const FILE_SIZE_MAX: u64 = 1 << 20;
-/// Events that wait for the command; later ones are only logged.
+/// Events that wait to be written; later ones are only logged.
 const WAITING_MAX: usize = 1000;
+/// How long the command may take for an event.
+const HOOK_PATIENCE: Duration = Duration::from_secs(60);
 
 static EVENTS: OnceLock<SyncSender<Map<String, Value>>> = OnceLock::new();
 
@@ -40,8 +42,9 @@ pub fn keep(directory: &Path, hook: Option<PathBuf>) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     let path = file(directory);
     append(&path)?;
+    let hook = hook.map(|program| Hook::start(program, HOOK_PATIENCE)).transpose()?;
     let (sender, receiver) = sync_channel(WAITING_MAX);
-    thread::Builder::new().name("events".into()).spawn(move || write(&path, hook.as_deref(), &receiver))?;
+    thread::Builder::new().name("events".into()).spawn(move || write(&path, hook.as_ref(), &receiver))?;
     // A process keeps the events of one node.
     let _ = EVENTS.set(sender);
     Ok(())
@@ -71,7 +74,7 @@ fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).open(path)
 }
 
-fn write(path: &Path, hook: Option<&Path>, events: &Receiver<Map<String, Value>>) {
+fn write(path: &Path, hook: Option<&Hook>, events: &Receiver<Map<String, Value>>) {
     for event in events {
         let what = event.get("event").and_then(Value::as_str).unwrap_or_default().to_owned();
         let line = Value::Object(event).to_string();
@@ -85,12 +88,8 @@ fn write(path: &Path, hook: Option<&Path>, events: &Receiver<Map<String, Value>>
         if let Err(error) = kept {
             warn!(path = %path.display(), %error, "An event is not kept");
         }
-        let Some(hook) = hook else { continue };
-        let run = Command::new(hook).arg(what).env("HOLDFAST_EVENT", &line).stdin(Stdio::null()).status();
-        match run {
-            Ok(status) if status.success() => {}
-            Ok(status) => warn!(hook = %hook.display(), %status, "The event hook failed"),
-            Err(error) => warn!(hook = %hook.display(), %error, "The event hook cannot be run"),
+        if let Some(hook) = hook {
+            hook.tell(&what, &line);
         }
     }
 }

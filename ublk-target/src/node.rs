@@ -15,12 +15,12 @@ use crate::{
     events::{self, EVENT},
     exports::Exports,
     lock::Patience,
-    media::MediaOptions,
+    media::{GroupMedia, MediaOptions},
     nbd::{ListenError, Server},
     peer::Peer,
     presence::Presence,
 };
-use anyhow::ensure;
+use anyhow::{anyhow, ensure};
 use bytes::Bytes;
 use holdfast::{
     command::{Command, CommandError, CommandReply, PromoteTarget},
@@ -57,6 +57,8 @@ pub struct Node {
     config: Config,
     key: PeerKey,
     groups: RefCell<BTreeMap<String, Rc<GroupActor>>>,
+    /// Groups that could not be opened, and why.
+    unopened: RefCell<BTreeMap<String, String>>,
     peers: Vec<Rc<Peer>>,
     questions: pairs::Questions,
     devices: devices::Devices,
@@ -76,6 +78,7 @@ impl Node {
             config,
             key,
             groups: RefCell::default(),
+            unopened: RefCell::default(),
             peers,
             questions: pairs::Questions::default(),
             devices: devices::Devices::default(),
@@ -86,11 +89,13 @@ impl Node {
         let has_journal = |folder: &&PathBuf| folder.join("journal").symlink_metadata().is_ok();
         for folder in folders.iter().filter(has_journal) {
             let journal = folder.join("journal");
-            match node.open_group(folder, &journal) {
-                Ok(actor) => {
-                    node.groups.borrow_mut().insert(actor.label().name.to_string(), actor);
+            let media = open_media(&journal, node.options(), Patience::Start, is_called_so(folder));
+            match media.and_then(|media| node.run_group(&journal, media)) {
+                Ok(actor) => node.insert(actor),
+                Err(reason) => {
+                    let group = folder.file_name().unwrap_or_default().to_string_lossy();
+                    node.tell_unopened(&group, reason.to_string());
                 }
-                Err(reason) => error!(journal = %journal.display(), reason, "Group not opened"),
             }
         }
         Ok(node)
@@ -100,21 +105,20 @@ impl Node {
         MediaOptions { buffered: self.config.media.buffered, cached_journal: self.config.media.cached_journal }
     }
 
-    fn open_group(&self, folder: &Path, journal: &Path) -> Result<Rc<GroupActor>, String> {
-        // Else one group could stand in another one's place: the folder of a deleted one that was put back, or a device whose name
-        // has changed.
-        let is_called_so = |label: &JournalLabel| {
-            let same = folder.file_name().is_some_and(|name| name == label.name.as_str());
-            ensure!(
-                same,
-                "it is the journal of group {0}, and the folder is not called so; move it away, or call it {0} if no other is",
-                label.name
-            );
-            Ok(())
-        };
-        let media = open_media(journal, self.options(), Patience::Start, is_called_so);
-        let media = media.map_err(|error| format!("{error:#}"))?;
-        GroupActor::open(media, self.busy_poll.clone()).map_err(|error| format!("{}: {error}", journal.display()))
+    fn run_group(&self, journal: &Path, media: GroupMedia) -> anyhow::Result<Rc<GroupActor>> {
+        GroupActor::open(media, self.busy_poll.clone()).map_err(|error| anyhow!("{}: {error}", journal.display()))
+    }
+
+    fn insert(&self, actor: Rc<GroupActor>) {
+        let name = actor.label().name.to_string();
+        self.unopened.borrow_mut().remove(&name);
+        self.groups.borrow_mut().insert(name, actor);
+    }
+
+    /// Remembers why a group is not there, for who asks for it.
+    fn tell_unopened(&self, group: &str, reason: String) {
+        error!(target: EVENT, group, reason, "Group not opened");
+        self.unopened.borrow_mut().insert(group.to_owned(), reason);
     }
 
     /// Starts the NBD server.
@@ -339,19 +343,19 @@ impl Node {
                 self.simple(&group, Command::SetPolicy(policy), "The apply policy of this node is set").await
             }
             Request::Events { group, count } => {
-                if let Some(group) = &group {
+                if let Some(group) = group.as_ref().filter(|group| !self.unopened.borrow().contains_key(*group)) {
                     self.group(group)?;
                 }
                 Ok(events::last(&self.config.node.directory, group.as_deref(), count).into())
             }
             Request::Status { group } => match group {
                 Some(group) => self.group_status(&self.group(&group)?),
-                None => self
-                    .groups()
-                    .iter()
-                    .map(|group| self.group_status(group))
-                    .collect::<Result<Vec<_>, _>>()
-                    .map(Value::from),
+                None => {
+                    let groups = self.groups();
+                    let opened = groups.iter().map(|group| self.group_status(group));
+                    let unopened = self.unopened();
+                    opened.chain(unopened.into_iter().map(Ok)).collect::<Result<Vec<_>, _>>().map(Value::from)
+                }
             },
         }
     }
@@ -368,7 +372,19 @@ impl Node {
     }
 
     fn group(&self, name: &str) -> Result<Rc<GroupActor>, ApiError> {
-        self.groups.borrow().get(name).cloned().ok_or_else(|| missing("group", name))
+        let opened = self.groups.borrow().get(name).cloned();
+        opened.ok_or_else(|| match self.unopened.borrow().get(name) {
+            Some(reason) => ApiError::new(format!(
+                "Group {name} is NOT OPENED: {reason}; mend that, then: ublk-admin group reopen {name}"
+            )),
+            None => missing("group", name),
+        })
+    }
+
+    /// The groups that could not be opened, as a list of groups shows them.
+    fn unopened(&self) -> Vec<Value> {
+        let unopened = self.unopened.borrow();
+        unopened.iter().map(|(group, reason)| json!({ "group": group, "not_opened": reason })).collect()
     }
 
     fn status(&self) -> Value {
@@ -382,7 +398,13 @@ impl Node {
             })
             .collect();
         let groups: Vec<String> = self.groups.borrow().keys().cloned().collect();
-        json!({ "name": self.config.node.name.get_ref(), "key": self.key.to_string(), "groups": groups, "peers": peers })
+        json!({
+            "name": self.config.node.name.get_ref(),
+            "key": self.key.to_string(),
+            "groups": groups,
+            "not_opened": self.unopened(),
+            "peers": peers,
+        })
     }
 
     fn group_status(&self, group: &Rc<GroupActor>) -> Answer {
@@ -401,6 +423,20 @@ impl Node {
             fields.insert("session".into(), session.map_err(ApiError::new)?.into());
         }
         Ok(value)
+    }
+}
+
+/// Whether a journal is in the folder of its own group. Else one group could stand in another one's place: the folder of a deleted
+/// one that was put back, or a device whose name has changed.
+fn is_called_so(folder: &Path) -> impl Fn(&JournalLabel) -> anyhow::Result<()> {
+    move |label| {
+        let same = folder.file_name().is_some_and(|name| name == label.name.as_str());
+        ensure!(
+            same,
+            "it is the journal of group {0}, and the folder is not called so; move it away, or call it {0} if no other is",
+            label.name
+        );
+        Ok(())
     }
 }
 

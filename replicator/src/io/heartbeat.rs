@@ -1,17 +1,23 @@
 //! Sends and hears heartbeats on a UDP socket.
 
-use super::{Identity, PeerKey, StartError};
+use super::{Identity, PeerKey, StartError, if_there};
 use crate::heartbeat::{BEAT_SIZE, Heartbeat, Nonce, SIGNATURE_SIZE, signed};
 use std::{net::SocketAddr, time::Duration};
-use tokio::{net::UdpSocket, sync::mpsc, time::interval};
+use tokio::{
+    net::UdpSocket,
+    sync::mpsc,
+    time::{interval, sleep},
+};
+use tracing::warn;
 
 /// How often a heartbeat is sent.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// Begins to send heartbeats, and tells each sign of life of the peer. Ends when nobody listens any more.
+/// Begins to send heartbeats, and tells each sign of life of the peer. Ends when nobody listens any more. An address that is not this
+/// machine's yet is waited for.
 ///
 /// # Errors
-/// When the local address cannot be used.
+/// When the local address cannot be used for another reason.
 pub fn heartbeat(
     identity: Identity,
     peer: PeerKey,
@@ -19,13 +25,20 @@ pub fn heartbeat(
     remote: SocketAddr,
     nonce: Nonce,
 ) -> Result<mpsc::Receiver<()>, StartError> {
-    let bound = std::net::UdpSocket::bind(local).and_then(|socket| {
-        socket.set_nonblocking(true)?;
-        UdpSocket::from_std(socket)
-    });
-    let socket = bound.map_err(|source| StartError::Bind { name: "heartbeat".into(), local, source })?;
+    let mut bound = if_there(bind(local))?;
+    if bound.is_none() {
+        warn!(%local, "No heartbeats until this machine has the address");
+    }
     let (sender, receiver) = mpsc::channel(4);
     tokio::spawn(async move {
+        let socket = loop {
+            match bound {
+                Some(socket) => break socket,
+                None if sender.is_closed() => return,
+                None => sleep(BEAT).await,
+            }
+            bound = bind(local).ok();
+        };
         let (mut side, mut timer, mut bytes) =
             (Heartbeat::new(nonce), interval(BEAT), [0; 2 * BEAT_SIZE + SIGNATURE_SIZE]);
         loop {
@@ -52,4 +65,12 @@ pub fn heartbeat(
         }
     });
     Ok(receiver)
+}
+
+fn bind(local: SocketAddr) -> Result<UdpSocket, StartError> {
+    let bound = std::net::UdpSocket::bind(local).and_then(|socket| {
+        socket.set_nonblocking(true)?;
+        UdpSocket::from_std(socket)
+    });
+    bound.map_err(|source| StartError::Bind { name: "heartbeat".into(), local, source })
 }

@@ -21,7 +21,7 @@ use tokio::{
 
 /// Bytes that a socket holds for us while the task that reads it does something else: 50 ms at 1 Gbit/s.
 const SOCKET_BUFFER: usize = 8 << 20;
-/// How long to wait before dialling again.
+/// How long to wait before dialling again, or before asking again for an address.
 const REDIAL: Duration = Duration::from_millis(200);
 /// After how long the end that listens says that nobody calls.
 const CALL: Duration = Duration::from_secs(10);
@@ -75,15 +75,6 @@ pub(super) fn server(options: &NodeOptions, transport: Arc<TransportConfig>) -> 
     Ok(server)
 }
 
-/// A link's socket. Without a `server` it only dials, and nobody who calls costs anything.
-pub(super) fn endpoint(link: &LinkOptions, server: Option<ServerConfig>) -> Result<Endpoint, StartError> {
-    let bind = |source| StartError::Bind { name: link.name.clone(), local: link.local, source };
-    let socket = UdpSocket::bind(link.local).map_err(bind)?;
-    enlarge_buffers(&socket);
-    let runtime = noq::default_runtime().ok_or_else(|| bind(io::Error::other("there is no tokio runtime")))?;
-    Endpoint::new(EndpointConfig::default(), server, socket, runtime).map_err(bind)
-}
-
 /// The default holds some 90 datagrams, fewer than come at once. Only root gets all that is asked for; others get what
 /// `net.core.rmem_max` and `wmem_max` allow, and lose more when this machine is busy.
 fn enlarge_buffers(socket: &UdpSocket) {
@@ -92,6 +83,41 @@ fn enlarge_buffers(socket: &UdpSocket) {
     }
     if setsockopt(socket, sockopt::SndBufForce, &SOCKET_BUFFER).is_err() {
         let _ = setsockopt(socket, sockopt::SndBuf, &SOCKET_BUFFER);
+    }
+}
+
+/// Where a link's socket is to be.
+pub(super) struct Place {
+    pub link: LinkOptions,
+    /// To listen with; else it only dials.
+    pub server: Option<ServerConfig>,
+}
+
+impl Place {
+    /// Waits until the address can be had, and says why it cannot, once for each reason. None when nobody listens any more.
+    pub(super) async fn bind_when_there(&self, index: usize, events: &mpsc::Sender<LinkEvent>) -> Option<Endpoint> {
+        let mut said = String::new();
+        loop {
+            let reason = match self.bind() {
+                Ok(endpoint) => return Some(endpoint),
+                Err(error) => error.to_string(),
+            };
+            if reason != said {
+                events.send(LinkEvent::Refused(index, reason.clone())).await.ok()?;
+                said = reason;
+            }
+            sleep(REDIAL).await;
+        }
+    }
+
+    /// The socket. Without a `server` nobody who calls costs anything.
+    pub(super) fn bind(&self) -> Result<Endpoint, StartError> {
+        let LinkOptions { name, local, .. } = &self.link;
+        let failed = |source| StartError::Bind { name: name.clone(), local: *local, source };
+        let socket = UdpSocket::bind(local).map_err(failed)?;
+        enlarge_buffers(&socket);
+        let runtime = noq::default_runtime().ok_or_else(|| failed(io::Error::other("there is no tokio runtime")))?;
+        Endpoint::new(EndpointConfig::default(), self.server.clone(), socket, runtime).map_err(failed)
     }
 }
 

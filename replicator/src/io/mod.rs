@@ -16,7 +16,7 @@ use crate::{
     ChannelId, Frame, LinkState, Mode, Received, SessionName, SessionStatus, coder,
     session::{Full, Session, SessionEvent, SessionOptions},
 };
-use link::{Keeper, LinkEvent};
+use link::{Keeper, LinkEvent, Place};
 use noq::{ClientConfig, Connection, PathId};
 use std::{
     io,
@@ -74,7 +74,7 @@ pub enum StartError {
     /// No links, or too many.
     #[error("A peer has one or two links, not {0}")]
     LinkCount(usize),
-    /// A port is in use, or the address is not this machine's.
+    /// A port is in use, say. An address that is not this machine's is waited for.
     #[error("Link {name}: cannot use the local address {local}: {source}")]
     Bind {
         /// The link's name.
@@ -255,13 +255,31 @@ pub fn connect(options: NodeOptions, seed: u64) -> Result<(Handle, mpsc::Unbound
         } else {
             (Some(link::server(&options, transport)?), None)
         };
-        let (endpoint, events) = (link::endpoint(link, server)?, link_events.clone());
-        tasks.spawn(Keeper { index, endpoint, remote: link.remote, client, events }.run());
+        let (place, events) = (Place { link: link.clone(), server }, link_events.clone());
+        let bound = if_there(place.bind())?;
+        tasks.spawn(async move {
+            let endpoint = match bound {
+                Some(endpoint) => endpoint,
+                None => match place.bind_when_there(index, &events).await {
+                    Some(endpoint) => endpoint,
+                    None => return,
+                },
+            };
+            Keeper { index, endpoint, remote: place.link.remote, client, events }.run().await;
+        });
     }
     let (events, receiver) = mpsc::unbounded_channel();
     let handle = Handle { shared: shared.clone(), stop: Arc::new(Notify::new()) };
     tokio::spawn(drive(shared, handle.stop.clone(), from_links, events, tasks));
     Ok((handle, receiver))
+}
+
+/// What was bound, unless its address is not this machine's yet: an interface may come up later than this node.
+fn if_there<T>(bound: Result<T, StartError>) -> Result<Option<T>, StartError> {
+    match bound {
+        Err(StartError::Bind { source, .. }) if source.kind() == io::ErrorKind::AddrNotAvailable => Ok(None),
+        bound => bound.map(Some),
+    }
 }
 
 async fn drive(

@@ -153,6 +153,43 @@ async fn a_port_in_use_is_named() {
     assert!(error.contains(&format!("Link link0: cannot use the local address {local}")), "{error}");
 }
 
+/// An address of no machine: it is kept for documents.
+const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 7001);
+
+#[tokio::test]
+async fn a_link_without_an_address_keeps_nobody_from_the_other() {
+    let (a, b) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+    let there = addresses();
+    let mut half = there.clone();
+    half[0].0 = NOWHERE;
+    let (_left, mut left_events) = connect(options(&a, b.public(), &half), 1).unwrap();
+    let (_right, mut right_events) = connect(options(&b, a.public(), &reversed(&there)), 2).unwrap();
+    let refused = until(&mut left_events, |event| matches!(event, Event::Refused { .. })).await;
+    let Event::Refused { link, reason } = refused else { unreachable!() };
+    assert_eq!(link, "link0");
+    assert!(reason.contains("Link link0: cannot use the local address 192.0.2.1:7001"), "{reason}");
+    up(&mut left_events).await;
+    up(&mut right_events).await;
+}
+
+/// Here it is a port in use: that ends in a test as well.
+#[tokio::test]
+async fn an_address_is_asked_for_until_it_is_there_and_what_is_wrong_is_said_once() {
+    let taken = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let local = taken.local_addr().unwrap();
+    let link = LinkOptions { name: "one".into(), local, remote: NOWHERE };
+    let (events, mut told) = mpsc::channel(4);
+    let place = Place { link, server: None };
+    let mut bound = Box::pin(place.bind_when_there(0, &events));
+    // Several tries.
+    assert!(timeout(Duration::from_secs(1), &mut bound).await.is_err());
+    drop(taken);
+    let endpoint = timeout(Duration::from_secs(60), bound).await.expect("the address is free").unwrap();
+    assert_eq!(endpoint.local_addr().unwrap(), local);
+    assert!(matches!(told.try_recv(), Ok(LinkEvent::Refused(0, _))));
+    assert!(told.try_recv().is_err(), "said twice");
+}
+
 /// Two key pairs; the first node listens, the second dials.
 fn listener_and_dialler() -> (Identity, Identity) {
     let (a, b) = (Identity::generate().unwrap(), Identity::generate().unwrap());

@@ -220,7 +220,8 @@ pub enum GroupCommand {
         /// Its name.
         group: String,
     },
-    /// Opens a group again that a failed medium has stopped, when the medium is back; its clients and devices go on.
+    /// Opens a group again that a failed medium has stopped, when the medium is back; its clients and devices go on. Also one that
+    /// could not be opened when the daemon started.
     Reopen {
         /// Its name.
         group: String,

@@ -50,7 +50,16 @@ fn age(time: u64) -> String {
     }
 }
 
+/// A group that could not be opened: nothing else is known of it.
+fn unopened(value: &Value) -> Option<String> {
+    let (group, reason) = (text(value, "group"), value["not_opened"].as_str()?);
+    Some(format!("{group}: NOT OPENED: {reason}\n  mend that, then: ublk-admin group reopen {group}"))
+}
+
 fn group(value: &Value) -> String {
+    if let Some(unopened) = unopened(value) {
+        return unopened;
+    }
     let mut out = String::new();
     let pair = &value["pair"];
     let cause = pair["cause"].as_str().map(|cause| format!(" ({cause})")).unwrap_or_default();
@@ -58,7 +67,18 @@ fn group(value: &Value) -> String {
     let peer = value["peer_name"].as_str().map_or_else(String::new, |name| format!(", peer {name} {connected}"));
     // Writing to a string does not fail.
     let _ = writeln!(out, "{}: {}, {}{cause}{peer}", text(value, "group"), text(value, "role"), text(pair, "state"));
-    let _ = writeln!(out, "  level       {}", text(value, "level"));
+    let policy = match (text(value, "level"), text(value, "without_peer")) {
+        ("remote", policy) => format!(", without the peer: {policy}"),
+        _ => String::new(),
+    };
+    let _ = writeln!(out, "  level       {}{policy}", text(value, "level"));
+    if value["writes_wait"] == true {
+        let _ = writeln!(
+            out,
+            "  WRITES WAIT for the peer; to go on without it: ublk-admin level {} remote --without-peer continue",
+            text(value, "group")
+        );
+    }
     let _ = writeln!(out, "  last record {}", place(&value["head"]));
     let lease = &value["lease"];
     if lease.is_object() {
@@ -277,6 +297,9 @@ pub fn node(value: &Value) -> String {
         let (presence, since) = (text(peer, "presence"), age(number(peer, "since")));
         let _ = writeln!(out, "peer {}: {presence} since {}, {up}", text(peer, "name"), since.trim_end_matches(" ago"));
         out += &session(&peer["session"]);
+    }
+    for group in value["not_opened"].as_array().into_iter().flatten().filter_map(unopened) {
+        let _ = writeln!(out, "group {group}");
     }
     out.truncate(out.trim_end().len());
     out

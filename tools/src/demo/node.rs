@@ -168,6 +168,16 @@ impl Node {
         serde_json::from_str(&text).with_context(|| format!("ublk-admin {} answered: {text}", arguments.join(" ")))
     }
 
+    /// Runs `ublk-admin` for this node and returns what it answers to a person.
+    ///
+    /// # Errors
+    /// When the command fails; with what it said.
+    pub fn words(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let mut command = self.admin();
+        command.arg("--socket").arg(self.control_path()).args(arguments);
+        run(&mut command)
+    }
+
     /// How a person would give the same command.
     pub fn command_line(&self, arguments: &str) -> String {
         format!("{} --socket {} {arguments}", self.programs.join("ublk-admin").display(), self.control_path().display())

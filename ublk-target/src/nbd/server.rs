@@ -9,19 +9,19 @@ use super::{
     protocol::{Command, REQUEST_HEADER_SIZE, REQUEST_SIZE_MAX, ReplyStyle, Request},
     replies::{Outbox, Replies, Sink},
 };
-use crate::buffers::Filling;
+use crate::{
+    buffers::Filling,
+    unix_socket::{self, SocketError},
+};
 use bytes::Bytes;
 use std::{
     fs, io,
     net::{Shutdown, SocketAddr},
-    os::unix::fs::PermissionsExt,
     path::PathBuf,
     rc::Rc,
     time::Duration,
 };
 use tokio::{
-    // tokio-uring's own listener asks for SO_REUSEPORT, which newer kernels refuse on unix sockets.
-    net::UnixListener,
     sync::Semaphore,
     task::JoinHandle,
     time::{sleep, timeout},
@@ -57,17 +57,9 @@ pub enum ListenAddress {
 /// Why the server does not listen.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// Somebody else does.
-    #[error("NBD: another program answers on {0}; stop it or choose another path in [nbd] unix")]
-    InUse(PathBuf),
     /// The socket cannot be made.
-    #[error("NBD: cannot listen on {path}: {source}")]
-    Unix {
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    #[error("NBD: {0}")]
+    Unix(#[from] SocketError),
     /// The address cannot be used.
     #[error("NBD: cannot listen on {address}: {source}; choose another address in [nbd] tcp")]
     Tcp {
@@ -92,7 +84,8 @@ impl Server {
             let catalog = catalog.clone();
             server.tasks.push(match address {
                 ListenAddress::Unix(path) => {
-                    let listener = listen_unix(path)?;
+                    // Not tokio-uring's own: it asks for SO_REUSEPORT, which newer kernels refuse on unix sockets.
+                    let listener = unix_socket::listen(path, "nbd.unix")?;
                     server.paths.push(path.clone());
                     tokio_uring::spawn(async move {
                         loop {
@@ -146,21 +139,6 @@ impl Drop for Server {
             let _ = fs::remove_file(path);
         }
     }
-}
-
-fn listen_unix(path: &PathBuf) -> Result<UnixListener, ListenError> {
-    let error = |source| ListenError::Unix { path: path.clone(), source };
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => return Err(ListenError::InUse(path.clone())),
-        // Left over from a daemon that died.
-        Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(error)?;
-        }
-        Err(_) => {}
-    }
-    let listener = UnixListener::bind(path).map_err(error)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(error)?;
-    Ok(listener)
 }
 
 enum Stream {

@@ -26,7 +26,7 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinHandle};
 use tracing::{info, warn};
 
 /// Where devices have names: `/dev/holdfast/GROUP/VOLUME`.
@@ -209,18 +209,8 @@ impl Node {
         let (mut marks, mut attaching) = (Vec::new(), Vec::new());
         for actor in self.groups() {
             let label = actor.label();
-            let group = label.name.to_string();
             marks.extend(label.volumes.iter().map(|spec| mark(spec.pool)));
-            for wish in self.read_wishes(&group) {
-                let (node, group) = (self.clone(), group.clone());
-                // Side by side: a device is looked at by the kernel before it is there, and one whose group answers nothing for
-                // the moment must not keep the others waiting.
-                attaching.push(tokio_uring::spawn(async move {
-                    if let Err(error) = node.attach(&group, &wish).await {
-                        warn!(group, volume = wish.volume, error = error.error, "Not attached again");
-                    }
-                }));
-            }
+            attaching.extend(self.attach_wishes(label.name.as_str()));
         }
         for attached in attaching {
             // One that panicked has not attached anything; it is looked at below.
@@ -237,6 +227,20 @@ impl Node {
                 warn!(device = path, "A device of another node or of a volume that is gone is not served");
             }
         }
+    }
+
+    /// Attaches what was attached of a group when the daemon ended. Side by side: a device is looked at by the kernel before it is
+    /// there, and one whose group answers nothing for the moment must not keep the others waiting.
+    pub(super) fn attach_wishes(self: &Rc<Self>, group: &str) -> Vec<JoinHandle<()>> {
+        let attach = |wish: Wish| {
+            let (node, group) = (self.clone(), group.to_owned());
+            tokio_uring::spawn(async move {
+                if let Err(error) = node.attach(&group, &wish).await {
+                    warn!(group, volume = wish.volume, error = error.error, "Not attached again");
+                }
+            })
+        };
+        self.read_wishes(group).into_iter().map(attach).collect()
     }
 
     /// From now on devices are left to the next daemon. Where the driver can, what is under way is answered first.

@@ -1,9 +1,10 @@
 //! Making and deleting groups and volumes: their media, and where these are.
 
-use super::{Answer, Node, command, missing, name};
+use super::{Answer, Node, command, is_called_so, missing, name};
 use crate::{
     actor::{GroupActor, open_media},
     api::ApiError,
+    events::EVENT,
     lock::Patience,
     media::{Allocation, GroupMedia, Medium},
     ublk,
@@ -20,12 +21,12 @@ use holdfast::{
 use serde_json::json;
 use std::{
     fs, io,
-    os::unix::fs::symlink,
+    os::unix::fs::{MetadataExt, symlink},
     path::{Path, PathBuf},
     rc::Rc,
     time::Duration,
 };
-use tracing::warn;
+use tracing::{info, warn};
 
 /// How often, and how long after each other, media are opened that something may still hold.
 const REOPEN_TRIES: u32 = 20;
@@ -77,9 +78,10 @@ impl Node {
         let link = folder.join("journal");
         if link.symlink_metadata().is_ok() {
             return Err(ApiError::new(format!(
-                "{} exists already, but its group is not open: the daemon's log says why; move {} away if it is no \
-                 longer wanted",
+                "{} exists already, but its group is not open: `ublk-admin group reopen {}` says why; move {} away if \
+                 it is no longer wanted",
                 link.display(),
+                spec.name,
                 folder.display()
             )));
         }
@@ -107,7 +109,7 @@ impl Node {
                 if !existed && !self.options().buffered {
                     actor.prepare_journal(RING_OFFSET..size);
                 }
-                self.groups.borrow_mut().insert(spec.name.to_string(), actor.clone());
+                self.insert(actor.clone());
                 Ok(actor)
             }
             Err(error) => {
@@ -122,34 +124,71 @@ impl Node {
         }
     }
 
-    /// Opens a group again that a failed medium has stopped. Its clients and devices stay.
-    pub(super) async fn reopen_group(&self, group: &str) -> Answer {
-        let actor = self.group(group)?;
+    /// Opens a group again that a failed medium has stopped, or that is not open. Clients and devices of one that has stopped stay.
+    pub(super) async fn reopen_group(self: &Rc<Self>, group: &str) -> Answer {
+        let folder = self.folder(name(group)?.as_str());
+        let journal = folder.join("journal");
+        let known = self.groups.borrow().get(group).cloned();
+        let Some(actor) = known else {
+            return self.open_unopened(group, &folder, &journal).await;
+        };
         if actor.status().stopped.is_none() {
             return Ok(json!({ "done": format!("Group {group} has not stopped; nothing to do") }));
         }
         actor.drop_media();
-        let journal = self.folder(group).join("journal");
         let failed = |error: String| {
             ApiError::new(format!("Group {group} stays stopped: {error}; mend that and give the same command again"))
         };
-        // What was under way when the medium failed keeps its lock for a moment.
-        let mut tries = REOPEN_TRIES;
-        let media = loop {
-            // The names of devices change.
-            let is_same = |label: &JournalLabel| {
-                ensure!(label.group == actor.id(), "it is the journal of group {} ({})", label.name, label.group);
-                Ok(())
-            };
-            match open_media(&journal, self.options(), Patience::None, is_same) {
-                Ok(media) => break media,
-                Err(error) if tries == 0 => return Err(failed(format!("{error:#}"))),
-                Err(_) => tries -= 1,
-            }
-            tokio::time::sleep(REOPEN_PAUSE).await;
+        // The names of devices change.
+        let is_same = |label: &JournalLabel| {
+            ensure!(label.group == actor.id(), "it is the journal of group {} ({})", label.name, label.group);
+            Ok(())
         };
+        let media = self.open_media_soon(&journal, is_same).await.map_err(|error| failed(error.to_string()))?;
         actor.reopen(media).map_err(|error| failed(error.to_string()))?;
         Ok(json!({ "done": format!("Group {group} is open again") }))
+    }
+
+    /// Opens a group that could not be opened when the daemon started, or whose folder was put there since.
+    async fn open_unopened(self: &Rc<Self>, group: &str, folder: &Path, journal: &Path) -> Answer {
+        if journal.symlink_metadata().is_err() {
+            self.unopened.borrow_mut().remove(group);
+            return Err(missing("group", group));
+        }
+        let media = self.open_media_soon(journal, is_called_so(folder)).await;
+        if self.groups.borrow().contains_key(group) {
+            return Ok(json!({ "done": format!("Group {group} was opened meanwhile") }));
+        }
+        let opened = media.and_then(|media| self.run_group(journal, media));
+        let actor = opened.map_err(|reason| {
+            self.tell_unopened(group, reason.to_string());
+            ApiError::new(format!("Group {group} is not opened: {reason}; mend that and give the same command again"))
+        })?;
+        info!(target: EVENT, group, "Group opened at last");
+        self.insert(actor.clone());
+        // Both ends greet in a session that knows of the group.
+        if let Some(peer) = self.peers.iter().find(|peer| actor.is_paired_with(peer)) {
+            peer.clone().restart_soon();
+        }
+        // Not waited for: its devices may have to wait for the peer.
+        drop(self.attach_wishes(group));
+        Ok(json!({ "done": format!("Group {group} is open") }))
+    }
+
+    /// Opens media of which something may still be under way: that keeps their locks for a moment.
+    async fn open_media_soon(
+        &self,
+        journal: &Path,
+        is_wanted: impl Fn(&JournalLabel) -> anyhow::Result<()>,
+    ) -> anyhow::Result<GroupMedia> {
+        let mut tries = REOPEN_TRIES;
+        loop {
+            match open_media(journal, self.options(), Patience::None, &is_wanted) {
+                Err(_) if tries > 0 => tries -= 1,
+                opened => return opened,
+            }
+            tokio::time::sleep(REOPEN_PAUSE).await;
+        }
     }
 
     pub(super) async fn add_volume(&self, group: &str, asked: NewVolume) -> Answer {
@@ -225,8 +264,9 @@ impl Node {
         Ok(json!({ "done": format!("Volume {group}/{volume} forgotten; its pool is still at {}", spec.pool_path) }))
     }
 
-    pub(super) async fn delete_group(&self, group: &str, erase: bool) -> Answer {
+    pub(super) async fn delete_group(self: &Rc<Self>, group: &str, erase: bool) -> Answer {
         let actor = self.group(group)?;
+        let folder = self.folder(group);
         let attic = self.config.node.directory.join("deleted");
         fs::create_dir_all(&attic).map_err(|error| at(&attic, error))?;
         let name = attic.join(format!("{group}-{}", actor.label().group)).display().to_string();
@@ -245,15 +285,27 @@ impl Node {
         if clients > 0 {
             return Err(in_use(&format!("Group {group}"), clients));
         }
-        let folder = self.folder(group);
         let journal = fs::canonicalize(folder.join("journal")).map_err(|error| at(&folder, error))?;
+        let home = fs::canonicalize(&folder).map_err(|error| at(&folder, error))?;
+        // Else it is found out when the group is served no more.
+        let moves = is_on_one_file_system(&folder, &attic)?;
+        if !moves && !erase {
+            return Err(ApiError::new(format!(
+                "Group {group}: {} cannot be moved to {}, which is on another file system; remove it with: \
+                 ublk-admin group delete {group} --yes --erase",
+                folder.display(),
+                attic.display()
+            )));
+        }
         // From here on no client finds it.
         self.groups.borrow_mut().remove(group);
         if let Err(error) = command(&actor, Command::Stop).await {
             warn!(group, %error, "Group not stopped in good order");
         }
         actor.close();
-        let outside = |path: &&Path| !path.starts_with(&folder);
+        // It holds its media as long as somebody has it.
+        drop(actor);
+        let outside = |path: &&Path| !path.starts_with(&folder) && !path.starts_with(&home);
         let pools = label.volumes.iter().map(|spec| Path::new(&spec.pool_path));
         let kept: Vec<String> = std::iter::once(journal.as_path())
             .chain(pools)
@@ -262,11 +314,12 @@ impl Node {
             .collect();
         let mut done = format!("Group {group} deleted");
         // Also what is to be erased: that may take long, and what is left of it must not be taken for a group.
-        let place = match fs::rename(&folder, &place) {
-            Ok(()) => place,
-            Err(error) if erase && error.kind() == io::ErrorKind::CrossesDevices => folder.clone(),
-            Err(error) => return Err(at(&folder, error)),
-        };
+        let place = if moves { place } else { folder.clone() };
+        if moves && let Err(error) = fs::rename(&folder, &place) {
+            // What came of it is in the status.
+            let _ = self.open_unopened(group, &folder, &folder.join("journal")).await;
+            return Err(at(&folder, format!("{error}; group {group} is not deleted")));
+        }
         if erase {
             remove_aside(&place).await?;
             done += &format!("; {} and what was in it is removed", folder.display());
@@ -283,6 +336,13 @@ impl Node {
 /// Makes it durable that a file, link or folder is there.
 fn make_durable(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |folder| fs::File::open(folder)?.sync_all())
+}
+
+/// Whether a folder can be moved into another one: none is moved to another file system. One that is a link is moved as such.
+fn is_on_one_file_system(folder: &Path, attic: &Path) -> Result<bool, ApiError> {
+    let device =
+        |path: &Path, found: io::Result<fs::Metadata>| found.map(|found| found.dev()).map_err(|error| at(path, error));
+    Ok(device(folder, folder.symlink_metadata())? == device(attic, attic.metadata())?)
 }
 
 /// An error with the path that it is about.
@@ -324,7 +384,12 @@ fn free_place(name: &str) -> PathBuf {
 /// Removes a folder with what is in it. A large file in many parts takes the file system a minute; the other groups go on.
 async fn remove_aside(folder: &Path) -> Result<(), ApiError> {
     let gone = folder.to_owned();
-    let removed = tokio::task::spawn_blocking(move || fs::remove_dir_all(gone)).await.map_err(ApiError::new)?;
+    let remove = move || match fs::remove_dir_all(&gone) {
+        // Where a file system is mounted its folder stays, with nothing in it.
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy && fs::read_dir(&gone)?.next().is_none() => Ok(()),
+        removed => removed,
+    };
+    let removed = tokio::task::spawn_blocking(remove).await.map_err(ApiError::new)?;
     removed.map_err(|error| at(folder, error))
 }
 
