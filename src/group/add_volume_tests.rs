@@ -116,6 +116,27 @@ fn a_volume_is_not_forgotten_while_its_space_is_being_given_back() {
 }
 
 #[test]
+fn much_space_is_given_back_a_little_at_a_time() {
+    const BLOCK: u64 = 64 << 10;
+    let is_release = |purpose: &Purpose| matches!(purpose, Purpose::Release { .. });
+    let mut bench = Bench::new(TestRng::from_seed(prop::test_runner::RngAlgorithm::ChaCha, &[2; 32]));
+    bench.settle();
+    bench.command(Command::RemoveVolume(VolumeId(1)));
+    make_anew(&mut bench);
+    bench.settle();
+    (0..15).for_each(|number| write(&mut bench, number << 20, 1 << 20, 1));
+    bench.settle();
+    for number in (0..240).step_by(2) {
+        bench.request(Operation::Discard { offset: number * BLOCK, size: BLOCK });
+    }
+    bench.settle_but(is_release);
+    assert_eq!(bench.operations.len(), 64);
+    bench.settle();
+    let blocks = &bench.group.volumes[&VolumeId(1)].table.blocks;
+    assert_eq!((blocks.used_count(), blocks.is_waiting()), (120, false));
+}
+
+#[test]
 fn a_volume_holds_nothing_of_a_former_one_with_its_number() {
     (0..20).for_each(forget_and_make_anew);
 }

@@ -20,6 +20,9 @@ const IDLE_MICROS: u64 = 1_000_000;
 /// So many of its writes are in flight at once: what a host asks for waits behind them.
 const IN_FLIGHT_MAX: usize = 64;
 
+/// So many ranges are given back to the media at once.
+const RELEASE_COUNT_MAX: usize = 64;
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
     Pages,
@@ -66,6 +69,8 @@ pub(super) struct Checkpoint {
     pub(super) marked: bool,
     begun: u64,
     ended: u64,
+    /// Ranges that are being given back.
+    releasing: usize,
 }
 
 impl Checkpoint {
@@ -267,27 +272,36 @@ impl Group {
     /// Gives blocks back that nothing needs any more.
     pub(super) fn release_blocks(&mut self) {
         let (oldest, tail) = (self.reads.oldest(), self.journal.durable_tail_order);
-        let mut leaving = Vec::new();
-        for (id, volume) in &mut self.volumes {
+        for volume in self.volumes.values_mut() {
             self.destage.has_new_room |= volume.table.blocks.release(oldest, tail);
-            let (blocks, geometry) = (volume.table.blocks.take_leaving(), *volume.table.geometry());
-            for run in blocks.chunk_by(|a, b| a + 1 == *b) {
-                leaving.push((*id, geometry.offset_of(run[0]), geometry.block_size, run[0], run.len() as u32));
-            }
         }
-        for (volume, offset, block_size, first, count) in leaving {
-            let action = DiskAction::Release { offset, size: u64::from(block_size) * u64::from(count) };
+        self.release_space();
+    }
+
+    /// Gives space back to the media, a little at a time: an `fstrim` may leave a million pieces of it.
+    fn release_space(&mut self) {
+        while self.checkpoint.releasing < RELEASE_COUNT_MAX {
+            let next = self.volumes.iter_mut().find_map(|(id, volume)| {
+                let (first, count) = volume.table.blocks.take_leaving()?;
+                let geometry = volume.table.geometry();
+                let size = u64::from(geometry.block_size) * u64::from(count);
+                Some((*id, first, count, DiskAction::Release { offset: geometry.offset_of(first), size }))
+            });
+            let Some((volume, first, count, action)) = next else { return };
+            self.checkpoint.releasing += 1;
             self.disk(MediumId::Pool(volume), action, Purpose::Release { volume, first, count });
         }
     }
 
     /// The space of blocks is given back.
     pub(super) fn released(&mut self, volume: VolumeId, first: u32, count: u32) {
+        self.checkpoint.releasing -= 1;
         if let Some(volume) = self.volumes.get_mut(&volume) {
             volume.table.blocks.gone(first, count);
             self.destage.has_new_room = true;
             self.again = true;
         }
+        self.release_space();
     }
 
     /// Moves the journal's tail as far as it may and needs to go.

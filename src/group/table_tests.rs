@@ -182,7 +182,9 @@ impl Bench {
         }
         self.table.commit_checkpoint(checkpoint, 0);
         self.table.blocks.release(0, Order(u64::MAX));
-        self.table.blocks.take_leaving().into_iter().for_each(|block| self.table.blocks.gone(block, 1));
+        while let Some((first, count)) = self.table.blocks.take_leaving() {
+            self.table.blocks.gone(first, count);
+        }
         // What was set free is used next.
         self.table.blocks.rewind();
     }

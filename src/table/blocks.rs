@@ -7,7 +7,7 @@
 use crate::testing::{Plant, planted};
 use crate::units::Order;
 use alloc::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     vec::Vec,
 };
 use bitvec::{order::Lsb0, vec::BitVec};
@@ -38,7 +38,7 @@ pub struct Blocks {
     committing: Vec<Freed>,
     quarantined: VecDeque<Quarantined>,
     /// Not needed by anything any more; to be given back before they are used again.
-    leaving: Vec<u32>,
+    leaving: BTreeSet<u32>,
     /// Being given back.
     leaving_count: u32,
     /// Blocks that hold the data of a journalled record.
@@ -55,7 +55,7 @@ impl Blocks {
             freed: Vec::new(),
             committing: Vec::new(),
             quarantined: VecDeque::new(),
-            leaving: Vec::new(),
+            leaving: BTreeSet::new(),
             leaving_count: 0,
             redirected: BTreeMap::new(),
         }
@@ -133,12 +133,12 @@ impl Blocks {
         }
     }
 
-    /// Blocks whose space goes back to the medium, in order; each is unused once [`Blocks::gone`] says so.
-    pub fn take_leaving(&mut self) -> Vec<u32> {
-        let mut blocks = core::mem::take(&mut self.leaving);
-        self.leaving_count += blocks.len() as u32;
-        blocks.sort_unstable();
-        blocks
+    /// The next blocks in a row whose space goes back to the medium, and how many; they are unused once [`Blocks::gone`] says so.
+    pub fn take_leaving(&mut self) -> Option<(u32, u32)> {
+        let first = self.leaving.pop_first()?;
+        let count = (first + 1..).take_while(|block| self.leaving.remove(block)).count() as u32 + 1;
+        self.leaving_count += count;
+        Some((first, count))
     }
 
     /// The space of `count` blocks from `first` on is given back.
@@ -190,7 +190,7 @@ impl Blocks {
             let is_unread = waiting.reads <= oldest_read || planted(Plant::FreedUsedUnderRead);
             let free = is_unread && (waiting.until <= tail || planted(Plant::RedirectedUsedEarly));
             if free && waiting.freed.give_back {
-                leaving.push(waiting.freed.block);
+                leaving.insert(waiting.freed.block);
             } else if free {
                 used.set(waiting.freed.block as usize - 1, false);
                 released += 1;
