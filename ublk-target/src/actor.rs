@@ -5,6 +5,7 @@
 
 use crate::{
     busy_poll::BusyPoll,
+    client::Era,
     events::{self, EVENT},
     lock::Patience,
     media::{GroupMedia, MediaOptions, Medium, carry_out},
@@ -69,6 +70,7 @@ pub struct GroupActor {
     /// How many clients the trial has.
     pub trial_clients: Cell<usize>,
     closed: Cell<bool>,
+    era: Cell<Era>,
     /// How many clients each volume has.
     clients: RefCell<BTreeMap<VolumeId, usize>>,
 }
@@ -99,6 +101,7 @@ impl GroupActor {
             exported: Cell::new(false),
             trial_clients: Cell::new(0),
             closed: Cell::new(false),
+            era: Cell::default(),
             clients: RefCell::default(),
         });
         tokio_uring::spawn(actor.clone().run());
@@ -174,6 +177,11 @@ impl GroupActor {
     pub fn close(&self) {
         self.closed.set(true);
         self.wake.notify_one();
+    }
+
+    /// See [`crate::client`].
+    pub fn era(&self) -> Era {
+        self.era.get()
     }
 
     /// A client of a volume has come.
@@ -429,7 +437,27 @@ impl GroupActor {
                     peer.clone().restart_soon();
                 }
             }
-            Output::Event(event) => self.log(event),
+            Output::Event(event) => {
+                // Promoted as well: a device may have waited for that, from a time when this node was the primary before.
+                if let Event::RoleChanged { .. } = event {
+                    self.begin_era(state);
+                }
+                self.log(event);
+            }
+        }
+    }
+
+    /// From now on whoever came before to write has errors.
+    fn begin_era(&self, state: &mut State) {
+        self.era.set(self.era.get().next());
+        let (outdated, waiting) = state.waiting.drain(..).partition(|request| request.access == Access::ReadWrite);
+        state.waiting = waiting;
+        let outdated: VecDeque<Request> = outdated;
+        for request in outdated {
+            if let Some(sender) = state.requests.remove(&request.id) {
+                // The host may be gone.
+                let _ = sender.send(Err(RequestError::Outdated));
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use super::{Answer, Node, missing};
 use crate::{
     actor::GroupActor,
     api::ApiError,
+    client::Client,
     nbd::ListenAddress,
     ublk::{self, DeviceInfo, NewQueue, Queue, Shape, device_path},
 };
@@ -13,7 +14,7 @@ use holdfast::{
     command::VolumeSpec,
     pair::Role,
     request::{Access, RequestError},
-    units::{MediumUuid, VolumeId},
+    units::MediumUuid,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -23,7 +24,7 @@ use std::{
     fs, io,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    rc::Rc,
+    rc::{Rc, Weak},
     time::Duration,
 };
 use tokio::sync::mpsc;
@@ -49,6 +50,7 @@ struct Attached {
     wish: Wish,
     /// `None` while it is being made.
     number: Option<u32>,
+    client: Weak<Client>,
 }
 
 /// The devices of the node.
@@ -131,6 +133,15 @@ impl Node {
         let key = (group.to_owned(), wish.volume.clone());
         if let Some(attached) = self.devices.attached.borrow().get(&key) {
             return match attached.number {
+                Some(number) if attached.client.upgrade().is_some_and(|client| client.is_outdated()) => {
+                    Err(ApiError::new(format!(
+                        "Volume {title}: {} has had errors since the group changed its role or lost records, for what its host \
+                         keeps in memory may be out of date; unmount it, then: ublk-admin volume detach {group} {}, and attach \
+                         it again",
+                        device_path(number).display(),
+                        wish.volume
+                    )))
+                }
                 Some(number) if attached.wish == *wish => Ok((number, false)),
                 Some(number) => Err(ApiError::new(format!(
                     "Volume {title} is attached already as {}, {}; detach it first",
@@ -151,9 +162,11 @@ impl Node {
             recovery: self.config.ublk.recovery,
         };
         let (sender, queues) = mpsc::unbounded_channel();
-        self.devices.attached.borrow_mut().insert(key.clone(), Attached { wish: wish.clone(), number: None });
         let access = if read_only { Access::ReadOnly } else { Access::ReadWrite };
-        tokio_uring::spawn(serve(actor, spec.id, access, queues, self.devices.leaving.clone()));
+        let client = Rc::new(Client::new(actor, spec.id, access));
+        let attached = Attached { wish: wish.clone(), number: None, client: Rc::downgrade(&client) };
+        self.devices.attached.borrow_mut().insert(key.clone(), attached);
+        tokio_uring::spawn(serve(title.clone(), client, queues, self.devices.leaving.clone()));
         let made = tokio::task::spawn_blocking(move || ublk::attach(shape, &sender)).await;
         match made
             .map_err(ApiError::new)
@@ -349,21 +362,19 @@ impl Node {
 
 /// Serves a device's queues until the device is gone.
 async fn serve(
-    actor: Rc<GroupActor>,
-    volume: VolumeId,
-    access: Access,
+    volume: String,
+    client: Rc<Client>,
     mut queues: mpsc::UnboundedReceiver<NewQueue>,
     leaving: Rc<Cell<bool>>,
 ) {
-    actor.add_client(volume);
     let mut served = Vec::new();
     while let Some(new) = queues.recv().await {
         let Some(queue) = Queue::new(new) else { continue };
-        let (actor, leaving) = (actor.clone(), leaving.clone());
+        let (client, leaving) = (client.clone(), leaving.clone());
         served.push(tokio_uring::spawn(queue.serve(move |operation, asker| {
-            let (answer, leaving) = (actor.request(volume, access, operation), leaving.clone());
+            let (answer, leaving) = (client.request(operation), leaving.clone());
             tokio_uring::spawn(async move {
-                let answer = answer.await.unwrap_or(Err(RequestError::Stopped));
+                let answer = answer.await;
                 // What cannot be answered any more is for the next daemon.
                 if answer != Err(RequestError::Stopped) || !leaving.get() {
                     asker.answer(answer);
@@ -375,8 +386,7 @@ async fn serve(
         // One that has panicked is served no more than one that has ended.
         let _ = queue.await;
     }
-    actor.remove_client(volume);
-    info!(group = %actor.label().name, %volume, "Device not served any more");
+    info!(volume, "Device not served any more");
 }
 
 /// Whether it is ours and the process that served it is gone.
