@@ -151,13 +151,19 @@ impl GroupActor {
         state.answer_what_is_left();
     }
 
-    /// Opens a group that has stopped again; its clients and devices go on.
-    pub fn reopen(&self, mut media: GroupMedia) -> Result<(), OpenError> {
+    /// Opens a group that has stopped again; its clients and devices go on, unless records are gone that they may have an answer to.
+    /// How many.
+    pub fn reopen(&self, mut media: GroupMedia) -> Result<u64, OpenError> {
         let (mut group, report) = Group::open(&mut media, now())?;
         let label = group.label();
         info!(target: EVENT, group = %label.name, replayed = report.replay_count, last = %report.last, "Group opened again");
         let mut state = self.state.borrow_mut();
         state.life += 1;
+        let lost = group.lost_since(&state.group);
+        if lost > 0 {
+            warn!(target: EVENT, group = %label.name, records = lost, "Records lost");
+            self.begin_era(&mut state);
+        }
         // What the group that has stopped was asked since.
         state.answer_what_is_left();
         group.inherit(&mut state.group);
@@ -170,7 +176,7 @@ impl GroupActor {
             peer.restart_soon();
         }
         self.wake.notify_one();
-        Ok(())
+        Ok(lost)
     }
 
     /// Ends its life on this node; its media are closed when what is in flight has ended.

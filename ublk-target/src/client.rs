@@ -62,3 +62,91 @@ impl Drop for Client {
         self.actor.remove_client(self.volume);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        actor::open_media,
+        busy_poll::BusyPoll,
+        lock::Patience,
+        media::{Allocation, GroupMedia, MediaOptions, Medium},
+    };
+    use holdfast::{
+        buffer::AlignedBuffer,
+        command::VolumeSpec,
+        disk::MediumId,
+        group::{GroupSpec, format_journal, format_pool, pool_size_for},
+        pair::Role,
+        request::Durability,
+        units::{GroupId, JOURNAL_SIZE_MIN, MediumUuid, VOLUME_SIZE_MIN},
+    };
+    use std::{fs, path::Path, time::Duration};
+
+    const OPTIONS: MediaOptions = MediaOptions { buffered: false, cached_journal: false };
+
+    /// A group with a volume in a folder.
+    async fn group(folder: &Path) -> Rc<GroupActor> {
+        let journal = Medium::create(&folder.join("journal"), JOURNAL_SIZE_MIN, Allocation::Full, OPTIONS).unwrap();
+        let mut media = GroupMedia::default();
+        media.insert_journal(journal, OPTIONS).unwrap();
+        let (id, uuid) = (GroupId([1; 16]), MediumUuid([1; 16]));
+        let spec = GroupSpec { id, name: "g".parse().unwrap(), journal: uuid, role: Role::Primary, peer: None };
+        format_journal(&mut media, &spec).unwrap();
+        let actor = GroupActor::open(media, BusyPoll::start(Duration::ZERO)).unwrap();
+        let path = folder.join("pool");
+        let spec = VolumeSpec {
+            id: VolumeId(1),
+            name: "v".parse().unwrap(),
+            size: VOLUME_SIZE_MIN,
+            logical_block_size: 4096,
+            table_block_size: 16 << 10,
+            pool: MediumUuid([2; 16]),
+            pool_path: path.display().to_string(),
+        };
+        let size = pool_size_for(spec.size, spec.table_block_size);
+        let (mut media, pool) = (GroupMedia::default(), MediumId::Pool(spec.id));
+        media.0.insert(pool, Medium::create(&path, size, Allocation::Sparse, OPTIONS).unwrap());
+        format_pool(&mut media, id, &spec).unwrap();
+        actor.add_volume(spec, media.0.remove(&pool).unwrap()).await.unwrap();
+        actor
+    }
+
+    async fn write(client: &Client) {
+        let data = AlignedBuffer::copy_of(&[1; 4096]).freeze();
+        let write = Operation::Write { offset: 0, data, durability: Durability::Completed };
+        assert_eq!(client.request(write).await, Ok(Reply::Done));
+    }
+
+    /// Fails a group by taking its media away, and opens it again as its journal is then. How many records are lost.
+    async fn fail_and_reopen(actor: &GroupActor, client: &Client, journal: &Path, change: impl FnOnce()) -> u64 {
+        actor.drop_media();
+        assert_eq!(client.request(Operation::Flush).await, Err(RequestError::Io));
+        change();
+        actor.reopen(open_media(journal, OPTIONS, Patience::Start, |_| Ok(())).unwrap()).unwrap()
+    }
+
+    /// Not even if a flush that comes later makes all durable that there is.
+    #[test]
+    fn no_flush_succeeds_for_a_client_whose_writes_were_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        tokio_uring::start(async move {
+            let journal = folder.path().join("journal");
+            let actor = group(folder.path()).await;
+            let client = |access| Client::new(actor.clone(), VolumeId(1), access);
+            let [stays, reads] = [Access::ReadWrite, Access::ReadOnly].map(client);
+            write(&stays).await;
+            assert_eq!(fail_and_reopen(&actor, &stays, &journal, || {}).await, 0);
+            assert_eq!(stays.request(Operation::Flush).await, Ok(Reply::Done), "nothing was lost");
+            let before = fs::read(&journal).unwrap();
+            write(&stays).await;
+            let lose = || fs::write(&journal, before).unwrap();
+            assert_eq!(fail_and_reopen(&actor, &stays, &journal, lose).await, 1);
+            assert_eq!(stays.request(Operation::Flush).await, Err(RequestError::Outdated));
+            assert!(reads.request(Operation::Read { offset: 0, size: 4096 }).await.is_ok());
+            let comes = client(Access::ReadWrite);
+            write(&comes).await;
+            assert_eq!(comes.request(Operation::Flush).await, Ok(Reply::Done));
+        });
+    }
+}

@@ -122,7 +122,7 @@ impl Node {
         }
     }
 
-    /// Opens a group again that a failed medium has stopped. Its clients and devices stay.
+    /// Opens a group again that a failed medium has stopped. Its clients and devices stay; if records are lost, with errors.
     pub(super) async fn reopen_group(&self, group: &str) -> Answer {
         let actor = self.group(group)?;
         if actor.status().stopped.is_none() {
@@ -148,8 +148,15 @@ impl Node {
             }
             tokio::time::sleep(REOPEN_PAUSE).await;
         };
-        actor.reopen(media).map_err(|error| failed(error.to_string()))?;
-        Ok(json!({ "done": format!("Group {group} is open again") }))
+        let lost = actor.reopen(media).map_err(|error| failed(error.to_string()))?;
+        let mut done = format!("Group {group} is open again");
+        if lost > 0 {
+            done += &format!(
+                "; its media have lost the last {lost} record(s), of writes that were answered and not flushed. Who was there before \
+                 and may write has errors until it comes anew: connect NBD clients again, unmount, detach and attach devices"
+            );
+        }
+        Ok(json!({ "done": done, "lost_records": lost }))
     }
 
     pub(super) async fn add_volume(&self, group: &str, asked: NewVolume) -> Answer {
