@@ -82,6 +82,7 @@ h.pwrite(b"y" * 8192, 4096, nbd.CMD_FLAG_FUA)
 h.zero(4096, 4096, nbd.CMD_FLAG_NO_HOLE)
 h.zero(4096, 12288, nbd.CMD_FLAG_FAST_ZERO)
 h.trim(4096, 16384)
+h.trim(4096, 20480, nbd.CMD_FLAG_FUA)
 h.flush()
 assert h.pread(8192, 4096) == b"\0" * 4096 + b"y" * 4096
 "#;

@@ -397,7 +397,9 @@ fn translate(request: &Request, payload: Bytes, style: ReplyStyle) -> Result<Exp
         Command::Read => ExportRequest::Read { offset, size: request.size },
         Command::Write { fua } => ExportRequest::Write { offset, data: payload, fua },
         Command::Flush => ExportRequest::Flush,
-        Command::Trim => ExportRequest::Discard { offset, size },
+        Command::Trim { fua: false } => ExportRequest::Discard { offset, size },
+        // A discard is answered before it is durable. This does the same to the volume.
+        Command::Trim { fua: true } => ExportRequest::WriteZeroes { offset, size, keep_allocated: false, fua: true },
         Command::WriteZeroes { fua, no_hole, .. } => {
             ExportRequest::WriteZeroes { offset, size, keep_allocated: no_hole, fua }
         }
@@ -449,5 +451,25 @@ impl LocalSemaphore for Rc<Semaphore> {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.semaphore.add_permits(self.count as usize);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(command: Command, size: u32) -> ExportRequest {
+        let style = ReplyStyle { structured: true, allocation: true };
+        translate(&Request { command, cookie: 1, offset: 0, size }, Bytes::new(), style).unwrap()
+    }
+
+    #[test]
+    fn a_trim_that_is_to_be_durable_is_answered_when_it_is() {
+        let plain = asked(Command::Trim { fua: false }, 4096);
+        assert!(matches!(plain, ExportRequest::Discard { size: 4096, .. }), "{plain:?}");
+        let durable = asked(Command::Trim { fua: true }, 4096);
+        let releases =
+            matches!(durable, ExportRequest::WriteZeroes { size: 4096, keep_allocated: false, fua: true, .. });
+        assert!(releases, "{durable:?}");
     }
 }
