@@ -11,10 +11,14 @@ use super::{
 };
 use crate::buffers::Filling;
 use bytes::Bytes;
+use nix::sys::socket::{setsockopt, sockopt};
 use std::{
     fs, io,
     net::{Shutdown, SocketAddr},
-    os::unix::fs::PermissionsExt,
+    os::{
+        fd::{AsRawFd, BorrowedFd},
+        unix::fs::PermissionsExt,
+    },
     path::PathBuf,
     rc::Rc,
     time::Duration,
@@ -42,6 +46,10 @@ const READ_SIZE: usize = 128 << 10;
 const NEGOTIATION_READ_SIZE: usize = 4 << 10;
 /// How long it takes until clients are let in again after one could not be.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// When a TCP client that is silent is asked whether it is there, how often, and how many times.
+const KEEPALIVE_IDLE_SECONDS: u32 = 60;
+const KEEPALIVE_INTERVAL_SECONDS: u32 = 15;
+const KEEPALIVE_COUNT: u32 = 4;
 /// How long a negotiation may take.
 const NEGOTIATION: Duration = Duration::from_secs(30);
 
@@ -110,13 +118,11 @@ impl Server {
                 }
                 ListenAddress::Tcp(address) => {
                     let listener =
-                        TcpListener::bind(*address).map_err(|source| ListenError::Tcp { address: *address, source })?;
+                        listen_tcp(*address).map_err(|source| ListenError::Tcp { address: *address, source })?;
                     tokio_uring::spawn(async move {
                         loop {
                             let accepted = listener.accept().await;
                             let Some((stream, _)) = come(accepted).await else { continue };
-                            // Failing that, replies are merely slower.
-                            let _ = stream.set_nodelay(true);
                             tokio_uring::spawn(serve(Stream::Tcp(stream), catalog.clone()));
                         }
                     })
@@ -160,6 +166,23 @@ fn listen_unix(path: &PathBuf) -> Result<UnixListener, ListenError> {
     }
     let listener = UnixListener::bind(path).map_err(error)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(error)?;
+    Ok(listener)
+}
+
+/// Listens, and has what comes notice that a client's machine is dead: it sends nothing that would tell, and would keep what it has
+/// connected to for ever. What is set on a listener is set on what it accepts.
+fn listen_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    // SAFETY: the listener is open, and lives longer than this.
+    let socket = unsafe { BorrowedFd::borrow_raw(listener.as_raw_fd()) };
+    setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
+    setsockopt(&socket, sockopt::KeepAlive, &true)?;
+    setsockopt(&socket, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE_SECONDS)?;
+    setsockopt(&socket, sockopt::TcpKeepInterval, &KEEPALIVE_INTERVAL_SECONDS)?;
+    setsockopt(&socket, sockopt::TcpKeepCount, &KEEPALIVE_COUNT)?;
+    // The same where replies are on their way, which keepalive leaves alone.
+    let patience = KEEPALIVE_IDLE_SECONDS + KEEPALIVE_INTERVAL_SECONDS * KEEPALIVE_COUNT;
+    setsockopt(&socket, sockopt::TcpUserTimeout, &(patience * 1000))?;
     Ok(listener)
 }
 
@@ -457,6 +480,7 @@ impl Drop for Permit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::socket::getsockopt;
 
     fn asked(command: Command, size: u32) -> ExportRequest {
         let style = ReplyStyle { structured: true, allocation: true };
@@ -471,5 +495,22 @@ mod tests {
         let releases =
             matches!(durable, ExportRequest::WriteZeroes { size: 4096, keep_allocated: false, fua: true, .. });
         assert!(releases, "{durable:?}");
+    }
+
+    #[test]
+    fn a_tcp_client_whose_machine_is_dead_is_noticed() {
+        tokio_uring::start(async {
+            let listener = listen_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+            let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
+            // SAFETY: the stream is open until the end.
+            let socket = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
+            assert!(getsockopt(&socket, sockopt::KeepAlive).unwrap());
+            assert!(getsockopt(&socket, sockopt::TcpNoDelay).unwrap());
+            assert_eq!(getsockopt(&socket, sockopt::TcpKeepIdle), Ok(60));
+            assert_eq!(getsockopt(&socket, sockopt::TcpKeepInterval), Ok(15));
+            assert_eq!(getsockopt(&socket, sockopt::TcpKeepCount), Ok(4));
+            assert_eq!(getsockopt(&socket, sockopt::TcpUserTimeout), Ok(120_000));
+        });
     }
 }
