@@ -8,7 +8,7 @@ use std::{
     process::Command,
     time::{Duration, Instant},
 };
-use system_tests::sites::{self, EXPORT, Sites};
+use system_tests::sites::{self, EXPORT, GROUP, Sites};
 use tools::emulator::LineSettings;
 
 /// How long something may take that takes a moment.
@@ -57,6 +57,11 @@ fn libnbd_reads_the_size_copies_and_sees_the_holes() {
     run("cmp", "diffutils", &[&image, &copy]);
     let map = run("nbdinfo", "libnbd-bin", &["--map", &uri]);
     assert!(map.contains("hole,zero") && map.contains("data"), "{map}");
+    // More than one answer tells.
+    sites.ask(0, &["volume", "create", GROUP, "large", "--size", "160MiB"]).unwrap();
+    let large = uri.replace(EXPORT, &format!("{GROUP}/large"));
+    let totals = run("nbdinfo", "libnbd-bin", &["--map", "--totals", &large]);
+    assert!(totals.contains("167772160 100.0%"), "{totals}");
     let listed = run("nbdinfo", "libnbd-bin", &["--list", &uri]);
     assert!(listed.contains(EXPORT), "{listed}");
 }

@@ -40,6 +40,8 @@ use tracing::{debug, info, warn};
 const IN_FLIGHT_MAX: usize = 128;
 /// Their payload in units of 4 KiB: 64 MiB.
 const IN_FLIGHT_PAGES_MAX: u32 = 16 << 10;
+/// What one answer says of an export's parts; clients ask for the rest. All groups wait while it is found out.
+const EXTENTS_SIZE_MAX: u32 = 64 << 20;
 /// How much is read at once while looking for requests.
 const READ_SIZE: usize = 128 << 10;
 /// The same while the client says what it wants.
@@ -426,7 +428,9 @@ fn translate(request: &Request, payload: Bytes, style: ReplyStyle) -> Result<Exp
         Command::WriteZeroes { fua, no_hole, .. } => {
             ExportRequest::WriteZeroes { offset, size, keep_allocated: no_hole, fua }
         }
-        Command::BlockStatus { .. } if style.allocation => ExportRequest::Extents { offset, size },
+        Command::BlockStatus { .. } if style.allocation => {
+            ExportRequest::Extents { offset, size: size.min(EXTENTS_SIZE_MAX.into()) }
+        }
         Command::BlockStatus { .. } | Command::Invalid { .. } | Command::Disconnect => {
             return Err(ExportError::Invalid);
         }
@@ -495,6 +499,14 @@ mod tests {
         let releases =
             matches!(durable, ExportRequest::WriteZeroes { size: 4096, keep_allocated: false, fua: true, .. });
         assert!(releases, "{durable:?}");
+    }
+
+    #[test]
+    fn one_answer_describes_so_much_and_no_more() {
+        for (size, described) in [(4096, 4096), (64 << 20, 64 << 20), (!4095, 64 << 20)] {
+            let asked = asked(Command::BlockStatus { one: false }, size);
+            assert!(matches!(asked, ExportRequest::Extents { size, .. } if size == described), "{asked:?}");
+        }
     }
 
     #[test]
