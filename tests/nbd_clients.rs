@@ -147,3 +147,27 @@ fn a_client_that_could_not_be_let_in_is_let_in_later() {
     early.read_exact(&mut greeting).unwrap();
     assert_eq!(&greeting, b"NBDMAGIC");
 }
+
+/// It is told by the end of its connection; who is there already notices nothing.
+#[test]
+fn so_many_clients_are_let_in_and_no_more_until_one_goes() {
+    let sites = alone();
+    let greeted = || {
+        let mut client = UnixStream::connect(sites.nodes[0].nbd_path()).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut greeting = Vec::new();
+        client.by_ref().take(8).read_to_end(&mut greeting).unwrap();
+        (greeting == b"NBDMAGIC").then_some(client)
+    };
+    let mut works = sites.client(0).unwrap();
+    let mut crowd: Vec<UnixStream> = std::iter::from_fn(greeted).collect();
+    assert_eq!(crowd.len(), 255);
+    assert!(sites.workplace.log_tail("north").contains("No more NBD clients are let in until one goes"));
+    works.write(0, &[1; 4096]).unwrap();
+    crowd.pop();
+    let end = Instant::now() + PATIENCE;
+    while greeted().is_none() {
+        assert!(Instant::now() < end, "nobody is let in any more");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
