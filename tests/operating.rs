@@ -446,3 +446,20 @@ fn a_reader_that_has_seen_enough_is_no_error() {
     let ended = command.stdout(writer).output().unwrap();
     assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
 }
+
+/// Also where nothing can be attached for the moment, as without the kernel's driver.
+#[test]
+fn what_is_to_be_attached_outlives_the_detaching_of_another_volume() {
+    let sites = alone();
+    for volume in ["w", "x"] {
+        sites.ask(0, &["volume", "create", GROUP, volume, "--size", "16MiB"]).unwrap();
+    }
+    let path = sites.workplace.folder().join("north/state/groups/g/attached.json");
+    let wish = |volume: &str| serde_json::json!({ "volume": volume, "read_only": false });
+    fs::write(&path, serde_json::json!([wish("v"), wish("w"), wish("x")]).to_string()).unwrap();
+    let kept = || serde_json::from_slice::<serde_json::Value>(&fs::read(&path).unwrap()).unwrap();
+    sites.ask(0, &["volume", "detach", GROUP, "w"]).unwrap();
+    assert_eq!(kept(), serde_json::json!([wish("v"), wish("x")]));
+    sites.ask(0, &["volume", "delete", GROUP, "x", "--yes"]).unwrap();
+    assert_eq!(kept(), serde_json::json!([wish("v")]));
+}

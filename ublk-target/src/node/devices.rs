@@ -40,7 +40,7 @@ const HAND_OVER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A volume that is to be attached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Wish {
+pub(super) struct Wish {
     volume: String,
     read_only: bool,
 }
@@ -71,7 +71,7 @@ impl Node {
     pub(super) async fn attach_volume(self: &Rc<Self>, group: &str, volume: &str, read_only: bool) -> Answer {
         let wish = Wish { volume: volume.to_owned(), read_only };
         let (number, taken_over) = self.attach(group, &wish).await?;
-        self.keep_wishes(group)?;
+        self.keep_wish(group, volume, Some(&wish))?;
         let path = device_path(number).display().to_string();
         let name = name_of(group, volume).display().to_string();
         let how = if taken_over { "taken over" } else { "attached" };
@@ -205,7 +205,7 @@ impl Node {
         let known = self.devices.attached.borrow().contains_key(&key);
         let Some(number) = number else {
             self.devices.attached.borrow_mut().remove(&key);
-            self.keep_wishes(group)?;
+            self.keep_wish(group, volume, None)?;
             let done = if known { "is detached" } else { "was not attached" };
             return Ok(json!({ "done": format!("Volume {title} {done}") }));
         };
@@ -213,7 +213,7 @@ impl Node {
         ended.map_err(|error| ApiError::new(format!("{title}: {error}")))?;
         self.devices.attached.borrow_mut().remove(&key);
         let _ = fs::remove_file(name_of(group, volume));
-        self.keep_wishes(group)?;
+        self.keep_wish(group, volume, None)?;
         Ok(json!({ "done": format!("Volume {title} detached from {}", device_path(number).display()) }))
     }
 
@@ -343,10 +343,14 @@ impl Node {
         })
     }
 
-    fn keep_wishes(&self, group: &str) -> Result<(), ApiError> {
-        let devices = self.devices.attached.borrow();
-        let wishes: Vec<&Wish> =
-            devices.iter().filter(|((of, _), _)| of == group).map(|(_, attached)| &attached.wish).collect();
+    /// Keeps whether, and how, a volume is to be attached. What is kept of others stays, whether they could be attached or not.
+    pub(super) fn keep_wish(&self, group: &str, volume: &str, wish: Option<&Wish>) -> Result<(), ApiError> {
+        let before = self.read_wishes(group);
+        let others = before.iter().filter(|kept| kept.volume != volume);
+        let wishes: Vec<&Wish> = others.chain(wish).collect();
+        if wish.is_none() && wishes.len() == before.len() {
+            return Ok(());
+        }
         let path = self.wishes_path(group);
         let new = path.with_extension("new");
         let bytes = serde_json::to_vec_pretty(&wishes).map_err(ApiError::new)?;

@@ -229,6 +229,7 @@ impl Node {
             return Err(in_use(&format!("Volume {group}/{volume}"), clients));
         }
         actor.remove_volume(spec.id).await.map_err(|error| ApiError::new(format!("Group {group}: {error}")))?;
+        self.keep_wish(group, volume, None)?;
         Ok(json!({ "done": format!("Volume {group}/{volume} forgotten; its pool is still at {}", spec.pool_path) }))
     }
 
