@@ -27,7 +27,7 @@ use std::{
     rc::{Rc, Weak},
     time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 use tracing::{info, warn};
 
 /// Where devices have names: `/dev/holdfast/GROUP/VOLUME`.
@@ -37,6 +37,8 @@ const MARK: u64 = 0x4844 << 48;
 
 /// How long a daemon that ends waits for what is under way on a device.
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(2);
+/// The driver itself may take longer, and is waited for no longer than so: groups are to be stopped in good order.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A volume that is to be attached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -260,8 +262,13 @@ impl Node {
         let quiesce = |number| tokio::task::spawn_blocking(move || ublk::quiesce(number, HAND_OVER_PATIENCE));
         let waiting: Vec<_> = numbers.into_iter().map(quiesce).collect();
         let mut count = 0;
-        for quiet in waiting {
-            count += usize::from(quiet.await.unwrap_or(false));
+        let all = async {
+            for quiet in waiting {
+                count += usize::from(quiet.await.unwrap_or(false));
+            }
+        };
+        if timeout(LEAVE_PATIENCE, all).await.is_err() {
+            warn!("The driver does not say that a device is quiet; the groups are stopped all the same");
         }
         if count > 0 {
             info!(count, "Devices left with nothing under way");
