@@ -139,6 +139,8 @@ pub struct DeviceInfo {
     pub process: u32,
     queues: u16,
     depth: u16,
+    /// It was never started, or is stopped: nothing can be taken over.
+    is_dead: bool,
 }
 
 /// What the driver can do: bits of `UBLK_F_*`.
@@ -173,6 +175,7 @@ pub fn device_info(number: u32) -> Option<DeviceInfo> {
         process: info.ublksrv_pid as u32,
         queues: info.nr_hw_queues,
         depth: info.queue_depth,
+        is_dead: u32::from(info.state) == sys::UBLK_S_DEV_DEAD,
     })
 }
 
@@ -191,7 +194,12 @@ pub fn attach(mut shape: Shape, queues: &UnboundedSender<NewQueue>) -> Result<De
             return Err(AttachError::Lacks(name));
         }
     }
-    let old = attached().into_iter().find(|device| device.mark == shape.mark);
+    let mut old = attached().into_iter().find(|device| device.mark == shape.mark);
+    // A daemon that was killed while it made or deleted a device leaves one to which no request can come any more.
+    if let Some(dead) = old.take_if(|old| old.is_dead) {
+        let control = UblkCtrl::new_simple(dead.number as i32).map_err(refused("open the device"))?;
+        done(control.del_dev()).map_err(refused("delete a device that was left half made"))?;
+    }
     if let Some(old) = old {
         // Queues are as they were made.
         (shape.queues, shape.depth) = (old.queues, old.depth);
