@@ -144,6 +144,9 @@ pub enum RequestError {
     /// This node does not serve writes of this group.
     #[error("This node is not the primary of the group")]
     NotPrimary,
+    /// What the client keeps in memory may be out of date: shells say so, no group does.
+    #[error("The volume may have changed since the client came; it must come anew")]
+    Outdated,
     /// A generation cannot be written.
     #[error("A generation cannot be written")]
     ReadOnly,

@@ -153,6 +153,7 @@ fn journal_superblock() -> JournalSuperblock {
         clean: Some(Order(99)),
         stream: stream(),
         pair: PairRecord {
+            left_behind: false,
             role: Role::Secondary,
             state: PairState::Suspended(Cause::JournalFull),
             level: Level::Remote,

@@ -8,7 +8,7 @@ use std::{
     process::Command,
     time::{Duration, Instant},
 };
-use system_tests::sites::{self, EXPORT, Sites};
+use system_tests::sites::{self, EXPORT, GROUP, Sites};
 use tools::emulator::LineSettings;
 
 /// How long something may take that takes a moment.
@@ -57,6 +57,11 @@ fn libnbd_reads_the_size_copies_and_sees_the_holes() {
     run("cmp", "diffutils", &[&image, &copy]);
     let map = run("nbdinfo", "libnbd-bin", &["--map", &uri]);
     assert!(map.contains("hole,zero") && map.contains("data"), "{map}");
+    // More than one answer tells.
+    sites.ask(0, &["volume", "create", GROUP, "large", "--size", "160MiB"]).unwrap();
+    let large = uri.replace(EXPORT, &format!("{GROUP}/large"));
+    let totals = run("nbdinfo", "libnbd-bin", &["--map", "--totals", &large]);
+    assert!(totals.contains("167772160 100.0%"), "{totals}");
     let listed = run("nbdinfo", "libnbd-bin", &["--list", &uri]);
     assert!(listed.contains(EXPORT), "{listed}");
 }
@@ -82,6 +87,7 @@ h.pwrite(b"y" * 8192, 4096, nbd.CMD_FLAG_FUA)
 h.zero(4096, 4096, nbd.CMD_FLAG_NO_HOLE)
 h.zero(4096, 12288, nbd.CMD_FLAG_FAST_ZERO)
 h.trim(4096, 16384)
+h.trim(4096, 20480, nbd.CMD_FLAG_FUA)
 h.flush()
 assert h.pread(8192, 4096) == b"\0" * 4096 + b"y" * 4096
 "#;
@@ -140,4 +146,28 @@ fn a_client_that_could_not_be_let_in_is_let_in_later() {
     let mut greeting = [0; 8];
     early.read_exact(&mut greeting).unwrap();
     assert_eq!(&greeting, b"NBDMAGIC");
+}
+
+/// It is told by the end of its connection; who is there already notices nothing.
+#[test]
+fn so_many_clients_are_let_in_and_no_more_until_one_goes() {
+    let sites = alone();
+    let greeted = || {
+        let mut client = UnixStream::connect(sites.nodes[0].nbd_path()).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut greeting = Vec::new();
+        client.by_ref().take(8).read_to_end(&mut greeting).unwrap();
+        (greeting == b"NBDMAGIC").then_some(client)
+    };
+    let mut works = sites.client(0).unwrap();
+    let mut crowd: Vec<UnixStream> = std::iter::from_fn(greeted).collect();
+    assert_eq!(crowd.len(), 255);
+    assert!(sites.workplace.log_tail("north").contains("No more NBD clients are let in until one goes"));
+    works.write(0, &[1; 4096]).unwrap();
+    crowd.pop();
+    let end = Instant::now() + PATIENCE;
+    while greeted().is_none() {
+        assert!(Instant::now() < end, "nobody is let in any more");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
 }

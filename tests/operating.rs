@@ -14,9 +14,14 @@ use system_tests::{
     client::Model,
     sites::{self, EXPORT, GROUP, Sites},
 };
-use tools::{emulator::LineSettings, nbd_client::NbdClient};
+use tools::{
+    emulator::LineSettings,
+    nbd_client::{NbdClient, NbdError},
+};
 
 const AREA: u64 = 1024;
+/// NBD's number for an export that is being closed.
+const SHUTDOWN: u32 = 108;
 
 fn alone() -> Sites {
     let sites = sites::new(LineSettings::default(), 1).unwrap();
@@ -81,6 +86,25 @@ fn a_pair_is_switched_again_and_again_and_nothing_is_lost() {
     let refusal = sites.refusal(0, &["pair", "switch", GROUP]);
     assert!(refusal.contains("Group g: its standby cannot be reached"), "{refusal}");
     model.write(&mut sites.client(0).unwrap(), 10, AREA).unwrap();
+}
+
+/// What it keeps in memory is older than what the other node has written.
+#[test]
+fn a_client_that_stays_while_another_node_is_primary_is_served_only_when_it_comes_anew() {
+    let sites = sites::paired(LineSettings::default(), 10).unwrap();
+    let mut stays = sites.client(0).unwrap();
+    stays.write(0, &[1; 4096]).unwrap();
+    sites.ask(0, &["pair", "switch", GROUP]).unwrap();
+    sites.client(1).unwrap().write(0, &[2; 4096]).unwrap();
+    sites.wait_in_step(1).unwrap();
+    sites.ask(1, &["pair", "switch", GROUP]).unwrap();
+    let mut comes = sites.client(0).unwrap();
+    // Nothing was asked of it in between.
+    for refusal in [stays.write(0, &[1; 4096]), stays.flush(), stays.read(0, 4096).map(drop)] {
+        assert!(matches!(refusal, Err(NbdError::Request { code: SHUTDOWN, .. })), "{refusal:?}");
+    }
+    assert!(comes.read(0, 4096).unwrap() == [2; 4096]);
+    comes.write(0, &[3; 4096]).unwrap();
 }
 
 #[test]
@@ -445,4 +469,21 @@ fn a_reader_that_has_seen_enough_is_no_error() {
     command.arg("--socket").arg(sites.nodes[0].control_path()).args(["status", GROUP]);
     let ended = command.stdout(writer).output().unwrap();
     assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
+}
+
+/// Also where nothing can be attached for the moment, as without the kernel's driver.
+#[test]
+fn what_is_to_be_attached_outlives_the_detaching_of_another_volume() {
+    let sites = alone();
+    for volume in ["w", "x"] {
+        sites.ask(0, &["volume", "create", GROUP, volume, "--size", "16MiB"]).unwrap();
+    }
+    let path = sites.workplace.folder().join("north/state/groups/g/attached.json");
+    let wish = |volume: &str| serde_json::json!({ "volume": volume, "read_only": false });
+    fs::write(&path, serde_json::json!([wish("v"), wish("w"), wish("x")]).to_string()).unwrap();
+    let kept = || serde_json::from_slice::<serde_json::Value>(&fs::read(&path).unwrap()).unwrap();
+    sites.ask(0, &["volume", "detach", GROUP, "w"]).unwrap();
+    assert_eq!(kept(), serde_json::json!([wish("v"), wish("x")]));
+    sites.ask(0, &["volume", "delete", GROUP, "x", "--yes"]).unwrap();
+    assert_eq!(kept(), serde_json::json!([wish("v")]));
 }

@@ -70,6 +70,13 @@ impl Bench {
         Ok(())
     }
 
+    /// A group that has stopped is opened again; what it was.
+    fn open_in_place(&mut self) -> Group {
+        self.operations.clear();
+        let (group, _) = Group::open(&mut self.disks, self.now).expect("it is whole");
+        core::mem::replace(&mut self.group, group)
+    }
+
     /// Puts a batch of one entry where nothing has been written, as if those before it had been lost.
     fn forge(&mut self, position: u64, first_order: Order, durable_order: Order) {
         let stored = Bytes::from(vec![0; 64]);
@@ -261,4 +268,26 @@ fn bad_sectors_where_nothing_was_written_harm_nobody() {
     let readable = (RING_OFFSET + end).next_multiple_of(PAGE) + PAGE;
     let opened = Group::open(&mut Unreadable(&mut bench.disks, readable), bench.now);
     assert_eq!(opened.map(|(_, report)| report.entry_count), Ok(last.order.0 + 1));
+}
+
+/// A sync may have failed: whoever has the answers must not hear that what is gone is durable.
+#[test]
+fn a_group_that_is_opened_in_place_knows_how_many_answered_records_are_gone() {
+    let mut bench = bench();
+    bench.write_durably(PAGE);
+    let [second, third] = [(); 2].map(|()| {
+        let id = bench.begin_write(PAGE, Durability::Completed);
+        bench.wait(id);
+        bench.last_written()
+    });
+    let disks = bench.disks.clone();
+    let former = bench.open_in_place();
+    assert_eq!(bench.group.lost_since(&former), 0);
+    (bench.disks, bench.group) = (disks, former);
+    let offset = bench.group.journal.offset(second.position);
+    erase(&mut bench.disks, offset, second.size + third.size);
+    let former = bench.open_in_place();
+    assert_eq!(bench.group.lost_since(&former), 2);
+    let former = bench.open_in_place();
+    assert_eq!(bench.group.lost_since(&former), 0, "it is told once");
 }

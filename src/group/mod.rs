@@ -165,6 +165,8 @@ pub struct Group {
     pair: PairRecord,
     now: Now,
 
+    /// Up to here the journal was found when the group was opened.
+    found: Order,
     sealed: Order,
     completed: Order,
     durable: Order,

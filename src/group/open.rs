@@ -175,6 +175,12 @@ impl Group {
         Ok((group, report))
     }
 
+    /// How many records the group before it was opened anew may have answered that are gone. None of a secondary: it answers no host,
+    /// and gets them again.
+    pub fn lost_since(&self, former: &Self) -> u64 {
+        if former.pair.role == Role::Secondary { 0 } else { former.completed.0.saturating_sub(self.found.0) }
+    }
+
     /// Who the group is.
     pub fn label(&self) -> JournalLabel {
         JournalLabel {
@@ -209,6 +215,7 @@ impl Group {
             journal,
             pair,
             now,
+            found: last,
             sealed: last,
             completed: last,
             durable: last,

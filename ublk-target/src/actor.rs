@@ -5,6 +5,7 @@
 
 use crate::{
     busy_poll::BusyPoll,
+    client::Era,
     events::{self, EVENT},
     lock::Patience,
     media::{GroupMedia, MediaOptions, Medium, carry_out},
@@ -70,6 +71,7 @@ pub struct GroupActor {
     closed: Cell<bool>,
     /// Whether the group's hosts were last seen to wait for an absent peer.
     writes_wait: Cell<bool>,
+    era: Cell<Era>,
     /// How many clients each volume has.
     clients: RefCell<BTreeMap<VolumeId, usize>>,
 }
@@ -101,6 +103,7 @@ impl GroupActor {
             trial_clients: Cell::new(0),
             closed: Cell::new(false),
             writes_wait: Cell::new(false),
+            era: Cell::default(),
             clients: RefCell::default(),
         });
         tokio_uring::spawn(actor.clone().run());
@@ -150,13 +153,19 @@ impl GroupActor {
         state.answer_what_is_left();
     }
 
-    /// Opens a group that has stopped again; its clients and devices go on.
-    pub fn reopen(&self, mut media: GroupMedia) -> Result<(), OpenError> {
+    /// Opens a group that has stopped again; its clients and devices go on, unless records are gone that they may have an answer to.
+    /// How many.
+    pub fn reopen(&self, mut media: GroupMedia) -> Result<u64, OpenError> {
         let (mut group, report) = Group::open(&mut media, now())?;
         let label = group.label();
         info!(target: EVENT, group = %label.name, replayed = report.replay_count, last = %report.last, "Group opened again");
         let mut state = self.state.borrow_mut();
         state.life += 1;
+        let lost = group.lost_since(&state.group);
+        if lost > 0 {
+            warn!(target: EVENT, group = %label.name, records = lost, "Records lost");
+            self.begin_era(&mut state);
+        }
         // What the group that has stopped was asked since.
         state.answer_what_is_left();
         group.inherit(&mut state.group);
@@ -169,13 +178,18 @@ impl GroupActor {
             peer.restart_soon();
         }
         self.wake.notify_one();
-        Ok(())
+        Ok(lost)
     }
 
     /// Ends its life on this node; its media are closed when what is in flight has ended.
     pub fn close(&self) {
         self.closed.set(true);
         self.wake.notify_one();
+    }
+
+    /// See [`crate::client`].
+    pub fn era(&self) -> Era {
+        self.era.get()
     }
 
     /// A client of a volume has come.
@@ -445,7 +459,27 @@ impl GroupActor {
                     peer.clone().restart_soon();
                 }
             }
-            Output::Event(event) => self.log(event),
+            Output::Event(event) => {
+                // Promoted as well: a device may have waited for that, from a time when this node was the primary before.
+                if let Event::RoleChanged { .. } = event {
+                    self.begin_era(state);
+                }
+                self.log(event);
+            }
+        }
+    }
+
+    /// From now on whoever came before to write has errors.
+    fn begin_era(&self, state: &mut State) {
+        self.era.set(self.era.get().next());
+        let (outdated, waiting) = state.waiting.drain(..).partition(|request| request.access == Access::ReadWrite);
+        state.waiting = waiting;
+        let outdated: VecDeque<Request> = outdated;
+        for request in outdated {
+            if let Some(sender) = state.requests.remove(&request.id) {
+                // The host may be gone.
+                let _ = sender.send(Err(RequestError::Outdated));
+            }
         }
     }
 

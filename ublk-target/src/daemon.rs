@@ -19,7 +19,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     ublk::never_wait_for_memory();
     let identity = key::load_or_create(&config.key_path())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let ended: anyhow::Result<()> = runtime.block_on(async {
         // The control socket comes first: it tells a second daemon that it is the second.
         let listener = unix_socket::listen(&config.control_path(), "node.control")?;
         let directory = &config.node.directory;
@@ -52,6 +52,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
         let (asked_sender, asked) = mpsc::channel(64);
         let (ready_sender, ready) = oneshot::channel();
         let (stop_sender, stop) = oneshot::channel();
+        let (stopped_sender, stopped) = oneshot::channel();
         let (alive, mut ended) = oneshot::channel::<()>();
         let (name, key) = (config.node.name.get_ref().clone(), identity.public());
         let disk = thread::Builder::new().name("disk".into()).spawn(move || -> anyhow::Result<()> {
@@ -80,6 +81,8 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
                 let _ = stop.await;
                 drop(server);
                 node.stop().await;
+                // Not when the thread has ended: that waits for the threads it has started, and they may wait for ever.
+                let _ = stopped_sender.send(());
                 Ok(())
             })
         })?;
@@ -103,14 +106,16 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
         info!("Stopping");
         notify("STOPPING=1");
         let _ = stop_sender.send(());
-        let waiter = tokio::task::spawn_blocking(move || join(disk));
         tokio::select! {
-            joined = waiter => joined?,
+            stopped = stopped => stopped.context("The disk thread ended before its groups were stopped"),
             // A second signal means at once.
             _ = terminate.recv() => std::process::exit(1),
             _ = interrupt.recv() => std::process::exit(1),
         }
-    })
+    });
+    // The same here: nothing that was promised depends on a thread that is left.
+    runtime.shutdown_background();
+    ended
 }
 
 fn join(disk: thread::JoinHandle<anyhow::Result<()>>) -> anyhow::Result<()> {

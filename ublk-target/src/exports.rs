@@ -2,6 +2,7 @@
 
 use crate::{
     actor::GroupActor,
+    client::Client,
     nbd::{Export, ExportCatalog, ExportError, ExportInfo, ExportReply, ExportRequest, Extent, ExtentKind},
     node::Node,
 };
@@ -85,23 +86,23 @@ impl ExportCatalog for Exports {
 pub struct VolumeExport {
     actor: Rc<GroupActor>,
     spec: VolumeSpec,
+    client: Client,
     access: Access,
     suffix: String,
 }
 
 impl VolumeExport {
     fn new(actor: Rc<GroupActor>, spec: VolumeSpec, access: Access, suffix: String) -> Self {
-        actor.add_client(spec.id);
+        let client = Client::new(actor.clone(), spec.id, access);
         if access == Access::Trial {
             actor.trial_clients.update(|count| count + 1);
         }
-        Self { actor, spec, access, suffix }
+        Self { actor, spec, client, access, suffix }
     }
 }
 
 impl Drop for VolumeExport {
     fn drop(&mut self) {
-        self.actor.remove_client(self.spec.id);
         match self.access {
             Access::Generation(order) => self.actor.release_generation(order),
             Access::Trial => self.actor.trial_clients.update(|count| count - 1),
@@ -133,12 +134,12 @@ impl Export for VolumeExport {
     }
 
     fn submit(&self, request: ExportRequest) -> impl Future<Output = Result<ExportReply, ExportError>> + 'static {
-        let answer = self.actor.request(self.spec.id, self.access, operation(request));
+        let answer = self.client.request(operation(request));
         async move {
             match answer.await {
-                Ok(Ok(Reply::Done)) => Ok(ExportReply::Done),
-                Ok(Ok(Reply::Data(pieces))) => Ok(ExportReply::Data(pieces)),
-                Ok(Ok(Reply::Extents(extents))) => Ok(ExportReply::Extents(
+                Ok(Reply::Done) => Ok(ExportReply::Done),
+                Ok(Reply::Data(pieces)) => Ok(ExportReply::Data(pieces)),
+                Ok(Reply::Extents(extents)) => Ok(ExportReply::Extents(
                     extents
                         .into_iter()
                         .map(|extent| Extent {
@@ -150,11 +151,14 @@ impl Export for VolumeExport {
                         })
                         .collect(),
                 )),
-                Ok(Err(RequestError::Invalid)) => Err(ExportError::Invalid),
-                Ok(Err(RequestError::Io)) => Err(ExportError::Io),
-                Ok(Err(RequestError::NoSpace)) => Err(ExportError::NoSpace),
-                Ok(Err(RequestError::NotPrimary | RequestError::ReadOnly)) => Err(ExportError::ReadOnly),
-                Ok(Err(RequestError::NotKept | RequestError::Stopped)) | Err(_) => Err(ExportError::Shutdown),
+                Err(RequestError::Invalid) => Err(ExportError::Invalid),
+                Err(RequestError::Io) => Err(ExportError::Io),
+                Err(RequestError::NoSpace) => Err(ExportError::NoSpace),
+                Err(RequestError::NotPrimary | RequestError::ReadOnly) => Err(ExportError::ReadOnly),
+                // Not by closing the connection: a client that comes again by itself would not tell the host.
+                Err(RequestError::Outdated | RequestError::NotKept | RequestError::Stopped) => {
+                    Err(ExportError::Shutdown)
+                }
             }
         }
     }

@@ -7,6 +7,7 @@ pub mod actor;
 pub mod api;
 pub mod buffers;
 pub mod busy_poll;
+pub mod client;
 pub mod config;
 pub mod control;
 pub mod daemon;

@@ -22,6 +22,7 @@ use std::{
     },
     path::{Path, PathBuf},
     rc::Rc,
+    sync,
 };
 use tokio::sync::Mutex;
 use tokio_uring::buf::BoundedBuf;
@@ -215,6 +216,9 @@ fn allocate(file: &File, size: u64, allocation: Allocation) -> io::Result<()> {
 /// # Errors
 /// When there is no room.
 pub fn enlarge(mut file: &File, size: u64, allocation: Allocation) -> io::Result<u64> {
+    // One at a time: another one for the same file could make it larger after this has looked, and it would be cut off again.
+    static ENLARGING: sync::Mutex<()> = sync::Mutex::new(());
+    let _enlarging = ENLARGING.lock().unwrap_or_else(sync::PoisonError::into_inner);
     let metadata = file.metadata()?;
     if metadata.is_file() && metadata.len() < size {
         allocate(file, size, allocation)?;
@@ -376,6 +380,24 @@ mod tests {
         });
         assert_eq!(outcome, Ok(Bytes::new()));
         assert!(reads.join().unwrap().unwrap() == expected, "other bytes have arrived");
+    }
+
+    #[test]
+    fn no_resize_takes_back_what_another_has_made() {
+        for _ in 0..200 {
+            let file = tempfile::tempfile().unwrap();
+            let begin = std::sync::Barrier::new(2);
+            std::thread::scope(|scope| {
+                for size in [1 << 20, 2 << 20] {
+                    let (file, begin) = (&file, &begin);
+                    scope.spawn(move || {
+                        begin.wait();
+                        assert!(enlarge(file, size, Allocation::Sparse).unwrap() >= size);
+                    });
+                }
+            });
+            assert_eq!(file.metadata().unwrap().len(), 2 << 20);
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod export;
 pub mod handshake;
 pub mod protocol;
 mod replies;
+mod room;
 mod server;
 
 pub use export::{Export, ExportCatalog, ExportError, ExportInfo, ExportReply, ExportRequest, Extent, ExtentKind};

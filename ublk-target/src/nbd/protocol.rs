@@ -44,7 +44,10 @@ pub enum Command {
     /// Flush.
     Flush,
     /// Trim.
-    Trim,
+    Trim {
+        /// Force unit access.
+        fua: bool,
+    },
     /// Write zeroes.
     WriteZeroes {
         /// Force unit access.
@@ -103,7 +106,7 @@ impl Request {
 
     /// Whether the export can be asked for this; else the error to answer with.
     pub fn check(&self, info: &ExportInfo) -> Result<(), ExportError> {
-        let writes = matches!(self.command, Command::Write { .. } | Command::Trim | Command::WriteZeroes { .. });
+        let writes = matches!(self.command, Command::Write { .. } | Command::Trim { .. } | Command::WriteZeroes { .. });
         if writes && info.read_only {
             return Err(ExportError::ReadOnly);
         }
@@ -136,7 +139,7 @@ impl Command {
             1 if only(FLAG_FUA) => Self::Write { fua },
             2 => Self::Disconnect,
             3 if only(FLAG_FUA) => Self::Flush,
-            4 if only(FLAG_FUA) => Self::Trim,
+            4 if only(FLAG_FUA) => Self::Trim { fua },
             6 if only(FLAG_FUA | FLAG_NO_HOLE | FLAG_FAST_ZERO) => {
                 Self::WriteZeroes { fua, no_hole: flags & FLAG_NO_HOLE != 0, fast: flags & FLAG_FAST_ZERO != 0 }
             }

@@ -1,5 +1,6 @@
 //! What a connection has to say, in order: small replies side by side in one buffer, large data as it lies in memory.
 
+use super::room::Taken;
 use crate::buffers::drop_front;
 use bytes::Bytes;
 use std::{
@@ -13,8 +14,6 @@ use tokio::sync::Notify;
 const LENT_SIZE_MIN: usize = 16 << 10;
 /// More pieces are not lent at once, as a small one may keep all of a large buffer in memory.
 const LENT_COUNT_MAX: usize = 32;
-/// A reply waits when so much is not yet written.
-const SIZE_MAX: usize = 64 << 20;
 /// What is kept for the next replies; a large answer must not keep its memory for ever.
 const KEPT_SIZE_MAX: usize = 1 << 20;
 /// One call of the kernel takes no more pieces (IOV_MAX).
@@ -35,6 +34,8 @@ pub struct Replies {
     /// Behind the pieces.
     open: Vec<u8>,
     size: usize,
+    /// Is given back when they are written.
+    memory: Vec<Taken>,
 }
 
 impl Replies {
@@ -55,6 +56,11 @@ impl Replies {
         self.pieces.push(data);
     }
 
+    /// Keeps the memory of a request as long as its reply.
+    pub fn keep(&mut self, memory: Taken) {
+        self.memory.push(memory);
+    }
+
     fn close(&mut self) {
         if !self.open.is_empty() {
             self.pieces.push(std::mem::take(&mut self.open).into());
@@ -67,7 +73,6 @@ impl Replies {
 pub struct Outbox {
     replies: RefCell<Replies>,
     ready: Notify,
-    drained: Notify,
     closed: Cell<bool>,
 }
 
@@ -79,13 +84,6 @@ impl Outbox {
         }
         reply(&mut self.replies.borrow_mut());
         self.ready.notify_one();
-    }
-
-    /// Waits while too much is not written.
-    pub async fn wait_for_room(&self) {
-        while self.replies.borrow().size > SIZE_MAX && !self.closed.get() {
-            self.drained.notified().await;
-        }
     }
 
     /// Whether nothing is written any more.
@@ -102,7 +100,7 @@ impl Outbox {
     /// Writes what is added until it is closed.
     ///
     /// # Errors
-    /// When the sink takes nothing more; nobody waits for room then.
+    /// When the sink takes nothing more; nothing is kept then.
     pub async fn write_to(&self, sink: &impl Sink) -> io::Result<()> {
         let mut spare = Vec::new();
         loop {
@@ -121,9 +119,9 @@ impl Outbox {
             let written = write(sink, replies, &mut spare).await;
             if written.is_err() {
                 self.closed.set(true);
+                self.replies.take();
+                return written;
             }
-            self.drained.notify_waiters();
-            written?;
         }
     }
 }
@@ -201,7 +199,6 @@ mod tests {
         assert!(outbox.write_to(&Broken).await.is_err());
         (0..100).for_each(|_| outbox.add(fill));
         assert!(outbox.is_closed() && outbox.replies.borrow().size == 0, "replies pile up");
-        outbox.wait_for_room().await;
     }
 
     #[tokio::test]

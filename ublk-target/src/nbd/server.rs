@@ -8,15 +8,18 @@ use super::{
     handshake::{Catalog, GREETING, Handshake, Step},
     protocol::{Command, REQUEST_HEADER_SIZE, REQUEST_SIZE_MAX, ReplyStyle, Request},
     replies::{Outbox, Replies, Sink},
+    room::{Permit, Room, Share, Taken},
 };
 use crate::{
     buffers::Filling,
     unix_socket::{self, SocketError},
 };
 use bytes::Bytes;
+use nix::sys::socket::{setsockopt, sockopt};
 use std::{
     fs, io,
     net::{Shutdown, SocketAddr},
+    os::fd::{AsRawFd, BorrowedFd},
     path::PathBuf,
     rc::Rc,
     time::Duration,
@@ -34,14 +37,20 @@ use tracing::{debug, info, warn};
 
 /// Requests of a connection in flight.
 const IN_FLIGHT_MAX: usize = 128;
-/// Their payload in units of 4 KiB: 64 MiB.
-const IN_FLIGHT_PAGES_MAX: u32 = 16 << 10;
+/// What one answer says of an export's parts; clients ask for the rest. All groups wait while it is found out.
+const EXTENTS_SIZE_MAX: u32 = 64 << 20;
+/// Memory for a part, here and on its way.
+const EXTENT_SIZE: u32 = 64;
 /// How much is read at once while looking for requests.
 const READ_SIZE: usize = 128 << 10;
 /// The same while the client says what it wants.
 const NEGOTIATION_READ_SIZE: usize = 4 << 10;
 /// How long it takes until clients are let in again after one could not be.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// When a TCP client that is silent is asked whether it is there, how often, and how many times.
+const KEEPALIVE_IDLE_SECONDS: u32 = 60;
+const KEEPALIVE_INTERVAL_SECONDS: u32 = 15;
+const KEEPALIVE_COUNT: u32 = 4;
 /// How long a negotiation may take.
 const NEGOTIATION: Duration = Duration::from_secs(30);
 
@@ -80,8 +89,9 @@ impl Server {
     /// Listens. Must be called inside a tokio-uring runtime.
     pub fn start<C: ExportCatalog>(addresses: &[ListenAddress], catalog: Rc<C>) -> Result<Self, ListenError> {
         let mut server = Self { tasks: Vec::new(), paths: Vec::new() };
+        let room = Rc::new(Room::default());
         for address in addresses {
-            let catalog = catalog.clone();
+            let (catalog, room) = (catalog.clone(), room.clone());
             server.tasks.push(match address {
                 ListenAddress::Unix(path) => {
                     // Not tokio-uring's own: it asks for SO_REUSEPORT, which newer kernels refuse on unix sockets.
@@ -91,26 +101,26 @@ impl Server {
                         loop {
                             let accepted = listener.accept().await;
                             let Some((stream, _)) = come(accepted).await else { continue };
+                            let Some(share) = room.let_in() else { continue };
                             // A ring waits by itself only where the socket blocks.
                             let ready =
                                 stream.into_std().and_then(|stream| stream.set_nonblocking(false).map(|()| stream));
                             if let Ok(stream) = ready {
                                 let stream = Stream::Unix(UnixStream::from_std(stream));
-                                tokio_uring::spawn(serve(stream, catalog.clone()));
+                                tokio_uring::spawn(serve(stream, share, catalog.clone()));
                             }
                         }
                     })
                 }
                 ListenAddress::Tcp(address) => {
                     let listener =
-                        TcpListener::bind(*address).map_err(|source| ListenError::Tcp { address: *address, source })?;
+                        listen_tcp(*address).map_err(|source| ListenError::Tcp { address: *address, source })?;
                     tokio_uring::spawn(async move {
                         loop {
                             let accepted = listener.accept().await;
                             let Some((stream, _)) = come(accepted).await else { continue };
-                            // Failing that, replies are merely slower.
-                            let _ = stream.set_nodelay(true);
-                            tokio_uring::spawn(serve(Stream::Tcp(stream), catalog.clone()));
+                            let Some(share) = room.let_in() else { continue };
+                            tokio_uring::spawn(serve(Stream::Tcp(stream), share, catalog.clone()));
                         }
                     })
                 }
@@ -141,6 +151,23 @@ impl Drop for Server {
     }
 }
 
+/// Listens, and has what comes notice that a client's machine is dead: it sends nothing that would tell, and would keep what it has
+/// connected to for ever. What is set on a listener is set on what it accepts.
+fn listen_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    // SAFETY: the listener is open, and lives longer than this.
+    let socket = unsafe { BorrowedFd::borrow_raw(listener.as_raw_fd()) };
+    setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
+    setsockopt(&socket, sockopt::KeepAlive, &true)?;
+    setsockopt(&socket, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE_SECONDS)?;
+    setsockopt(&socket, sockopt::TcpKeepInterval, &KEEPALIVE_INTERVAL_SECONDS)?;
+    setsockopt(&socket, sockopt::TcpKeepCount, &KEEPALIVE_COUNT)?;
+    // The same where replies are on their way, which keepalive leaves alone.
+    let patience = KEEPALIVE_IDLE_SECONDS + KEEPALIVE_INTERVAL_SECONDS * KEEPALIVE_COUNT;
+    setsockopt(&socket, sockopt::TcpUserTimeout, &(patience * 1000))?;
+    Ok(listener)
+}
+
 enum Stream {
     Unix(UnixStream),
     Tcp(TcpStream),
@@ -162,14 +189,17 @@ impl Stream {
     }
 
     /// Fills a buffer to its end.
-    async fn read_all(&self, filling: Filling, size: usize) -> io::Result<Filling> {
+    async fn read_all(&self, share: &Share, filling: Filling, size: usize) -> io::Result<Filling> {
         let mut filling = filling;
         while filling.filled() < size {
             let from = filling.filled();
-            let (result, slice) = match self {
-                Self::Unix(stream) => stream.read(filling.slice(from..)).await,
-                Self::Tcp(stream) => stream.read(filling.slice(from..)).await,
+            let read = async {
+                match self {
+                    Self::Unix(stream) => stream.read(filling.slice(from..)).await,
+                    Self::Tcp(stream) => stream.read(filling.slice(from..)).await,
+                }
             };
+            let (result, slice) = share.step(read).await?;
             filling = slice.into_inner();
             if result? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
@@ -184,6 +214,24 @@ impl Stream {
             Self::Unix(stream) => stream.shutdown(Shutdown::Both),
             Self::Tcp(stream) => stream.shutdown(Shutdown::Both),
         };
+    }
+}
+
+/// Writes to a connection, as long as that goes on or nobody waits.
+struct Writer {
+    stream: Rc<Stream>,
+    share: Rc<Share>,
+}
+
+impl Sink for Writer {
+    async fn write_all(&self, bytes: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
+        let written = self.share.step(self.stream.write_all(bytes)).await;
+        written.unwrap_or_else(|error| (Err(error), Vec::new()))
+    }
+
+    async fn write_some(&self, pieces: Vec<Bytes>) -> (io::Result<usize>, Vec<Bytes>) {
+        let written = self.share.step(self.stream.write_some(pieces)).await;
+        written.unwrap_or_else(|error| (Err(error), Vec::new()))
     }
 }
 
@@ -215,15 +263,15 @@ impl<C: ExportCatalog> Catalog for Names<C> {
     }
 }
 
-async fn serve<C: ExportCatalog>(stream: Stream, catalog: Rc<C>) {
-    let stream = Rc::new(stream);
+async fn serve<C: ExportCatalog>(stream: Stream, share: Share, catalog: Rc<C>) {
+    let (stream, share) = (Rc::new(stream), Rc::new(share));
     let mut pending = Vec::new();
     let negotiation = timeout(NEGOTIATION, negotiate(&stream, &catalog, &mut pending)).await;
     match negotiation {
         Ok(Ok(Some((name, style)))) => {
             if let Some(export) = catalog.find(&name) {
                 info!(export = name, "NBD client connected");
-                transmit(&stream, export, style, pending).await;
+                transmit(&stream, share, export, style, pending).await;
                 info!(export = name, "NBD client gone");
             }
         }
@@ -265,21 +313,26 @@ struct Connection<E> {
     style: ReplyStyle,
     outbox: Rc<Outbox>,
     requests: Rc<Semaphore>,
-    pages: Rc<Semaphore>,
+    share: Rc<Share>,
 }
 
-async fn transmit<E: Export>(stream: &Rc<Stream>, export: Rc<E>, style: ReplyStyle, pending: Vec<u8>) {
+async fn transmit<E: Export>(
+    stream: &Rc<Stream>,
+    share: Rc<Share>,
+    export: Rc<E>,
+    style: ReplyStyle,
+    pending: Vec<u8>,
+) {
     let outbox = Rc::new(Outbox::default());
     let writer = tokio_uring::spawn({
-        let (stream, outbox) = (stream.clone(), outbox.clone());
+        let (writer, outbox) = (Writer { stream: stream.clone(), share: share.clone() }, outbox.clone());
         async move {
-            if outbox.write_to(&*stream).await.is_err() {
-                stream.shutdown();
+            if outbox.write_to(&writer).await.is_err() {
+                writer.stream.shutdown();
             }
         }
     });
     let requests = Rc::new(Semaphore::new(IN_FLIGHT_MAX));
-    let pages = Rc::new(Semaphore::new(IN_FLIGHT_PAGES_MAX as usize));
     let info = export.info();
     let connection = Connection {
         stream: stream.clone(),
@@ -288,7 +341,7 @@ async fn transmit<E: Export>(stream: &Rc<Stream>, export: Rc<E>, style: ReplySty
         style,
         outbox: outbox.clone(),
         requests: requests.clone(),
-        pages,
+        share,
     };
     if let Err(error) = connection.read_requests(pending).await {
         debug!(%error, "NBD connection ended");
@@ -317,8 +370,22 @@ impl<E: Export> Connection<E> {
             if request.command == Command::Disconnect || self.outbox.is_closed() {
                 return Ok(());
             }
+            let memory = self.share.take(self.memory_for(&request)).await;
             let payload = self.read_payload(&request, &pending, &mut at).await?;
-            self.start(request, payload).await;
+            self.start(request, payload, memory).await;
+        }
+    }
+
+    /// How many bytes a request and its reply take at most.
+    fn memory_for(&self, request: &Request) -> u32 {
+        match request.command {
+            Command::Read | Command::Write { .. } | Command::Invalid { payload: true } => {
+                request.size.min(REQUEST_SIZE_MAX)
+            }
+            Command::BlockStatus { .. } => {
+                request.size.min(EXTENTS_SIZE_MAX).div_ceil(self.info.logical_block_size) * EXTENT_SIZE
+            }
+            _ => 0,
         }
     }
 
@@ -338,22 +405,14 @@ impl<E: Export> Connection<E> {
         filling.push(&pending[*at..*at + here]);
         *at += here;
         if filling.filled() < size {
-            filling = self.stream.read_all(filling, size).await?;
+            filling = self.stream.read_all(&self.share, filling, size).await?;
         }
         Ok(filling.freeze())
     }
 
     /// Starts a request; waits only while too many are in flight.
-    async fn start(&self, request: Request, payload: Bytes) {
-        let moves = matches!(request.command, Command::Read | Command::Write { .. });
-        let pages = if moves { request.size.min(REQUEST_SIZE_MAX).div_ceil(4096) } else { 1 };
-        let Ok(permit) = self.requests.clone().acquire_owned_local().await else {
-            return;
-        };
-        let Ok(room) = self.pages.clone().acquire_many_owned_local(pages).await else {
-            return;
-        };
-        self.outbox.wait_for_room().await;
+    async fn start(&self, request: Request, payload: Bytes, memory: Taken) {
+        let permit = Permit::of(&self.requests, 1).await;
         let (style, outbox) = (self.style, self.outbox.clone());
         let refused = request.check(&self.info);
         let asked = refused.and_then(|()| translate(&request, payload, style));
@@ -363,8 +422,11 @@ impl<E: Export> Connection<E> {
                 Ok(work) => work.await,
                 Err(error) => Err(error),
             };
-            outbox.add(|replies| answer(&request, style, result, replies));
-            drop((permit, room));
+            outbox.add(|replies| {
+                answer(&request, style, result, replies);
+                replies.keep(memory);
+            });
+            drop(permit);
         });
     }
 }
@@ -375,11 +437,15 @@ fn translate(request: &Request, payload: Bytes, style: ReplyStyle) -> Result<Exp
         Command::Read => ExportRequest::Read { offset, size: request.size },
         Command::Write { fua } => ExportRequest::Write { offset, data: payload, fua },
         Command::Flush => ExportRequest::Flush,
-        Command::Trim => ExportRequest::Discard { offset, size },
+        Command::Trim { fua: false } => ExportRequest::Discard { offset, size },
+        // A discard is answered before it is durable. This does the same to the volume.
+        Command::Trim { fua: true } => ExportRequest::WriteZeroes { offset, size, keep_allocated: false, fua: true },
         Command::WriteZeroes { fua, no_hole, .. } => {
             ExportRequest::WriteZeroes { offset, size, keep_allocated: no_hole, fua }
         }
-        Command::BlockStatus { .. } if style.allocation => ExportRequest::Extents { offset, size },
+        Command::BlockStatus { .. } if style.allocation => {
+            ExportRequest::Extents { offset, size: size.min(EXTENTS_SIZE_MAX.into()) }
+        }
         Command::BlockStatus { .. } | Command::Invalid { .. } | Command::Disconnect => {
             return Err(ExportError::Invalid);
         }
@@ -402,30 +468,48 @@ fn answer(request: &Request, style: ReplyStyle, result: Result<ExportReply, Expo
     }
 }
 
-/// Permits that live in an `Rc`, because everything here is one thread.
-trait LocalSemaphore {
-    async fn acquire_owned_local(self) -> Result<Permit, tokio::sync::AcquireError>;
-    async fn acquire_many_owned_local(self, count: u32) -> Result<Permit, tokio::sync::AcquireError>;
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::getsockopt;
 
-struct Permit {
-    semaphore: Rc<Semaphore>,
-    count: u32,
-}
-
-impl LocalSemaphore for Rc<Semaphore> {
-    async fn acquire_owned_local(self) -> Result<Permit, tokio::sync::AcquireError> {
-        self.acquire_many_owned_local(1).await
+    fn asked(command: Command, size: u32) -> ExportRequest {
+        let style = ReplyStyle { structured: true, allocation: true };
+        translate(&Request { command, cookie: 1, offset: 0, size }, Bytes::new(), style).unwrap()
     }
 
-    async fn acquire_many_owned_local(self, count: u32) -> Result<Permit, tokio::sync::AcquireError> {
-        self.acquire_many(count).await?.forget();
-        Ok(Permit { semaphore: self, count })
+    #[test]
+    fn a_trim_that_is_to_be_durable_is_answered_when_it_is() {
+        let plain = asked(Command::Trim { fua: false }, 4096);
+        assert!(matches!(plain, ExportRequest::Discard { size: 4096, .. }), "{plain:?}");
+        let durable = asked(Command::Trim { fua: true }, 4096);
+        let releases =
+            matches!(durable, ExportRequest::WriteZeroes { size: 4096, keep_allocated: false, fua: true, .. });
+        assert!(releases, "{durable:?}");
     }
-}
 
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.semaphore.add_permits(self.count as usize);
+    #[test]
+    fn one_answer_describes_so_much_and_no_more() {
+        for (size, described) in [(4096, 4096), (64 << 20, 64 << 20), (!4095, 64 << 20)] {
+            let asked = asked(Command::BlockStatus { one: false }, size);
+            assert!(matches!(asked, ExportRequest::Extents { size, .. } if size == described), "{asked:?}");
+        }
+    }
+
+    #[test]
+    fn a_tcp_client_whose_machine_is_dead_is_noticed() {
+        tokio_uring::start(async {
+            let listener = listen_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+            let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
+            // SAFETY: the stream is open until the end.
+            let socket = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
+            assert!(getsockopt(&socket, sockopt::KeepAlive).unwrap());
+            assert!(getsockopt(&socket, sockopt::TcpNoDelay).unwrap());
+            assert_eq!(getsockopt(&socket, sockopt::TcpKeepIdle), Ok(60));
+            assert_eq!(getsockopt(&socket, sockopt::TcpKeepInterval), Ok(15));
+            assert_eq!(getsockopt(&socket, sockopt::TcpKeepCount), Ok(4));
+            assert_eq!(getsockopt(&socket, sockopt::TcpUserTimeout), Ok(120_000));
+        });
     }
 }

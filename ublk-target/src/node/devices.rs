@@ -6,6 +6,7 @@ use super::{Answer, Node, missing};
 use crate::{
     actor::GroupActor,
     api::ApiError,
+    client::Client,
     nbd::ListenAddress,
     ublk::{self, DeviceInfo, NewQueue, Queue, Shape, device_path},
 };
@@ -13,7 +14,7 @@ use holdfast::{
     command::VolumeSpec,
     pair::Role,
     request::{Access, RequestError},
-    units::{MediumUuid, VolumeId},
+    units::MediumUuid,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -23,10 +24,10 @@ use std::{
     fs, io,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    rc::Rc,
+    rc::{Rc, Weak},
     time::Duration,
 };
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tracing::{info, warn};
 
 /// Where devices have names: `/dev/holdfast/GROUP/VOLUME`.
@@ -36,10 +37,12 @@ const MARK: u64 = 0x4844 << 48;
 
 /// How long a daemon that ends waits for what is under way on a device.
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(2);
+/// The driver itself may take longer, and is waited for no longer than so: groups are to be stopped in good order.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A volume that is to be attached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Wish {
+pub(super) struct Wish {
     volume: String,
     read_only: bool,
 }
@@ -49,6 +52,7 @@ struct Attached {
     wish: Wish,
     /// `None` while it is being made.
     number: Option<u32>,
+    client: Weak<Client>,
 }
 
 /// The devices of the node.
@@ -69,7 +73,7 @@ impl Node {
     pub(super) async fn attach_volume(self: &Rc<Self>, group: &str, volume: &str, read_only: bool) -> Answer {
         let wish = Wish { volume: volume.to_owned(), read_only };
         let (number, taken_over) = self.attach(group, &wish).await?;
-        self.keep_wishes(group)?;
+        self.keep_wish(group, volume, Some(&wish))?;
         let path = device_path(number).display().to_string();
         let name = name_of(group, volume).display().to_string();
         let how = if taken_over { "taken over" } else { "attached" };
@@ -131,6 +135,15 @@ impl Node {
         let key = (group.to_owned(), wish.volume.clone());
         if let Some(attached) = self.devices.attached.borrow().get(&key) {
             return match attached.number {
+                Some(number) if attached.client.upgrade().is_some_and(|client| client.is_outdated()) => {
+                    Err(ApiError::new(format!(
+                        "Volume {title}: {} has had errors since the group changed its role or lost records, for what its host \
+                         keeps in memory may be out of date; unmount it, then: ublk-admin volume detach {group} {}, and attach \
+                         it again",
+                        device_path(number).display(),
+                        wish.volume
+                    )))
+                }
                 Some(number) if attached.wish == *wish => Ok((number, false)),
                 Some(number) => Err(ApiError::new(format!(
                     "Volume {title} is attached already as {}, {}; detach it first",
@@ -151,9 +164,11 @@ impl Node {
             recovery: self.config.ublk.recovery,
         };
         let (sender, queues) = mpsc::unbounded_channel();
-        self.devices.attached.borrow_mut().insert(key.clone(), Attached { wish: wish.clone(), number: None });
         let access = if read_only { Access::ReadOnly } else { Access::ReadWrite };
-        tokio_uring::spawn(serve(actor, spec.id, access, queues, self.devices.leaving.clone()));
+        let client = Rc::new(Client::new(actor, spec.id, access));
+        let attached = Attached { wish: wish.clone(), number: None, client: Rc::downgrade(&client) };
+        self.devices.attached.borrow_mut().insert(key.clone(), attached);
+        tokio_uring::spawn(serve(title.clone(), client, queues, self.devices.leaving.clone()));
         let made = tokio::task::spawn_blocking(move || ublk::attach(shape, &sender)).await;
         match made
             .map_err(ApiError::new)
@@ -192,7 +207,7 @@ impl Node {
         let known = self.devices.attached.borrow().contains_key(&key);
         let Some(number) = number else {
             self.devices.attached.borrow_mut().remove(&key);
-            self.keep_wishes(group)?;
+            self.keep_wish(group, volume, None)?;
             let done = if known { "is detached" } else { "was not attached" };
             return Ok(json!({ "done": format!("Volume {title} {done}") }));
         };
@@ -200,7 +215,7 @@ impl Node {
         ended.map_err(|error| ApiError::new(format!("{title}: {error}")))?;
         self.devices.attached.borrow_mut().remove(&key);
         let _ = fs::remove_file(name_of(group, volume));
-        self.keep_wishes(group)?;
+        self.keep_wish(group, volume, None)?;
         Ok(json!({ "done": format!("Volume {title} detached from {}", device_path(number).display()) }))
     }
 
@@ -251,8 +266,13 @@ impl Node {
         let quiesce = |number| tokio::task::spawn_blocking(move || ublk::quiesce(number, HAND_OVER_PATIENCE));
         let waiting: Vec<_> = numbers.into_iter().map(quiesce).collect();
         let mut count = 0;
-        for quiet in waiting {
-            count += usize::from(quiet.await.unwrap_or(false));
+        let all = async {
+            for quiet in waiting {
+                count += usize::from(quiet.await.unwrap_or(false));
+            }
+        };
+        if timeout(LEAVE_PATIENCE, all).await.is_err() {
+            warn!("The driver does not say that a device is quiet; the groups are stopped all the same");
         }
         if count > 0 {
             info!(count, "Devices left with nothing under way");
@@ -334,10 +354,14 @@ impl Node {
         })
     }
 
-    fn keep_wishes(&self, group: &str) -> Result<(), ApiError> {
-        let devices = self.devices.attached.borrow();
-        let wishes: Vec<&Wish> =
-            devices.iter().filter(|((of, _), _)| of == group).map(|(_, attached)| &attached.wish).collect();
+    /// Keeps whether, and how, a volume is to be attached. What is kept of others stays, whether they could be attached or not.
+    pub(super) fn keep_wish(&self, group: &str, volume: &str, wish: Option<&Wish>) -> Result<(), ApiError> {
+        let before = self.read_wishes(group);
+        let others = before.iter().filter(|kept| kept.volume != volume);
+        let wishes: Vec<&Wish> = others.chain(wish).collect();
+        if wish.is_none() && wishes.len() == before.len() {
+            return Ok(());
+        }
         let path = self.wishes_path(group);
         let new = path.with_extension("new");
         let bytes = serde_json::to_vec_pretty(&wishes).map_err(ApiError::new)?;
@@ -353,21 +377,19 @@ impl Node {
 
 /// Serves a device's queues until the device is gone.
 async fn serve(
-    actor: Rc<GroupActor>,
-    volume: VolumeId,
-    access: Access,
+    volume: String,
+    client: Rc<Client>,
     mut queues: mpsc::UnboundedReceiver<NewQueue>,
     leaving: Rc<Cell<bool>>,
 ) {
-    actor.add_client(volume);
     let mut served = Vec::new();
     while let Some(new) = queues.recv().await {
         let Some(queue) = Queue::new(new) else { continue };
-        let (actor, leaving) = (actor.clone(), leaving.clone());
+        let (client, leaving) = (client.clone(), leaving.clone());
         served.push(tokio_uring::spawn(queue.serve(move |operation, asker| {
-            let (answer, leaving) = (actor.request(volume, access, operation), leaving.clone());
+            let (answer, leaving) = (client.request(operation), leaving.clone());
             tokio_uring::spawn(async move {
-                let answer = answer.await.unwrap_or(Err(RequestError::Stopped));
+                let answer = answer.await;
                 // What cannot be answered any more is for the next daemon.
                 if answer != Err(RequestError::Stopped) || !leaving.get() {
                     asker.answer(answer);
@@ -379,8 +401,7 @@ async fn serve(
         // One that has panicked is served no more than one that has ended.
         let _ = queue.await;
     }
-    actor.remove_client(volume);
-    info!(group = %actor.label().name, %volume, "Device not served any more");
+    info!(volume, "Device not served any more");
 }
 
 /// Whether it is ours and the process that served it is gone.

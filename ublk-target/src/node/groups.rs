@@ -124,7 +124,8 @@ impl Node {
         }
     }
 
-    /// Opens a group again that a failed medium has stopped, or that is not open. Clients and devices of one that has stopped stay.
+    /// Opens a group again that a failed medium has stopped, or that is not open. Clients and devices of one that has stopped stay; if
+    /// records are lost, with errors.
     pub(super) async fn reopen_group(self: &Rc<Self>, group: &str) -> Answer {
         let folder = self.folder(name(group)?.as_str());
         let journal = folder.join("journal");
@@ -145,8 +146,15 @@ impl Node {
             Ok(())
         };
         let media = self.open_media_soon(&journal, is_same).await.map_err(|error| failed(error.to_string()))?;
-        actor.reopen(media).map_err(|error| failed(error.to_string()))?;
-        Ok(json!({ "done": format!("Group {group} is open again") }))
+        let lost = actor.reopen(media).map_err(|error| failed(error.to_string()))?;
+        let mut done = format!("Group {group} is open again");
+        if lost > 0 {
+            done += &format!(
+                "; its media have lost the last {lost} record(s), of writes that were answered and not flushed. Who was there before \
+                 and may write has errors until it comes anew: connect NBD clients again, unmount, detach and attach devices"
+            );
+        }
+        Ok(json!({ "done": done, "lost_records": lost }))
     }
 
     /// Opens a group that could not be opened when the daemon started, or whose folder was put there since.
@@ -261,6 +269,7 @@ impl Node {
             return Err(in_use(&format!("Volume {group}/{volume}"), clients));
         }
         actor.remove_volume(spec.id).await.map_err(|error| ApiError::new(format!("Group {group}: {error}")))?;
+        self.keep_wish(group, volume, None)?;
         Ok(json!({ "done": format!("Volume {group}/{volume} forgotten; its pool is still at {}", spec.pool_path) }))
     }
 

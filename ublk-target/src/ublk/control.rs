@@ -60,6 +60,14 @@ fn refused(what: &'static str) -> impl Fn(UblkError) -> AttachError {
     }
 }
 
+/// The library counts "busy" as success.
+fn done(result: Result<i32, UblkError>) -> Result<(), UblkError> {
+    match result {
+        Ok(code) if code < 0 => Err(UblkError::UringIOError(code)),
+        result => result.map(drop),
+    }
+}
+
 /// What a device is to be.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
@@ -131,6 +139,8 @@ pub struct DeviceInfo {
     pub process: u32,
     queues: u16,
     depth: u16,
+    /// It was never started, or is stopped: nothing can be taken over.
+    is_dead: bool,
 }
 
 /// What the driver can do: bits of `UBLK_F_*`.
@@ -165,6 +175,7 @@ pub fn device_info(number: u32) -> Option<DeviceInfo> {
         process: info.ublksrv_pid as u32,
         queues: info.nr_hw_queues,
         depth: info.queue_depth,
+        is_dead: u32::from(info.state) == sys::UBLK_S_DEV_DEAD,
     })
 }
 
@@ -183,7 +194,12 @@ pub fn attach(mut shape: Shape, queues: &UnboundedSender<NewQueue>) -> Result<De
             return Err(AttachError::Lacks(name));
         }
     }
-    let old = attached().into_iter().find(|device| device.mark == shape.mark);
+    let mut old = attached().into_iter().find(|device| device.mark == shape.mark);
+    // A daemon that was killed while it made or deleted a device leaves one to which no request can come any more.
+    if let Some(dead) = old.take_if(|old| old.is_dead) {
+        let control = UblkCtrl::new_simple(dead.number as i32).map_err(refused("open the device"))?;
+        done(control.del_dev()).map_err(refused("delete a device that was left half made"))?;
+    }
     if let Some(old) = old {
         // Queues are as they were made.
         (shape.queues, shape.depth) = (old.queues, old.depth);
@@ -221,7 +237,7 @@ fn start(control: &UblkCtrl, shape: &Shape, queues: &UnboundedSender<NewQueue>) 
         let served = told.recv().unwrap_or_else(|_| Err(io::Error::other("the daemon is going down")));
         served.map_err(|error| refused("serve its queues")(UblkError::IOError(error)))?;
     }
-    control.start_dev(&device).map_err(refused("start the device"))?;
+    done(control.start_dev(&device)).map_err(refused("start the device"))?;
     Ok(())
 }
 
@@ -251,7 +267,7 @@ fn open(shape: &Shape, old: Option<DeviceInfo>, features: u64) -> Result<UblkCtr
     // Only an operator's word deletes a device, never the end of this object.
     control.disown();
     if old.is_some() {
-        control.start_user_recover().map_err(refused("hand over the device"))?;
+        done(control.start_user_recover()).map_err(refused("hand over the device"))?;
     }
     Ok(control)
 }
@@ -265,7 +281,7 @@ pub fn resize(number: u32, size: u64) -> Result<bool, AttachError> {
         return Ok(false);
     }
     let control = UblkCtrl::new_simple(number as i32).map_err(refused("open the device"))?;
-    control.update_size(size).map_err(refused("change the device's size"))?;
+    done(control.update_size(size)).map_err(refused("change the device's size"))?;
     Ok(true)
 }
 
@@ -275,7 +291,7 @@ pub fn resize(number: u32, size: u64) -> Result<bool, AttachError> {
 pub fn quiesce(number: u32, patience: Duration) -> bool {
     let can = driver_features().is_ok_and(|features| features & u64::from(sys::UBLK_F_QUIESCE) != 0);
     let milliseconds = patience.as_millis() as u64;
-    can && UblkCtrl::new_simple(number as i32).is_ok_and(|control| control.quiesce_dev(milliseconds).is_ok())
+    can && UblkCtrl::new_simple(number as i32).is_ok_and(|control| done(control.quiesce_dev(milliseconds)).is_ok())
 }
 
 /// Stops and deletes a device. Blocks until what is in flight has been answered.
@@ -290,8 +306,20 @@ pub fn detach(number: u32) -> Result<(), AttachError> {
     }
     let control = UblkCtrl::new_simple(number as i32).map_err(refused("open the device"))?;
     // While it is claimed nobody can mount it; the driver waits for the claim's end before the device is gone.
-    control.stop_dev().map_err(refused("stop the device"))?;
+    done(control.stop_dev()).map_err(refused("stop the device"))?;
     drop(claim);
-    control.del_dev().map_err(refused("delete the device"))?;
+    done(control.del_dev()).map_err(refused("delete the device"))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn busy_is_not_done() {
+        assert!(done(Ok(0)).is_ok());
+        assert!(done(Ok(-libc::EBUSY)).is_err());
+        assert!(done(Err(UblkError::UringIOError(-libc::ENODEV))).is_err());
+    }
 }

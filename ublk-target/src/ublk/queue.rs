@@ -227,9 +227,13 @@ impl Queue {
             Err(RequestError::Invalid) => -libc::EINVAL,
             Err(RequestError::NoSpace) => -libc::ENOSPC,
             Err(RequestError::ReadOnly) => -libc::EPERM,
-            Err(RequestError::Io | RequestError::NotPrimary | RequestError::NotKept | RequestError::Stopped) => {
-                -libc::EIO
-            }
+            Err(
+                RequestError::Io
+                | RequestError::NotPrimary
+                | RequestError::Outdated
+                | RequestError::NotKept
+                | RequestError::Stopped,
+            ) => -libc::EIO,
         }
     }
 

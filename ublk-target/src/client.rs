@@ -1,0 +1,152 @@
+//! Who uses a volume, for as long as it lasts: an NBD connection or a device.
+//!
+//! A host keeps in memory what it has read and written, and writes more that fits to it. What it keeps is worthless once the volume
+//! may have become something else without it: another node has been the primary meanwhile, or records that it had an answer to are
+//! gone. A file system that went on from there would put its old metadata over what is newer. So whoever may write is served in the
+//! era in which it came, and has errors afterwards until it comes anew.
+
+use crate::actor::GroupActor;
+use holdfast::{
+    request::{Access, Operation, Reply, RequestError},
+    units::VolumeId,
+};
+use std::{future::Future, rc::Rc};
+
+/// A time in which what hosts keep in memory of a group's volumes stays true.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Era(u64);
+
+impl Era {
+    /// The one that follows.
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+/// See the module.
+pub struct Client {
+    actor: Rc<GroupActor>,
+    volume: VolumeId,
+    access: Access,
+    era: Era,
+}
+
+impl Client {
+    /// One that comes now.
+    pub fn new(actor: Rc<GroupActor>, volume: VolumeId, access: Access) -> Self {
+        actor.add_client(volume);
+        let era = actor.era();
+        Self { actor, volume, access, era }
+    }
+
+    /// Whether it must come anew to be served.
+    pub fn is_outdated(&self) -> bool {
+        // Whoever cannot write does no harm with what it keeps.
+        self.access == Access::ReadWrite && self.era != self.actor.era()
+    }
+
+    /// Carries out a request.
+    pub fn request(&self, operation: Operation) -> impl Future<Output = Result<Reply, RequestError>> + use<> {
+        let answer = (!self.is_outdated()).then(|| self.actor.request(self.volume, self.access, operation));
+        async move {
+            match answer {
+                Some(answer) => answer.await.unwrap_or(Err(RequestError::Stopped)),
+                None => Err(RequestError::Outdated),
+            }
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.actor.remove_client(self.volume);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        actor::open_media,
+        busy_poll::BusyPoll,
+        lock::Patience,
+        media::{Allocation, GroupMedia, MediaOptions, Medium},
+    };
+    use holdfast::{
+        buffer::AlignedBuffer,
+        command::VolumeSpec,
+        disk::MediumId,
+        group::{GroupSpec, format_journal, format_pool, pool_size_for},
+        pair::Role,
+        request::Durability,
+        units::{GroupId, JOURNAL_SIZE_MIN, MediumUuid, VOLUME_SIZE_MIN},
+    };
+    use std::{fs, path::Path, time::Duration};
+
+    const OPTIONS: MediaOptions = MediaOptions { buffered: false, cached_journal: false };
+
+    /// A group with a volume in a folder.
+    async fn group(folder: &Path) -> Rc<GroupActor> {
+        let journal = Medium::create(&folder.join("journal"), JOURNAL_SIZE_MIN, Allocation::Full, OPTIONS).unwrap();
+        let mut media = GroupMedia::default();
+        media.insert_journal(journal, OPTIONS).unwrap();
+        let (id, uuid) = (GroupId([1; 16]), MediumUuid([1; 16]));
+        let spec = GroupSpec { id, name: "g".parse().unwrap(), journal: uuid, role: Role::Primary, peer: None };
+        format_journal(&mut media, &spec).unwrap();
+        let actor = GroupActor::open(media, BusyPoll::start(Duration::ZERO)).unwrap();
+        let path = folder.join("pool");
+        let spec = VolumeSpec {
+            id: VolumeId(1),
+            name: "v".parse().unwrap(),
+            size: VOLUME_SIZE_MIN,
+            logical_block_size: 4096,
+            table_block_size: 16 << 10,
+            pool: MediumUuid([2; 16]),
+            pool_path: path.display().to_string(),
+        };
+        let size = pool_size_for(spec.size, spec.table_block_size);
+        let (mut media, pool) = (GroupMedia::default(), MediumId::Pool(spec.id));
+        media.0.insert(pool, Medium::create(&path, size, Allocation::Sparse, OPTIONS).unwrap());
+        format_pool(&mut media, id, &spec).unwrap();
+        actor.add_volume(spec, media.0.remove(&pool).unwrap()).await.unwrap();
+        actor
+    }
+
+    async fn write(client: &Client) {
+        let data = AlignedBuffer::copy_of(&[1; 4096]).freeze();
+        let write = Operation::Write { offset: 0, data, durability: Durability::Completed };
+        assert_eq!(client.request(write).await, Ok(Reply::Done));
+    }
+
+    /// Fails a group by taking its media away, and opens it again as its journal is then. How many records are lost.
+    async fn fail_and_reopen(actor: &GroupActor, client: &Client, journal: &Path, change: impl FnOnce()) -> u64 {
+        actor.drop_media();
+        assert_eq!(client.request(Operation::Flush).await, Err(RequestError::Io));
+        change();
+        actor.reopen(open_media(journal, OPTIONS, Patience::Start, |_| Ok(())).unwrap()).unwrap()
+    }
+
+    /// Not even if a flush that comes later makes all durable that there is.
+    #[test]
+    fn no_flush_succeeds_for_a_client_whose_writes_were_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        tokio_uring::start(async move {
+            let journal = folder.path().join("journal");
+            let actor = group(folder.path()).await;
+            let client = |access| Client::new(actor.clone(), VolumeId(1), access);
+            let [stays, reads] = [Access::ReadWrite, Access::ReadOnly].map(client);
+            write(&stays).await;
+            assert_eq!(fail_and_reopen(&actor, &stays, &journal, || {}).await, 0);
+            assert_eq!(stays.request(Operation::Flush).await, Ok(Reply::Done), "nothing was lost");
+            let before = fs::read(&journal).unwrap();
+            write(&stays).await;
+            let lose = || fs::write(&journal, before).unwrap();
+            assert_eq!(fail_and_reopen(&actor, &stays, &journal, lose).await, 1);
+            assert_eq!(stays.request(Operation::Flush).await, Err(RequestError::Outdated));
+            assert!(reads.request(Operation::Read { offset: 0, size: 4096 }).await.is_ok());
+            let comes = client(Access::ReadWrite);
+            write(&comes).await;
+            assert_eq!(comes.request(Operation::Flush).await, Ok(Reply::Done));
+        });
+    }
+}
