@@ -101,6 +101,35 @@ fn a_medium_that_was_something_else() {
     sites.client(0).unwrap();
 }
 
+/// An image whose file system is whole afterwards, and what becomes of it when it is to be overwritten.
+#[test]
+fn a_medium_that_is_somebody_elses() {
+    let sites = alone();
+    sites.ask(0, &["group", "create", GROUP, "--journal-size", "64MiB"]).unwrap();
+    let image = sites.workplace.folder().join("image");
+    fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    let run = |command: &mut Command| assert!(command.arg(&image).output().unwrap().status.success(), "{command:?}");
+    run(Command::new("mke2fs").args(["-q", "-t", "ext4"]));
+    let place = image.display().to_string();
+    let group = ["group", "create", "other", "--journal", &place];
+    let volume = ["volume", "create", GROUP, "v", "--size", "16MiB", "--pool", &place];
+    for create in [&group[..], &volume[..]] {
+        let refusal = sites.refusal(0, create);
+        says(&refusal, &format!("{place}: The medium already holds something that is not Holdfast's: its byte 10"));
+        says(&refusal, "erase its first and last MiB if that is no longer wanted, or say --overwrite");
+        run(Command::new("e2fsck").arg("-fn"));
+    }
+    sites.ask(0, &[&volume[..], &["--overwrite"]].concat()).unwrap();
+    sites.client(0).unwrap();
+    // What it is now is not overwritten even so.
+    sites.ask(0, &["volume", "delete", GROUP, "v", "--yes"]).unwrap();
+    for create in [&group[..], &volume[..]] {
+        let refusal = sites.refusal(0, &[create, &["--overwrite"]].concat());
+        says(&refusal, "The medium already holds the pool of group");
+        says(&refusal, "erase its first and last MiB if that is no longer wanted");
+    }
+}
+
 #[test]
 fn a_folder_that_is_not_called_as_its_group() {
     let sites = alone();

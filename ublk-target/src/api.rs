@@ -21,6 +21,9 @@ pub enum Request {
         journal_size: u64,
         /// The journal's place, if it is not a file below the node's directory.
         journal: Option<String>,
+        /// What the journal's place holds is erased, unless it is a journal or a pool.
+        #[serde(default)]
+        overwrite: bool,
     },
     /// Forgets a group; its media stay.
     GroupDelete {
@@ -57,6 +60,9 @@ pub enum Request {
         pool: Option<String>,
         /// The pool's file gets all its space at once.
         preallocate: bool,
+        /// What the pool's place holds is erased, unless it is a journal or a pool.
+        #[serde(default)]
+        overwrite: bool,
     },
     /// Makes a volume larger.
     VolumeResize {

@@ -209,9 +209,12 @@ pub enum GroupCommand {
         /// Size of its journal, such as 256MiB.
         #[arg(long, default_value = "1GiB", value_parser = bytes)]
         journal_size: u64,
-        /// A file or block device for the journal.
+        /// A file or block device for the journal. One that exists must be blank.
         #[arg(long)]
         journal: Option<String>,
+        /// Erase what is there, whatever it is; not a journal or pool of Holdfast.
+        #[arg(long, requires = "journal")]
+        overwrite: bool,
     },
     /// Lists the groups of this node.
     List,
@@ -267,9 +270,12 @@ pub enum VolumeCommand {
         /// 16KiB to 1MiB.
         #[arg(long, default_value = "64KiB", value_parser = bytes)]
         table_block: u64,
-        /// A file or block device for the pool.
+        /// A file or block device for the pool. One that exists must be blank.
         #[arg(long)]
         pool: Option<String>,
+        /// Erase what is there, whatever it is; not a journal or pool of Holdfast.
+        #[arg(long, requires = "pool")]
+        overwrite: bool,
         /// Give the pool's file all its space at once.
         #[arg(long)]
         preallocate: bool,

@@ -205,8 +205,8 @@ fn request(command: &Command) -> Result<Request, ClientError> {
     Ok(match command.clone() {
         Command::Key(_) | Command::Status(_) => return refuse("not a request"),
         Command::Node(NodeCommand::Status) => Request::NodeStatus,
-        Command::Group(GroupCommand::Create { group, journal_size, journal }) => {
-            Request::GroupCreate { group, journal_size, journal }
+        Command::Group(GroupCommand::Create { group, journal_size, journal, overwrite }) => {
+            Request::GroupCreate { group, journal_size, journal, overwrite }
         }
         Command::Group(GroupCommand::Resize { group, journal_size }) => Request::GroupResize { group, journal_size },
         Command::Group(GroupCommand::Reopen { group }) => Request::GroupReopen { group },
@@ -225,6 +225,7 @@ fn request(command: &Command) -> Result<Request, ClientError> {
             logical_block,
             table_block,
             pool,
+            overwrite,
             preallocate,
         }) => Request::VolumeCreate {
             group,
@@ -234,6 +235,7 @@ fn request(command: &Command) -> Result<Request, ClientError> {
             table_block_size: table_block as u32,
             pool,
             preallocate,
+            overwrite,
         },
         Command::Volume(VolumeCommand::Resize { group, volume, size }) => Request::VolumeResize { group, volume, size },
         Command::Volume(VolumeCommand::List { group }) => Request::Status { group: Some(group) },
