@@ -158,14 +158,14 @@ pub enum Request {
         /// For people.
         label: String,
     },
-    /// Sets which restart points this node keeps beside the last one.
+    /// Sets which restart points this node keeps beside the last one, and tells the rule. What is absent stays as it is.
     GenerationKeep {
         /// The group.
         group: String,
         /// How many at least, the last one included.
-        count: u16,
+        count: Option<u16>,
         /// Those that are at most so much older than the last one, in seconds.
-        seconds: u32,
+        seconds: Option<u32>,
     },
     /// Lets go of a generation on this node.
     GenerationDrop {

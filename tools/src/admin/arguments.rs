@@ -414,17 +414,21 @@ pub enum GenerationCommand {
     },
     /// Sets which restart points this node keeps: so many, and all that are at most so much older than the last one.
     ///
-    /// Example: ublk-admin generation keep db --count 4 --for 2d
+    /// What is not named stays as it is, and the rule is shown. What a new one does not keep is let go of.
+    ///
+    /// Examples:
+    ///   ublk-admin generation keep db
+    ///   ublk-admin generation keep db --count 4 --for 2d
     #[command(verbatim_doc_comment)]
     Keep {
         /// The group.
         group: String,
         /// How many at least, the last one included.
-        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
-        count: u16,
-        /// How much older, such as 90s, 30m, 12h, 7d.
-        #[arg(long = "for", value_name = "TIME", default_value = "0s", value_parser = seconds)]
-        time: u32,
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
+        count: Option<u16>,
+        /// How much older, such as 90s, 30m, 12h, 7d; 0s: whatever their age, only so many.
+        #[arg(long = "for", value_name = "TIME", value_parser = seconds)]
+        time: Option<u32>,
     },
     /// Lets go of one; its room in the pool is free again.
     Drop {
