@@ -2,7 +2,8 @@
 
 use std::{
     fs::{self, OpenOptions},
-    os::unix::fs::FileExt,
+    io::{Read, Write},
+    os::unix::{fs::FileExt, net::UnixStream},
     process::Command,
     time::{Duration, Instant},
 };
@@ -297,4 +298,32 @@ fn a_configuration_with_an_unknown_key() {
     says(&words, &format!("{}: ", path.display()));
     says(&words, "line 5");
     says(&words, "unknown field `bufered`");
+}
+
+/// As a program without `ublk-admin` asks, with no content type.
+#[test]
+fn a_request_that_is_none() {
+    let sites = alone();
+    let ask = |body: &str| {
+        let mut socket = UnixStream::connect(sites.nodes[0].control_path()).unwrap();
+        let head = format!("host: node\r\nconnection: close\r\ncontent-length: {}", body.len());
+        socket.write_all(format!("POST /v1/request HTTP/1.1\r\n{head}\r\n\r\n{body}").as_bytes()).unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    says(&ask(r#"{"command":"status"}"#), "HTTP/1.1 200 ");
+    let refused = [
+        (r#"{"command":"status","grup":"nix"}"#, "unknown field `grup`, expected `group`"),
+        (r#"{"command":"node-status","group":"g"}"#, "unknown field `group`"),
+        (r#"{"command":"statsu"}"#, "unknown variant `statsu`"),
+        (r#"{"command":"pair-delete"}"#, "missing field `group`"),
+        ("status", "This is no request: expected value at line 1 column 1"),
+    ];
+    for (body, reason) in refused {
+        let answer = ask(body);
+        says(&answer, "HTTP/1.1 400 ");
+        says(&answer, r#"{"error":"This is no request: "#);
+        says(&answer, reason);
+    }
 }

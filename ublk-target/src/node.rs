@@ -244,7 +244,7 @@ impl Node {
 
     async fn carry_out(self: &Rc<Self>, request: Request) -> Answer {
         match request {
-            Request::NodeStatus => Ok(self.status()),
+            Request::NodeStatus {} => Ok(self.status()),
             Request::GroupCreate { group, journal_size, journal, overwrite } => {
                 groups::not_on_own_device(journal.as_ref()).await?;
                 self.create_group(&group, journal_size, journal, groups::Found::of(overwrite))

@@ -204,7 +204,7 @@ fn request(command: &Command) -> Result<Request, ClientError> {
     let refuse = |text: &str| Err(ClientError::Refused(text.to_owned()));
     Ok(match command.clone() {
         Command::Key(_) | Command::Status(_) => return refuse("not a request"),
-        Command::Node(NodeCommand::Status) => Request::NodeStatus,
+        Command::Node(NodeCommand::Status) => Request::NodeStatus {},
         Command::Group(GroupCommand::Create { group, journal_size, journal, overwrite }) => {
             Request::GroupCreate { group, journal_size, journal, overwrite }
         }
