@@ -1,7 +1,7 @@
 //! The command line.
 
 use super::ClientError;
-use crate::units::{bytes, seconds};
+use crate::units::{block_bytes, bytes, seconds};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use holdfast::{command::GenerationId, pair};
 use std::path::PathBuf;
@@ -268,8 +268,8 @@ pub enum VolumeCommand {
         #[arg(long, default_value_t = 4096)]
         logical_block: u32,
         /// 16KiB to 1MiB.
-        #[arg(long, default_value = "64KiB", value_parser = bytes)]
-        table_block: u64,
+        #[arg(long, default_value = "64KiB", value_parser = block_bytes)]
+        table_block: u32,
         /// A file or block device for the pool. One that exists must be blank.
         #[arg(long)]
         pool: Option<String>,
@@ -562,5 +562,16 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_block_size_that_fits_no_field_is_refused() {
+        let create = ["ublk-admin", "volume", "create", "db", "data", "--size", "1GiB", "--table-block"];
+        let parse = |size| Arguments::try_parse_from(create.iter().copied().chain([size])).map_err(|e| e.to_string());
+        assert!(parse("16KiB").is_ok());
+        // It is 16 KiB when its upper half is dropped.
+        let message = parse("4294983680").unwrap_err();
+        assert!(message.contains("'4294983680' for '--table-block <TABLE_BLOCK>'"), "{message}");
+        assert!(message.contains("\"4294983680\" is too much for a block"), "{message}");
     }
 }
