@@ -300,6 +300,15 @@ fn a_configuration_with_an_unknown_key() {
     says(&words, "unknown field `bufered`");
 }
 
+#[test]
+fn a_configuration_whose_hook_is_not_there() {
+    let sites = sites::new(LineSettings::default(), 12).unwrap();
+    let path = sites.nodes[0].config_path();
+    let text = fs::read_to_string(&path).unwrap() + "[events]\nhook = \"/no/such/program\"\n";
+    fs::write(&path, text).unwrap();
+    says(&last_words(&sites, 0), "events.hook: /no/such/program cannot be run: ");
+}
+
 /// As a program without `ublk-admin` asks, with no content type.
 #[test]
 fn a_request_that_is_none() {
