@@ -77,6 +77,31 @@ fn generations_are_kept_read_and_dropped() {
 }
 
 #[test]
+fn what_a_rule_does_not_name_stays_as_it_was() {
+    let sites = sites::new(LineSettings::default(), 36).unwrap();
+    sites.start(0).unwrap();
+    sites.create_volume().unwrap();
+    let rule = |asked: &[&str]| {
+        let said = sites.ask(0, &[&["generation", "keep", GROUP], asked].concat()).unwrap();
+        let status = sites.ask(0, &["status", GROUP]).unwrap();
+        for name in ["keep_count", "keep_seconds"] {
+            assert_eq!(said[name], status[name], "{said}");
+        }
+        (said["keep_count"].as_u64().unwrap(), said["keep_seconds"].as_u64().unwrap())
+    };
+    assert_eq!(rule(&[]), (1, 0));
+    assert_eq!(rule(&["--for", "30d"]), (1, 30 * 86_400));
+    assert_eq!(rule(&["--count", "8"]), (8, 30 * 86_400));
+    for _ in 0..3 {
+        sites.ask(0, &["restart-point", GROUP]).unwrap();
+    }
+    assert_eq!(rule(&[]), (8, 30 * 86_400));
+    applied(&sites, 0);
+    assert_eq!(names(&sites, 0), ["3", "2", "1"]);
+    assert_eq!(rule(&["--for", "0s"]), (8, 0));
+}
+
+#[test]
 fn a_standby_is_promoted_to_an_older_generation() {
     let sites = sites::paired(LineSettings::default(), 32).unwrap();
     sites.ask(1, &["generation", "keep", GROUP, "--for", "1d"]).unwrap();

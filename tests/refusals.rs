@@ -2,7 +2,11 @@
 
 use std::{
     fs::{self, OpenOptions},
-    os::unix::fs::{FileExt, symlink},
+    io::{Read, Write},
+    os::unix::{
+        fs::{FileExt, symlink},
+        net::UnixStream,
+    },
     process::Command,
     time::{Duration, Instant},
 };
@@ -99,6 +103,35 @@ fn a_medium_that_was_something_else() {
     fs::rename(kept, sites.workplace.folder().join("north/state/groups/g")).unwrap();
     sites.start(0).unwrap();
     sites.client(0).unwrap();
+}
+
+/// An image whose file system is whole afterwards, and what becomes of it when it is to be overwritten.
+#[test]
+fn a_medium_that_is_somebody_elses() {
+    let sites = alone();
+    sites.ask(0, &["group", "create", GROUP, "--journal-size", "64MiB"]).unwrap();
+    let image = sites.workplace.folder().join("image");
+    fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    let run = |command: &mut Command| assert!(command.arg(&image).output().unwrap().status.success(), "{command:?}");
+    run(Command::new("mke2fs").args(["-q", "-t", "ext4"]));
+    let place = image.display().to_string();
+    let group = ["group", "create", "other", "--journal", &place];
+    let volume = ["volume", "create", GROUP, "v", "--size", "16MiB", "--pool", &place];
+    for create in [&group[..], &volume[..]] {
+        let refusal = sites.refusal(0, create);
+        says(&refusal, &format!("{place}: The medium already holds something that is not Holdfast's: its byte 10"));
+        says(&refusal, "erase its first and last MiB if that is no longer wanted, or say --overwrite");
+        run(Command::new("e2fsck").arg("-fn"));
+    }
+    sites.ask(0, &[&volume[..], &["--overwrite"]].concat()).unwrap();
+    sites.client(0).unwrap();
+    // What it is now is not overwritten even so.
+    sites.ask(0, &["volume", "delete", GROUP, "v", "--yes"]).unwrap();
+    for create in [&group[..], &volume[..]] {
+        let refusal = sites.refusal(0, &[create, &["--overwrite"]].concat());
+        says(&refusal, "The medium already holds the pool of group");
+        says(&refusal, "erase its first and last MiB if that is no longer wanted");
+    }
 }
 
 #[test]
@@ -372,4 +405,41 @@ fn a_configuration_with_an_unknown_key() {
     says(&words, &format!("{}: ", path.display()));
     says(&words, "line 5");
     says(&words, "unknown field `bufered`");
+}
+
+#[test]
+fn a_configuration_whose_hook_is_not_there() {
+    let sites = sites::new(LineSettings::default(), 12).unwrap();
+    let path = sites.nodes[0].config_path();
+    let text = fs::read_to_string(&path).unwrap() + "[events]\nhook = \"/no/such/program\"\n";
+    fs::write(&path, text).unwrap();
+    says(&last_words(&sites, 0), "events.hook: /no/such/program cannot be run: ");
+}
+
+/// As a program without `ublk-admin` asks, with no content type.
+#[test]
+fn a_request_that_is_none() {
+    let sites = alone();
+    let ask = |body: &str| {
+        let mut socket = UnixStream::connect(sites.nodes[0].control_path()).unwrap();
+        let head = format!("host: node\r\nconnection: close\r\ncontent-length: {}", body.len());
+        socket.write_all(format!("POST /v1/request HTTP/1.1\r\n{head}\r\n\r\n{body}").as_bytes()).unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    says(&ask(r#"{"command":"status"}"#), "HTTP/1.1 200 ");
+    let refused = [
+        (r#"{"command":"status","grup":"nix"}"#, "unknown field `grup`, expected `group`"),
+        (r#"{"command":"node-status","group":"g"}"#, "unknown field `group`"),
+        (r#"{"command":"statsu"}"#, "unknown variant `statsu`"),
+        (r#"{"command":"pair-delete"}"#, "missing field `group`"),
+        ("status", "This is no request: expected value at line 1 column 1"),
+    ];
+    for (body, reason) in refused {
+        let answer = ask(body);
+        says(&answer, "HTTP/1.1 400 ");
+        says(&answer, r#"{"error":"This is no request: "#);
+        says(&answer, reason);
+    }
 }

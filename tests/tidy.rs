@@ -249,6 +249,20 @@ fn manifests() -> Vec<(String, toml::Value)> {
     all.map(parse).collect()
 }
 
+#[test]
+fn programs_are_run_where_the_manual_puts_them() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).unwrap();
+    let readme = read("README.md");
+    let (_, rest) = readme.split_once("`target/release/{holdfastd,ublk-admin}` to `").unwrap();
+    let (folder, _) = rest.split_once('`').unwrap();
+    for (path, run) in [
+        ("docs/operating.md", format!("ExecStart={folder}/holdfastd\n")),
+        ("ublk-target/udev/60-holdfast.rules", format!("PROGRAM=\"{folder}/ublk-admin ")),
+    ] {
+        assert!(read(path).contains(&run), "{path} does not say {run}");
+    }
+}
+
 /// `HOLDFAST_WRITE_VECTORS=1` puts the table there.
 #[test]
 fn the_pairs_states_are_documented_as_they_are() {

@@ -19,6 +19,7 @@ fn make_anew(bench: &mut Bench) {
     for at in [SLOTS[0], SLOTS[1]] {
         bench.disks.write(pool, at, AlignedBuffer::new(4096).freeze()).unwrap();
     }
+    erase_other(&mut bench.disks, pool).unwrap();
     let spec = VolumeSpec {
         id: VolumeId(1),
         name: "w".parse().unwrap(),

@@ -10,7 +10,7 @@ use crate::{
         },
         text::Name,
     },
-    occupant::Occupant,
+    occupant::{self, Occupant},
     pair::{ApplyPolicy, Level, PairState, Role, WithoutPeer},
     stream_state::StreamState,
     table::{self, LoadError},
@@ -54,8 +54,8 @@ pub enum FormatError {
     /// The medium failed.
     #[error("Cannot read or write the medium")]
     Disk(#[from] DiskError),
-    /// It carries a journal or a pool already.
-    #[error("The medium already holds {0}; erase its first MiB if that is no longer wanted")]
+    /// It holds something already.
+    #[error("The medium already holds {0}; {way_out}", way_out = .0.way_out())]
     InUse(Occupant),
     /// Too small.
     #[error("The journal's medium has {size} bytes; at least {JOURNAL_SIZE_MIN} are needed")]
@@ -71,7 +71,19 @@ pub enum FormatError {
     Pool(#[from] LoadError),
 }
 
-/// Formats a journal for a new group.
+/// Erases what says that a medium is somebody's, so that it can be formatted; not a journal or a pool.
+///
+/// # Errors
+/// When it is one, or cannot be read or written.
+pub fn erase_other(storage: &mut dyn Storage, medium: MediumId) -> Result<(), FormatError> {
+    match Occupant::find(storage, medium)? {
+        None => Ok(()),
+        Some(Occupant::Other { .. }) => Ok(occupant::erase(storage, medium)?),
+        Some(ours) => Err(FormatError::InUse(ours)),
+    }
+}
+
+/// Formats a journal for a new group, on a medium that is blank.
 pub fn format_journal(storage: &mut dyn Storage, spec: &GroupSpec) -> Result<(), FormatError> {
     let size = storage.size(MediumId::Journal)?;
     if size < JOURNAL_SIZE_MIN {
@@ -119,7 +131,7 @@ pub fn format_journal(storage: &mut dyn Storage, spec: &GroupSpec) -> Result<(),
     Ok(storage.sync(MediumId::Journal)?)
 }
 
-/// Formats a volume's pool.
+/// Formats a volume's pool, on a medium that is blank.
 pub fn format_pool(storage: &mut dyn Storage, group: GroupId, spec: &VolumeSpec) -> Result<(), FormatError> {
     Ok(table::format_pool(storage, group, spec)?)
 }

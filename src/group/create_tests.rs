@@ -1,4 +1,4 @@
-//! Media that hold something of ours already are not formatted.
+//! Media that hold something already are not formatted.
 
 use super::{create::FormatError, tests::Disks, volumes_tests::spec, *};
 use crate::{
@@ -8,6 +8,7 @@ use crate::{
 
 const POOL: MediumId = MediumId::Pool(VolumeId(1));
 const SIZE: u64 = 64 << 20;
+const MIB: u64 = 1 << 20;
 
 fn group() -> GroupSpec {
     let (id, name, journal) = (GroupId([7; 16]), "g".parse().unwrap(), MediumUuid([1; 16]));
@@ -18,10 +19,15 @@ fn volume() -> VolumeSpec {
     spec(1, 64 << 10, VOLUME_SIZE_MIN)
 }
 
-/// A medium that is a journal or a pool, under both names, and what it is.
-fn occupied(by: MediumId) -> (Disks, Occupant) {
+fn blank() -> Disks {
     let mut disks = Disks::default();
     [MediumId::Journal, POOL].iter().for_each(|medium| disks.set_size(*medium, SIZE));
+    disks
+}
+
+/// A medium that is a journal or a pool, under both names, and what it is.
+fn occupied(by: MediumId) -> (Disks, Occupant) {
+    let mut disks = blank();
     let occupant = if by == MediumId::Journal {
         format_journal(&mut disks, &group()).unwrap();
         Occupant::Journal { group: GroupId([7; 16]), name: "g".parse().unwrap() }
@@ -44,6 +50,7 @@ fn refuses(disks: &mut Disks, occupant: Occupant) {
     assert_eq!(disks.writes(), before, "something was written");
 }
 
+/// Writes into an aligned block of both media.
 fn damage(disks: &mut Disks, slot: u64, at: u64, bytes: &[u8]) {
     for medium in [MediumId::Journal, POOL] {
         let mut buffer = AlignedBuffer::copy_of(&disks.read(medium, slot, 4096).unwrap());
@@ -90,5 +97,50 @@ fn one_that_was_erased_becomes_what_is_wanted() {
         SLOTS.iter().for_each(|slot| damage(&mut disks, *slot, 0, &[0; 4096]));
         assert_eq!(format_journal(&mut disks, &group()), Ok(()));
         assert_eq!(format_pool(&mut disks, GroupId([8; 16]), &volume()), Ok(()));
+    }
+}
+
+/// Where an ext4 and a btrfs superblock, an end of a boot loader, and a copy of a partition table begin, among others.
+#[test]
+fn nor_does_one_that_holds_something_of_a_stranger() {
+    for at in [0, 1080, (64 << 10) + 64, MIB - 1, SIZE - MIB, SIZE - 512] {
+        let mut disks = blank();
+        damage(&mut disks, at - at % 4096, at % 4096, &[0x53]);
+        refuses(&mut disks, Occupant::Other { at });
+    }
+}
+
+#[test]
+fn what_lies_between_the_first_and_the_last_mib_says_nothing() {
+    let mut disks = blank();
+    [MIB, SIZE - MIB - 4096].iter().for_each(|at| damage(&mut disks, *at, 0, &[0x53; 4096]));
+    // Nor does a last sector that no aligned read reaches.
+    [MediumId::Journal, POOL].iter().for_each(|medium| disks.set_size(*medium, SIZE + 512));
+    assert_eq!(format_journal(&mut disks, &group()), Ok(()));
+    assert_eq!(format_pool(&mut disks, GroupId([8; 16]), &volume()), Ok(()));
+}
+
+#[test]
+fn what_a_stranger_has_written_can_be_erased() {
+    let mut disks = blank();
+    [0, SIZE - 4096].iter().for_each(|at| damage(&mut disks, *at, 0, &[0x53; 4096]));
+    assert_eq!(erase_other(&mut disks, MediumId::Journal), Ok(()));
+    assert_eq!(erase_other(&mut disks, POOL), Ok(()));
+    assert_eq!(format_journal(&mut disks, &group()), Ok(()));
+    assert_eq!(format_pool(&mut disks, GroupId([8; 16]), &volume()), Ok(()));
+}
+
+#[test]
+fn what_is_ours_cannot() {
+    for by in [MediumId::Journal, POOL] {
+        let (mut disks, occupant) = occupied(by);
+        let before = disks.writes();
+        for medium in [MediumId::Journal, POOL] {
+            assert_eq!(erase_other(&mut disks, medium), Err(FormatError::InUse(occupant.clone())));
+        }
+        damage(&mut disks, SLOTS[0], 1024, &[0xff]);
+        damage(&mut disks, SLOTS[1], 1024, &[0xff]);
+        assert_eq!(erase_other(&mut disks, by), Err(FormatError::InUse(Occupant::Unreadable)));
+        assert_eq!(disks.writes(), before + 4, "something was erased");
     }
 }

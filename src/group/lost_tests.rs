@@ -223,7 +223,8 @@ fn a_journal_made_anew_knows_nothing_of_a_former_life() {
         }
         bench.operations.clear();
         // As the manual says.
-        erase(&mut bench.disks, 0, MIB);
+        let size = bench.disks.size(MediumId::Journal).expect("it is there");
+        [0, size - MIB].iter().for_each(|at| erase(&mut bench.disks, *at, MIB));
         let (id, name) = (bench.group.id, bench.group.name);
         let spec = GroupSpec { id, name, journal: medium, role: Role::Primary, peer: None };
         format_journal(&mut bench.disks, &spec).expect("nothing is there");

@@ -48,8 +48,8 @@ pub enum LoadError {
         /// Which it should be.
         expected_medium: MediumUuid,
     },
-    /// It carries a journal or a pool already.
-    #[error("The medium already holds {0}; erase its first MiB if that is no longer wanted")]
+    /// It holds something already.
+    #[error("The medium already holds {0}; {way_out}", way_out = .0.way_out())]
     InUse(Occupant),
     /// Too small.
     #[error(

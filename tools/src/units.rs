@@ -19,6 +19,14 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| format!("\"{text}\" is too much"))
 }
 
+/// Bytes of one block, such as `64KiB`.
+///
+/// # Errors
+/// What is wrong, for people.
+pub fn block_bytes(text: &str) -> Result<u32, String> {
+    u32::try_from(bytes(text)?).map_err(|_| format!("\"{text}\" is too much for a block"))
+}
+
 /// Seconds, such as `90s` or `12h`; a number alone is nothing.
 ///
 /// # Errors
@@ -47,6 +55,8 @@ mod tests {
         assert_eq!(bytes("512"), Ok(512));
         assert!(bytes("10GB").unwrap_err().contains("\"GB\" is no unit"));
         assert!(bytes("99999999999TiB").is_err());
+        assert_eq!(block_bytes("16KiB"), Ok(16 << 10));
+        assert_eq!(block_bytes("4294983680"), Err("\"4294983680\" is too much for a block".into()));
         assert_eq!(seconds("12h"), Ok(43_200));
         assert!(seconds("12").unwrap_err().contains("has no unit"));
         assert!(seconds("99999d").is_err());

@@ -7,12 +7,13 @@ use holdfast::{
 };
 use serde::{Deserialize, Serialize};
 
-/// A request.
+/// A request. A field that its command does not have is refused: a misspelt one would be missed where it limits what is done.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(tag = "command", rename_all = "kebab-case")]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// The node, its peers and links.
-    NodeStatus,
+    // With braces, for serde takes any fields of a variant that has none.
+    NodeStatus {},
     /// Makes a group on this node.
     GroupCreate {
         /// Its name.
@@ -21,6 +22,9 @@ pub enum Request {
         journal_size: u64,
         /// The journal's place, if it is not a file below the node's directory.
         journal: Option<String>,
+        /// What the journal's place holds is erased, unless it is a journal or a pool.
+        #[serde(default)]
+        overwrite: bool,
     },
     /// Forgets a group; its media stay.
     GroupDelete {
@@ -57,6 +61,9 @@ pub enum Request {
         pool: Option<String>,
         /// The pool's file gets all its space at once.
         preallocate: bool,
+        /// What the pool's place holds is erased, unless it is a journal or a pool.
+        #[serde(default)]
+        overwrite: bool,
     },
     /// Makes a volume larger.
     VolumeResize {
@@ -152,14 +159,14 @@ pub enum Request {
         /// For people.
         label: String,
     },
-    /// Sets which restart points this node keeps beside the last one.
+    /// Sets which restart points this node keeps beside the last one, and tells the rule. What is absent stays as it is.
     GenerationKeep {
         /// The group.
         group: String,
         /// How many at least, the last one included.
-        count: u16,
+        count: Option<u16>,
         /// Those that are at most so much older than the last one, in seconds.
-        seconds: u32,
+        seconds: Option<u32>,
     },
     /// Lets go of a generation on this node.
     GenerationDrop {
@@ -260,5 +267,63 @@ impl ApiError {
     /// From anything that explains itself.
     pub fn new(error: impl ToString) -> Self {
         Self { error: error.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    fn error(text: &str) -> String {
+        serde_json::from_str::<Request>(text).unwrap_err().to_string()
+    }
+
+    fn quoted(text: &str) -> BTreeSet<String> {
+        text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+    }
+
+    /// What is expected, as serde names it when it gets something else.
+    fn expected(text: &str) -> BTreeSet<String> {
+        let message = error(text);
+        assert!(message.starts_with("unknown ") && message.contains("`ghost`"), "{text}: {message}");
+        quoted(message.split_once("expected").map_or("", |(_, expected)| expected))
+    }
+
+    #[test]
+    fn every_command_refuses_a_field_that_it_does_not_have_and_is_documented_with_those_that_it_has() {
+        let page = include_str!("../../docs/control.md");
+        let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+        let documented: BTreeMap<&str, BTreeSet<String>> =
+            rows.map(|(command, rest)| (command, quoted(rest.split(" | ").next().unwrap()))).collect();
+        let commands = expected(r#"{"command":"ghost"}"#);
+        assert!(commands.contains("node-status") && commands.len() > 30, "{commands:?}");
+        assert_eq!(commands.iter().map(String::as_str).collect::<Vec<_>>(), Vec::from_iter(documented.keys().copied()));
+        for (command, named) in documented {
+            let fields = expected(&format!(r#"{{"command":"{command}","ghost":1}}"#));
+            assert!(fields.is_subset(&named), "{command} has {fields:?}, but {named:?} in docs/control.md");
+        }
+    }
+
+    #[test]
+    fn a_misspelt_field_is_named_with_those_that_there_are() {
+        let promote = r#"{"command":"promote","group":"db","latest":false,"genration":7,"force":false}"#;
+        assert!(
+            error(promote)
+                .starts_with("unknown field `genration`, expected one of `group`, `latest`, `generation`, `force`")
+        );
+        assert!(error(r#"{"command":"status","grup":"nix"}"#).starts_with("unknown field `grup`, expected `group`"));
+    }
+
+    #[test]
+    fn what_the_client_writes_is_read() {
+        let requests = [
+            (Request::NodeStatus {}, r#"{"command":"node-status"}"#),
+            (Request::Status { group: None }, r#"{"command":"status","group":null}"#),
+        ];
+        for (request, text) in requests {
+            assert_eq!(serde_json::to_string(&request).unwrap(), text);
+            assert_eq!(format!("{:?}", serde_json::from_str::<Request>(text).unwrap()), format!("{request:?}"));
+        }
     }
 }

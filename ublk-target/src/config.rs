@@ -1,5 +1,7 @@
 //! A node's configuration: one TOML file. State is never in it.
 
+mod checks;
+
 use crate::nbd::ListenAddress;
 use replicator::{
     Mode,
@@ -9,7 +11,6 @@ use serde::Deserialize;
 use std::{
     fs, io,
     net::SocketAddr,
-    ops::Range,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -46,7 +47,7 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 pub struct EventsConfig {
     /// A program that is run for each event, one after the other.
-    pub hook: Option<PathBuf>,
+    pub hook: Option<Spanned<PathBuf>>,
 }
 
 /// `[node]`
@@ -59,9 +60,9 @@ pub struct NodeConfig {
     #[serde(default = "default_directory")]
     pub directory: PathBuf,
     /// The control socket; `directory/control.sock` if absent.
-    pub control: Option<PathBuf>,
+    pub control: Option<Spanned<PathBuf>>,
     /// The key file; `directory/key` if absent.
-    pub key: Option<PathBuf>,
+    pub key: Option<Spanned<PathBuf>>,
     /// For so many microseconds after a request the disk thread looks for work instead of sleeping: 0 (never) to 10,000.
     pub busy_poll_micros: Option<Spanned<u16>>,
 }
@@ -92,13 +93,13 @@ pub struct PeerConfig {
 }
 
 /// `[peer.heartbeat]`
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HeartbeatConfig {
     /// Where this node sends from and listens: address and UDP port.
-    pub local: SocketAddr,
+    pub local: Spanned<SocketAddr>,
     /// Where the peer does.
-    pub remote: SocketAddr,
+    pub remote: Spanned<SocketAddr>,
 }
 
 /// `[[peer.link]]`
@@ -106,11 +107,11 @@ pub struct HeartbeatConfig {
 #[serde(deny_unknown_fields)]
 pub struct LinkConfig {
     /// For people.
-    pub name: Option<String>,
+    pub name: Option<Spanned<String>>,
     /// Where this node sends from and listens: address and UDP port.
-    pub local: SocketAddr,
+    pub local: Spanned<SocketAddr>,
     /// Where the peer does.
-    pub remote: SocketAddr,
+    pub remote: Spanned<SocketAddr>,
 }
 
 /// `[nbd]`
@@ -118,7 +119,7 @@ pub struct LinkConfig {
 #[serde(deny_unknown_fields)]
 pub struct NbdConfig {
     /// A unix socket to listen on.
-    pub unix: Option<PathBuf>,
+    pub unix: Option<Spanned<PathBuf>>,
     /// A TCP address to listen on.
     pub tcp: Option<Spanned<SocketAddr>>,
     /// The TCP address may be other than loopback. NBD is neither encrypted nor authenticated.
@@ -204,67 +205,44 @@ fn default_directory() -> PathBuf {
     "/var/lib/holdfast".into()
 }
 
+fn read_text(path: &Path) -> Result<String, ConfigError> {
+    fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })
+}
+
+fn chosen(path: &Option<Spanned<PathBuf>>) -> Option<PathBuf> {
+    path.as_ref().map(|path| path.get_ref().clone())
+}
+
 impl Config {
     /// Reads and checks a file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
-        Self::parse(&text, path)
+        Self::parse(&read_text(path)?, path)
+    }
+
+    /// Reads a file for the daemon: what it is to run must be there too. Commands do not ask for that, for they must not fail with it.
+    pub fn read_to_serve(path: &Path) -> Result<Self, ConfigError> {
+        let text = read_text(path)?;
+        let config = Self::parse(&text, path)?;
+        checks::check_hook(&config).map_err(|wrong| wrong.explain(&text, path))?;
+        Ok(config)
     }
 
     /// Checks a text; `path` is for messages.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let config: Self =
             toml::from_str(text).map_err(|error| ConfigError::Parse { path: path.into(), text: error.to_string() })?;
-        let value = |span: Range<usize>, key: String, reason: String| {
-            let line = 1 + text.bytes().take(span.start).filter(|byte| *byte == b'\n').count();
-            ConfigError::Value { path: path.into(), line, key, reason }
-        };
-        let name = &config.node.name;
-        if name.get_ref().is_empty() || name.get_ref().len() > 63 {
-            return Err(value(name.span(), "node.name".into(), "a name has 1 to 63 bytes".into()));
-        }
-        for (index, peer) in config.peers.iter().enumerate() {
-            let name = peer.name.get_ref();
-            let key = |field: &str| format!("peer \"{name}\": {field}");
-            if !(1..=2).contains(&peer.links.len()) {
-                let reason = format!("a peer has one or two links, not {}", peer.links.len());
-                return Err(value(peer.name.span(), key("link"), reason));
-            }
-            peer.key().map_err(|error| value(peer.key.span(), key("key"), error.to_string()))?;
-            if config.peers[..index].iter().any(|other| other.name.get_ref() == name) {
-                return Err(value(peer.name.span(), key("name"), "two peers have this name".into()));
-            }
-        }
-        if let Some(tcp) = config.nbd.tcp.as_ref().filter(|tcp| !tcp.get_ref().ip().is_loopback() && !config.nbd.public)
-        {
-            let reason = format!(
-                "{} is not a loopback address; NBD is not encrypted: set public = true if you mean it",
-                tcp.get_ref()
-            );
-            return Err(value(tcp.span(), "nbd.tcp".into(), reason));
-        }
-        let bounded = [
-            ("ublk.queues", Some(&config.ublk.queues), 1..=64),
-            ("ublk.depth", Some(&config.ublk.depth), 1..=1024),
-            ("node.busy_poll_micros", config.node.busy_poll_micros.as_ref(), 0..=10_000),
-        ];
-        for (key, number, range) in bounded {
-            if let Some(number) = number.filter(|number| !range.contains(number.get_ref())) {
-                let reason = format!("{} is not between {} and {}", number.get_ref(), range.start(), range.end());
-                return Err(value(number.span(), key.into(), reason));
-            }
-        }
+        checks::check(&config).map_err(|wrong| wrong.explain(text, path))?;
         Ok(config)
     }
 
     /// The control socket.
     pub fn control_path(&self) -> PathBuf {
-        self.node.control.clone().unwrap_or_else(|| self.node.directory.join("control.sock"))
+        chosen(&self.node.control).unwrap_or_else(|| self.node.directory.join("control.sock"))
     }
 
     /// The key file.
     pub fn key_path(&self) -> PathBuf {
-        self.node.key.clone().unwrap_or_else(|| self.node.directory.join("key"))
+        chosen(&self.node.key).unwrap_or_else(|| self.node.directory.join("key"))
     }
 
     /// Where groups have their folders.
@@ -274,7 +252,7 @@ impl Config {
 
     /// Where the NBD server listens.
     pub fn nbd_addresses(&self) -> Vec<ListenAddress> {
-        let unix = self.nbd.unix.clone().map(ListenAddress::Unix);
+        let unix = chosen(&self.nbd.unix).map(ListenAddress::Unix);
         unix.into_iter().chain(self.nbd.tcp.iter().map(|tcp| ListenAddress::Tcp(*tcp.get_ref()))).collect()
     }
 }
@@ -290,9 +268,9 @@ impl PeerConfig {
         let named = self.links.iter().enumerate();
         named
             .map(|(index, link)| LinkOptions {
-                name: link.name.clone().unwrap_or_else(|| format!("link{}", index + 1)),
-                local: link.local,
-                remote: link.remote,
+                name: link.name.as_ref().map_or_else(|| format!("link{}", index + 1), |name| name.get_ref().clone()),
+                local: *link.local.get_ref(),
+                remote: *link.remote.get_ref(),
             })
             .collect()
     }
@@ -322,53 +300,14 @@ mod tests {
         assert!(message.ends_with("invalid socket address syntax\n"), "{message}");
     }
 
-    const LINK: &str = "[[peer.link]]\nlocal = \"127.0.0.1:1\"\nremote = \"127.0.0.1:2\"\n";
-
-    fn peer(key: &str, links: usize) -> String {
-        format!("[[peer]]\nname = \"b\"\nkey = \"{key}\"\n{}", LINK.repeat(links))
-    }
-
-    #[test]
-    fn impossible_values_are_named_with_file_line_and_the_way_out() {
-        let node = "[node]\nname = \"a\"\n";
-        let good = PeerKey([7; 32]).to_string();
-        let cases = [
-            ("[node]\nname = \"\"\n".to_owned(), "holdfast.toml: line 2: node.name: a name has 1 to 63 bytes"),
-            (format!("{node}[ublk]\nqueues = 65\n"), "holdfast.toml: line 4: ublk.queues: 65 is not between 1 and 64"),
-            (
-                format!("{node}[nbd]\ntcp = \"10.0.0.1:10809\"\n"),
-                "holdfast.toml: line 4: nbd.tcp: 10.0.0.1:10809 is not a loopback address; NBD is not encrypted: set \
-                 public = true if you mean it",
-            ),
-            (
-                "[node]\nname = \"a\"\nbusy_poll_micros = 10001\n".into(),
-                "holdfast.toml: line 3: node.busy_poll_micros: 10001 is not between 0 and 10000",
-            ),
-            (
-                format!("{node}{}", peer("12", 1)),
-                "holdfast.toml: line 5: peer \"b\": key: \"12\" is no node key; a key is one line as `ublk-admin key` \
-                 shows it: holdfast-ed25519: and 64 hexadecimal digits",
-            ),
-            (
-                format!("{node}{}", peer(&good, 3)),
-                "holdfast.toml: line 4: peer \"b\": link: a peer has one or two links, not 3",
-            ),
-            (
-                format!("{node}{}{}", peer(&good, 1), peer(&good, 1)),
-                "holdfast.toml: line 10: peer \"b\": name: two peers have this name",
-            ),
-        ];
-        for (text, message) in cases {
-            assert_eq!(error(&text), message, "{text}");
-        }
-    }
-
     #[test]
     fn a_whole_file_is_understood() {
         let text = format!(
             "[node]\nname = \"a\"\ndirectory = \"/d\"\nbusy_poll_micros = 50\n[nbd]\ntcp = \"0.0.0.0:10809\"\npublic = true\n[media]\n\
-             buffered = true\ncached_journal = true\n{}mode = \"split\"\n{LINK}{LINK}",
-            peer(&PeerKey([7; 32]).to_string(), 0)
+             buffered = true\ncached_journal = true\n[[peer]]\n\
+             name = \"b\"\nkey = \"{}\"\nmode = \"split\"\n[[peer.link]]\nlocal = \"127.0.0.1:1\"\nremote = \"127.0.0.1:2\"\n\
+             [[peer.link]]\nlocal = \"127.0.0.1:3\"\nremote = \"127.0.0.1:4\"\n",
+            PeerKey([7; 32])
         );
         let config = Config::parse(&text, Path::new("holdfast.toml")).unwrap();
         assert_eq!(config.control_path(), Path::new("/d/control.sock"));

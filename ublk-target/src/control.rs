@@ -4,7 +4,7 @@ use crate::{
     api::{ApiError, Request},
     node::Asked,
 };
-use axum::{Json, Router, extract::State, http::StatusCode, routing::post};
+use axum::{Json, Router, body::Bytes, extract::State, http::StatusCode, routing::post};
 use serde_json::Value;
 use std::io;
 use tokio::{
@@ -18,10 +18,15 @@ pub async fn serve(listener: UnixListener, node: mpsc::Sender<Asked>) -> io::Res
     axum::serve(listener, router).await
 }
 
+/// The body is JSON whatever its content type says: nothing else is spoken here.
 async fn request(
     State(node): State<mpsc::Sender<Asked>>,
-    Json(request): Json<Request>,
+    body: Bytes,
 ) -> Result<Json<Value>, (StatusCode, Json<ApiError>)> {
+    let request: Request = serde_json::from_slice(&body).map_err(|error| {
+        let error = format!("This is no request: {error}; docs/control.md has the commands and their fields");
+        (StatusCode::BAD_REQUEST, Json(ApiError::new(error)))
+    })?;
     let (sender, receiver) = oneshot::channel();
     let gone = || (StatusCode::SERVICE_UNAVAILABLE, Json(ApiError::new("The daemon is stopping")));
     node.send((request, sender)).await.map_err(|_| gone())?;

@@ -15,7 +15,7 @@ use tracing::{error, info};
 
 /// Runs until it is told to stop.
 pub fn run(config_path: &Path) -> anyhow::Result<()> {
-    let config = Config::read(config_path)?;
+    let config = Config::read_to_serve(config_path)?;
     ublk::never_wait_for_memory();
     let identity = key::load_or_create(&config.key_path())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -23,7 +23,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
         // The control socket comes first: it tells a second daemon that it is the second.
         let listener = unix_socket::listen(&config.control_path(), "node.control")?;
         let directory = &config.node.directory;
-        events::keep(directory, config.events.hook.clone())
+        events::keep(directory, config.events.hook.as_ref().map(|hook| hook.get_ref().clone()))
             .with_context(|| format!("Cannot keep events in {}", directory.display()))?;
         let mut connected = Vec::new();
         for peer in &config.peers {
@@ -38,12 +38,13 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
             getrandom::fill(&mut seed).context("Cannot get random bytes")?;
             let link =
                 connect(options, u64::from_le_bytes(seed)).with_context(|| format!("Peer {}", peer.name.get_ref()))?;
-            let beats = match peer.heartbeat {
+            let beats = match &peer.heartbeat {
                 None => None,
                 Some(path) => {
                     let mut nonce = [0; 16];
                     getrandom::fill(&mut nonce).context("Cannot get random bytes")?;
-                    let begun = heartbeat(identity.clone(), peer_key, path.local, path.remote, nonce);
+                    let (local, remote) = (*path.local.get_ref(), *path.remote.get_ref());
+                    let begun = heartbeat(identity.clone(), peer_key, local, remote, nonce);
                     Some(begun.with_context(|| format!("Peer {}", peer.name.get_ref()))?)
                 }
             };

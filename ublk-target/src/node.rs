@@ -248,16 +248,27 @@ impl Node {
 
     async fn carry_out(self: &Rc<Self>, request: Request) -> Answer {
         match request {
-            Request::NodeStatus => Ok(self.status()),
-            Request::GroupCreate { group, journal_size, journal } => {
+            Request::NodeStatus {} => Ok(self.status()),
+            Request::GroupCreate { group, journal_size, journal, overwrite } => {
                 groups::not_on_own_device(journal.as_ref()).await?;
-                self.create_group(&group, journal_size, journal)
+                self.create_group(&group, journal_size, journal, groups::Found::of(overwrite))
             }
             Request::GroupReopen { group } => self.reopen_group(&group).await,
             Request::GroupDelete { group, erase } => self.delete_group(&group, erase).await,
-            Request::VolumeCreate { group, volume, size, logical_block_size, table_block_size, pool, preallocate } => {
+            Request::VolumeCreate {
+                group,
+                volume,
+                size,
+                logical_block_size,
+                table_block_size,
+                pool,
+                preallocate,
+                overwrite,
+            } => {
                 groups::not_on_own_device(pool.as_ref()).await?;
-                let asked = groups::NewVolume { volume, size, logical_block_size, table_block_size, pool, preallocate };
+                let found = groups::Found::of(overwrite);
+                let asked =
+                    groups::NewVolume { volume, size, logical_block_size, table_block_size, pool, preallocate, found };
                 self.add_volume(&group, asked).await
             }
             Request::GroupResize { group, journal_size } => self.resize_journal(&group, journal_size).await,

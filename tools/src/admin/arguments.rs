@@ -1,7 +1,7 @@
 //! The command line.
 
 use super::ClientError;
-use crate::units::{bytes, seconds};
+use crate::units::{block_bytes, bytes, seconds};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use holdfast::{command::GenerationId, pair};
 use std::path::PathBuf;
@@ -209,9 +209,12 @@ pub enum GroupCommand {
         /// Size of its journal, such as 256MiB.
         #[arg(long, default_value = "1GiB", value_parser = bytes)]
         journal_size: u64,
-        /// A file or block device for the journal.
+        /// A file or block device for the journal. One that exists must be blank.
         #[arg(long)]
         journal: Option<String>,
+        /// Erase what is there, whatever it is; not a journal or pool of Holdfast.
+        #[arg(long, requires = "journal")]
+        overwrite: bool,
     },
     /// Lists the groups of this node.
     List,
@@ -266,11 +269,14 @@ pub enum VolumeCommand {
         #[arg(long, default_value_t = 4096)]
         logical_block: u32,
         /// 16KiB to 1MiB.
-        #[arg(long, default_value = "64KiB", value_parser = bytes)]
-        table_block: u64,
-        /// A file or block device for the pool.
+        #[arg(long, default_value = "64KiB", value_parser = block_bytes)]
+        table_block: u32,
+        /// A file or block device for the pool. One that exists must be blank.
         #[arg(long)]
         pool: Option<String>,
+        /// Erase what is there, whatever it is; not a journal or pool of Holdfast.
+        #[arg(long, requires = "pool")]
+        overwrite: bool,
         /// Give the pool's file all its space at once.
         #[arg(long)]
         preallocate: bool,
@@ -409,17 +415,21 @@ pub enum GenerationCommand {
     },
     /// Sets which restart points this node keeps: so many, and all that are at most so much older than the last one.
     ///
-    /// Example: ublk-admin generation keep db --count 4 --for 2d
+    /// What is not named stays as it is, and the rule is shown. What a new one does not keep is let go of.
+    ///
+    /// Examples:
+    ///   ublk-admin generation keep db
+    ///   ublk-admin generation keep db --count 4 --for 2d
     #[command(verbatim_doc_comment)]
     Keep {
         /// The group.
         group: String,
         /// How many at least, the last one included.
-        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
-        count: u16,
-        /// How much older, such as 90s, 30m, 12h, 7d.
-        #[arg(long = "for", value_name = "TIME", default_value = "0s", value_parser = seconds)]
-        time: u32,
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
+        count: Option<u16>,
+        /// How much older, such as 90s, 30m, 12h, 7d; 0s: whatever their age, only so many.
+        #[arg(long = "for", value_name = "TIME", value_parser = seconds)]
+        time: Option<u32>,
     },
     /// Lets go of one; its room in the pool is free again.
     Drop {
@@ -553,5 +563,16 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_block_size_that_fits_no_field_is_refused() {
+        let create = ["ublk-admin", "volume", "create", "db", "data", "--size", "1GiB", "--table-block"];
+        let parse = |size| Arguments::try_parse_from(create.iter().copied().chain([size])).map_err(|e| e.to_string());
+        assert!(parse("16KiB").is_ok());
+        // It is 16 KiB when its upper half is dropped.
+        let message = parse("4294983680").unwrap_err();
+        assert!(message.contains("'4294983680' for '--table-block <TABLE_BLOCK>'"), "{message}");
+        assert!(message.contains("\"4294983680\" is too much for a block"), "{message}");
     }
 }

@@ -158,18 +158,19 @@ fn is_in_step(group: &str, status: &Value) -> Result<bool, String> {
 
 /// Until when something is waited for.
 struct Deadline {
-    end: Instant,
+    /// Never, if that is later than any clock will show.
+    end: Option<Instant>,
     seconds: u64,
     what: &'static str,
 }
 
 impl Deadline {
     fn after(seconds: u64, what: &'static str) -> Self {
-        Self { end: Instant::now() + Duration::from_secs(seconds), seconds, what }
+        Self { end: Instant::now().checked_add(Duration::from_secs(seconds)), seconds, what }
     }
 
     fn check(&self, group: &str, status: &Value) -> Result<(), ClientError> {
-        if Instant::now() < self.end {
+        if self.end.is_none_or(|end| Instant::now() < end) {
             return Ok(());
         }
         let (seconds, what) = (self.seconds, self.what);
@@ -204,9 +205,9 @@ fn request(command: &Command) -> Result<Request, ClientError> {
     let refuse = |text: &str| Err(ClientError::Refused(text.to_owned()));
     Ok(match command.clone() {
         Command::Key(_) | Command::Status(_) => return refuse("not a request"),
-        Command::Node(NodeCommand::Status) => Request::NodeStatus,
-        Command::Group(GroupCommand::Create { group, journal_size, journal }) => {
-            Request::GroupCreate { group, journal_size, journal }
+        Command::Node(NodeCommand::Status) => Request::NodeStatus {},
+        Command::Group(GroupCommand::Create { group, journal_size, journal, overwrite }) => {
+            Request::GroupCreate { group, journal_size, journal, overwrite }
         }
         Command::Group(GroupCommand::Resize { group, journal_size }) => Request::GroupResize { group, journal_size },
         Command::Group(GroupCommand::Reopen { group }) => Request::GroupReopen { group },
@@ -225,15 +226,17 @@ fn request(command: &Command) -> Result<Request, ClientError> {
             logical_block,
             table_block,
             pool,
+            overwrite,
             preallocate,
         }) => Request::VolumeCreate {
             group,
             volume,
             size,
             logical_block_size: logical_block,
-            table_block_size: table_block as u32,
+            table_block_size: table_block,
             pool,
             preallocate,
+            overwrite,
         },
         Command::Volume(VolumeCommand::Resize { group, volume, size }) => Request::VolumeResize { group, volume, size },
         Command::Volume(VolumeCommand::List { group }) => Request::Status { group: Some(group) },
@@ -292,4 +295,15 @@ fn request(command: &Command) -> Result<Request, ClientError> {
             Request::SetLevel { group, level: level.into(), without_peer: without_peer.map(Into::into) }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_for_ever_is_told_nothing() {
+        assert!(Deadline::after(0, "it").check("g", &Value::Null).is_err());
+        assert!(Deadline::after(u64::MAX, "it").check("g", &Value::Null).is_ok());
+    }
 }

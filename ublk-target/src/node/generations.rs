@@ -9,11 +9,18 @@ use holdfast::{
 use serde_json::json;
 
 impl Node {
-    pub(super) async fn keep_generations(&self, group: &str, count: u16, seconds: u32) -> Answer {
+    pub(super) async fn keep_generations(&self, group: &str, count: Option<u16>, seconds: Option<u32>) -> Answer {
         let actor = self.group(group)?;
-        command(&actor, Command::KeepGenerations { count, seconds }).await?;
+        if count.is_some() || seconds.is_some() {
+            let rule = actor.status();
+            let (count, seconds) = (count.unwrap_or(rule.keep_count), seconds.unwrap_or(rule.keep_seconds));
+            command(&actor, Command::KeepGenerations { count, seconds }).await?;
+        }
+        let rule = actor.status();
+        let (count, seconds) = (rule.keep_count, rule.keep_seconds);
         let time = if seconds == 0 { String::new() } else { format!(", and all that are at most {seconds} s older") };
-        Ok(json!({ "done": format!("Group {group} keeps {count} restart point(s) on this node{time}") }))
+        let done = format!("Group {group} keeps {count} restart point(s) on this node{time}");
+        Ok(json!({ "done": done, "keep_count": count, "keep_seconds": seconds }))
     }
 
     pub(super) async fn drop_generation(&self, group: &str, generation: GenerationId) -> Answer {

@@ -14,7 +14,7 @@ use holdfast::{
     command::{Command, CommandError, VolumeSpec},
     disk::MediumId,
     format::journal_superblock::{RING_OFFSET, check_geometry},
-    group::{GroupSpec, JournalLabel, format_journal, format_pool, pool_size_for},
+    group::{GroupSpec, JournalLabel, erase_other, format_journal, format_pool, pool_size_for},
     pair::Role,
     units::{GroupId, MediumUuid, VolumeId},
 };
@@ -40,6 +40,22 @@ pub(super) struct NewVolume {
     pub(super) table_block_size: u32,
     pub(super) pool: Option<String>,
     pub(super) preallocate: bool,
+    pub(super) found: Found,
+}
+
+/// What becomes of what a medium holds that is not Holdfast's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// The medium is refused.
+    Kept,
+    /// It is erased.
+    Erased,
+}
+
+impl Found {
+    pub(super) fn of(overwrite: bool) -> Self {
+        if overwrite { Self::Erased } else { Self::Kept }
+    }
 }
 
 impl Node {
@@ -52,7 +68,7 @@ impl Node {
         self.folder(group).join(format!("{volume}.pool")).display().to_string()
     }
 
-    pub(super) fn create_group(&self, group: &str, journal_size: u64, journal: Option<String>) -> Answer {
+    pub(super) fn create_group(&self, group: &str, journal_size: u64, journal: Option<String>, found: Found) -> Answer {
         if self.groups.borrow().contains_key(group) {
             return Err(ApiError::new(format!("Group {group} exists already")));
         }
@@ -63,7 +79,7 @@ impl Node {
             role: Role::Primary,
             peer: None,
         };
-        self.make_group(&spec, journal_size, journal)?;
+        self.make_group(&spec, journal_size, journal, found)?;
         Ok(json!({ "done": format!("Group {group} created"), "id": spec.id.to_string() }))
     }
 
@@ -73,6 +89,7 @@ impl Node {
         spec: &GroupSpec,
         size: u64,
         journal: Option<String>,
+        found: Found,
     ) -> Result<Rc<GroupActor>, ApiError> {
         let folder = self.folder(spec.name.as_str());
         let link = folder.join("journal");
@@ -93,6 +110,9 @@ impl Node {
         let opened = made.and_then(|medium| {
             let mut media = GroupMedia::default();
             media.insert_journal(medium, self.options()).map_err(ApiError::new)?;
+            if found == Found::Erased {
+                erase_other(&mut media, MediumId::Journal).map_err(|error| at(&path, error))?;
+            }
             format_journal(&mut media, spec).map_err(|error| at(&path, error))?;
             if journal.is_some() {
                 symlink(&path, &link).map_err(|error| at(&link, error))?;
@@ -214,7 +234,7 @@ impl Node {
         };
         let allocation = if asked.preallocate { Allocation::Full } else { Allocation::Sparse };
         let pool_path = spec.pool_path.clone();
-        self.create_volume(&actor, spec, allocation).await?;
+        self.create_volume(&actor, spec, allocation, asked.found).await?;
         Ok(json!({
             "done": format!("Volume {group}/{volume} of {size} bytes created and exported; its pool is {pool_path}")
         }))
@@ -226,6 +246,7 @@ impl Node {
         actor: &Rc<GroupActor>,
         spec: VolumeSpec,
         allocation: Allocation,
+        found: Found,
     ) -> Result<(), ApiError> {
         let label = actor.label();
         let title = format!("{}/{}", label.name, spec.name);
@@ -240,7 +261,9 @@ impl Node {
         let medium = Medium::create(&path, size, allocation, self.options()).map_err(ApiError::new)?;
         let mut media = GroupMedia::default();
         media.0.insert(MediumId::Pool(spec.id), medium);
-        let formatted = format_pool(&mut media, label.group, &spec).map_err(|error| at(&path, error));
+        let erased = if found == Found::Erased { erase_other(&mut media, MediumId::Pool(spec.id)) } else { Ok(()) };
+        let formatted = erased.and_then(|()| format_pool(&mut media, label.group, &spec));
+        let formatted = formatted.map_err(|error| at(&path, error));
         let formatted = formatted.and_then(|()| make_durable(&path).map_err(|error| at(&path, error)));
         let medium = media.0.remove(&MediumId::Pool(spec.id));
         let (added, is_named) = match (formatted, medium) {

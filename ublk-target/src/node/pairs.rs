@@ -1,6 +1,10 @@
 //! Making pairs, and what nodes ask of each other outside any group.
 
-use super::{Answer, Node, command, groups::random, name};
+use super::{
+    Answer, Node, command,
+    groups::{Found, random},
+    name,
+};
 use crate::{
     actor::GroupActor,
     api::ApiError,
@@ -217,7 +221,7 @@ impl Node {
                     role: Role::Secondary,
                     peer: Some(NodeKey(peer.key.0)),
                 };
-                let actor = self.make_group(&spec, journal_size.saturating_add(JOURNAL_EXTRA), None)?;
+                let actor = self.make_group(&spec, journal_size.saturating_add(JOURNAL_EXTRA), None, Found::Kept)?;
                 info!(group = title, peer = peer.name, "Group made for the peer");
                 actor
             }
@@ -235,7 +239,7 @@ impl Node {
             }
             let path = self.pool_path(title, name(&volume.name)?.as_str());
             let spec = volume.spec(MediumUuid(random()?), path).map_err(ApiError::new)?;
-            self.create_volume(&actor, spec, Allocation::Sparse).await?;
+            self.create_volume(&actor, spec, Allocation::Sparse, Found::Kept).await?;
         }
         if peer.is_up() && !actor.has_peer() {
             actor.peer_up(peer.clone());
