@@ -361,13 +361,11 @@ impl JournalSuperblock {
         stream.older = older;
         let mut pair = parse_pair(&raw.pair, raw.lease_millis.get())?;
         // What an earlier version kept.
-        pair.keep_count = raw.keep_count.get().max(1);
-        pair.keep_seconds = raw.keep_seconds.get();
+        (pair.keep_count, pair.keep_seconds) = (raw.keep_count.get().max(1), raw.keep_seconds.get());
         require(raw.takeover_to_latest <= 1 && raw.reserved2 == [0; 3], WHAT, "automatic promotion")?;
         let (after_millis, to_latest) = (raw.takeover_millis.get(), raw.takeover_to_latest == 1);
         pair.takeover = (after_millis > 0).then_some(Takeover { after_millis, to_latest });
-        pair.fenced_epoch = Epoch(raw.fenced_epoch.get());
-        pair.former_epoch = Epoch(raw.former_epoch.get());
+        (pair.fenced_epoch, pair.former_epoch) = (Epoch(raw.fenced_epoch.get()), Epoch(raw.former_epoch.get()));
         require(usize::from(pair.keep_count) <= OLDER_COUNT_MAX, WHAT, "count of generations to keep")?;
         Ok(Self {
             write_count: raw.write_count.get(),

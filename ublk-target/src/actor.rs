@@ -7,6 +7,7 @@ use crate::{
     busy_poll::BusyPoll,
     client::Era,
     events::{self, EVENT},
+    group_events,
     lock::Patience,
     media::{GroupMedia, MediaOptions, Medium, carry_out},
     peer::Peer,
@@ -34,7 +35,7 @@ use tokio::{
     sync::{Notify, oneshot},
     time::sleep,
 };
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 /// Bytes of frames handed out ahead of what the carrier has taken.
 const STREAM_CREDIT: u64 = 4 << 20;
@@ -501,50 +502,10 @@ impl GroupActor {
     }
 
     fn log(&self, event: Event) {
-        let group = self.label.borrow().name;
-        match event {
-            Event::RoleChanged { role, epoch } => {
-                info!(target: EVENT, %group, %role, %epoch, "Role changed");
-                self.label.borrow_mut().role = role;
-            }
-            Event::PairChanged { state } => info!(target: EVENT, %group, %state, "Pair state changed"),
-            Event::PeerGreeted { head } => info!(target: EVENT, %group, %head, "Peer greeted"),
-            Event::PeerRefused { reason } => warn!(target: EVENT, %group, reason, "Peer refused"),
-            Event::RestartPoint { generation, at } => {
-                info!(target: EVENT, %group, %generation, %at, "Restart point")
-            }
-            Event::CopyEnded { bytes, equal_bytes } => info!(target: EVENT, %group, bytes, equal_bytes, "Copy ended"),
-            Event::MediumFailed { reason } => {
-                error!(target: EVENT, %group, reason, "Medium failed; the group has stopped")
-            }
-            Event::DelayGivenUp => {
-                warn!(target: EVENT, %group, "Half of the journal waits for a restart point; what waits is applied without one");
-            }
-            Event::LeaseHeld => info!(target: EVENT, %group, "Lease held"),
-            Event::LeaseDropped => {
-                warn!(target: EVENT, %group, "Promoted; fencing by lease is off until it is set again")
-            }
-            Event::LeaseLost => {
-                warn!(target: EVENT, %group, "Lease lost; nothing is answered until the peer grants another")
-            }
-            Event::Mended { volume, offset, size } => {
-                warn!(target: EVENT, %group, %volume, offset, size, "A block could not be read; it was mended from the peer")
-            }
-            Event::NotMended { volume, offset } => {
-                error!(target: EVENT, %group, %volume, offset, "A block can be read on neither node")
-            }
-            Event::TakingOver => {
-                warn!(target: EVENT, %group, "The primary has been silent for too long; this node promotes itself")
-            }
-            Event::TakeoverRefused { reason } => {
-                error!(target: EVENT, %group, reason, "The primary is silent, but this node does not promote itself")
-            }
-            Event::GenerationDropped { name } => {
-                warn!(target: EVENT, %group, generation = %name, "Pool full; the oldest generation was dropped")
-            }
-            Event::TrialDropped => warn!(target: EVENT, %group, "Pool full; the trial was ended"),
-            Event::PoolFull => warn!(target: EVENT, %group, "Pool full; destaging waits"),
+        if let Event::RoleChanged { role, .. } = event {
+            self.label.borrow_mut().role = role;
         }
+        group_events::tell(self.label.borrow().name, event);
     }
 }
 

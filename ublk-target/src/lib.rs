@@ -13,6 +13,7 @@ pub mod control;
 pub mod daemon;
 pub mod events;
 pub mod exports;
+mod group_events;
 pub mod hook;
 pub mod key;
 pub mod lock;
