@@ -361,18 +361,23 @@ fn a_verification_finds_rot_on_the_standby_and_mends_it() {
     assert_eq!(verified["verified"]["differing_bytes"], 0, "{verified}");
 }
 
-#[test]
-fn events_are_kept_and_handed_to_a_program() {
-    let sites = sites::new(LineSettings::default(), 11).unwrap();
-    let (told, hook) = (sites.workplace.folder().join("told"), sites.workplace.folder().join("hook"));
-    fs::write(&hook, format!("#!/bin/sh\necho \"$1: $HOLDFAST_EVENT\" >>{}\n", told.display())).unwrap();
+/// Begins a pair whose first node runs these shell commands for each event.
+fn pair_with_hook(sites: &Sites, commands: &str) {
+    let (hook, config) = (sites.workplace.folder().join("hook"), sites.nodes[0].config_path());
+    fs::write(&hook, format!("#!/bin/sh\n{commands}\n")).unwrap();
     fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
-    let config = sites.nodes[0].config_path();
     let text = fs::read_to_string(&config).unwrap() + &format!("[events]\nhook = \"{}\"\n", hook.display());
     fs::write(&config, text).unwrap();
     (0..2).for_each(|node| sites.start(node).unwrap());
     sites.create_volume().unwrap();
     sites.pair().unwrap();
+}
+
+#[test]
+fn events_are_kept_and_handed_to_a_program() {
+    let sites = sites::new(LineSettings::default(), 11).unwrap();
+    let told = sites.workplace.folder().join("told");
+    pair_with_hook(&sites, &format!("echo \"$1: $HOLDFAST_EVENT\" >>{}", told.display()));
     let has = |text: &str| text.contains("Pair state changed") && text.contains("duplex");
     sites.wait(0, "the hook to be run", |_| fs::read_to_string(&told).is_ok_and(|text| has(&text))).unwrap();
     let events = sites.ask(0, &["events", GROUP]).unwrap();
@@ -389,25 +394,11 @@ fn events_are_kept_and_handed_to_a_program() {
 #[test]
 fn events_are_kept_while_the_program_for_them_hangs() {
     let sites = sites::new(LineSettings::default(), 14).unwrap();
-    let hook = sites.workplace.folder().join("hook");
     // It ends with the folder.
-    fs::write(&hook, format!("#!/bin/sh\nwhile [ -e '{}' ]; do sleep 0.1; done\n", hook.display())).unwrap();
-    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
-    let config = sites.nodes[0].config_path();
-    let text = fs::read_to_string(&config).unwrap() + &format!("[events]\nhook = \"{}\"\n", hook.display());
-    fs::write(&config, text).unwrap();
-    (0..2).for_each(|node| sites.start(node).unwrap());
-    sites.create_volume().unwrap();
-    sites.pair().unwrap();
-    let end = Instant::now() + Duration::from_secs(30);
-    loop {
-        let events = sites.ask(0, &["events", GROUP]).unwrap().to_string();
-        if events.contains("Pair state changed") && events.contains("duplex") {
-            break;
-        }
-        assert!(Instant::now() < end, "{events}");
-        std::thread::park_timeout(Duration::from_millis(20));
-    }
+    pair_with_hook(&sites, "while [ -e \"$0\" ]; do sleep 0.1; done");
+    let is_kept = |text: &str| text.contains("Pair state changed") && text.contains("duplex");
+    let events = || sites.ask(0, &["events", GROUP]).unwrap().to_string();
+    sites.wait(0, "the events to be kept", |_| is_kept(&events())).unwrap();
 }
 
 #[test]

@@ -359,9 +359,11 @@ fn an_address_that_is_not_there() {
     sites.start(0).unwrap();
     sites.create_volume().unwrap();
     sites.client(0).unwrap().write(0, &[7; 4096]).unwrap();
-    let words = sites.workplace.log_tail("north");
-    says(&words, "Link one: cannot use the local address 192.0.2.1:7001");
-    says(&words, "No heartbeats until this machine has the address");
+    for words in
+        ["Link one: cannot use the local address 192.0.2.1:7001", "No heartbeats until this machine has the address"]
+    {
+        sites.wait(0, words, |_| sites.workplace.log_tail("north").contains(words)).unwrap();
+    }
 }
 
 #[test]

@@ -22,6 +22,7 @@ use super::{
         require_stored_32,
     },
     text::Name,
+    volume_entry::{self, RawVolume},
 };
 use crate::{
     buffer::{ALIGNMENT, AlignedBuffer},
@@ -29,11 +30,11 @@ use crate::{
     pair::{ApplyPolicy, Cause, Level, PairState, Role, Takeover, WithoutPeer},
     stream_state::{EPOCH_HISTORY_MAX, EpochStart, KeptPoint, OLDER_COUNT_MAX, OlderPoint, Origin, StreamState},
     units::{
-        Epoch, Generation, GroupId, MediumUuid, NAME_SIZE_MAX, NodeKey, Order, Position, Seq, TABLE_BLOCK_SIZE_MAX,
-        TABLE_BLOCK_SIZE_MIN, VOLUME_COUNT_MAX, VOLUME_SIZE_MAX, VOLUME_SIZE_MIN, VolumeId, WallClock,
+        Epoch, Generation, GroupId, MediumUuid, NAME_SIZE_MAX, NodeKey, Order, Position, Seq, VOLUME_COUNT_MAX,
+        WallClock,
     },
 };
-use alloc::{borrow::ToOwned, vec::Vec};
+use alloc::vec::Vec;
 use bytes::Bytes;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -57,12 +58,9 @@ pub fn first_position(medium: MediumUuid, ring_size: u64) -> u64 {
     random - random % ring_size
 }
 
-/// Longest path of a pool in bytes.
-pub const POOL_PATH_SIZE_MAX: usize = 255;
-
 const VERSION: u16 = 5;
 const KIND: [u8; 4] = *b"JRNL";
-const WHAT: &str = "journal superblock";
+pub(super) const WHAT: &str = "journal superblock";
 const CHECKSUM_AT: usize = 16;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -138,22 +136,6 @@ struct RawHead {
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
 #[repr(C)]
-struct RawVolume {
-    id: U16,
-    path_size: u8,
-    reserved0: u8,
-    logical_block_size: U32,
-    size: U64,
-    table_block_size: U32,
-    reserved1: U32,
-    pool: [u8; 16],
-    name: Name,
-    path: [u8; POOL_PATH_SIZE_MAX],
-    reserved2: [u8; 153],
-}
-
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
-#[repr(C)]
 struct RawOlder {
     at: RawPosition,
     time: U64,
@@ -166,7 +148,7 @@ struct RawOlder {
 
 const _: () = assert!(size_of::<RawOlder>() == 128);
 const _: () = assert!(size_of::<RawStream>() == 1168 && size_of::<RawPair>() == 80 && NAME_SIZE_MAX == 63);
-const _: () = assert!(size_of::<RawHead>() == 4096 && size_of::<RawVolume>() == 512);
+const _: () = assert!(size_of::<RawHead>() == 4096);
 
 /// What the node remembers of the pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -294,7 +276,7 @@ impl JournalSuperblock {
         let bytes = buffer.as_mut_slice();
         bytes[..4096].copy_from_slice(head.as_bytes());
         for (spec, slot) in self.volumes.iter().zip(bytes[4096..OLDER_AT].chunks_exact_mut(512)) {
-            slot.copy_from_slice(encode_volume(spec).as_bytes());
+            slot.copy_from_slice(volume_entry::encode(spec).as_bytes());
         }
         for (point, slot) in self.stream.older.iter().zip(bytes[OLDER_AT..].chunks_exact_mut(128)) {
             slot.copy_from_slice(encode_older(point).as_bytes());
@@ -345,7 +327,7 @@ impl JournalSuperblock {
         for _ in 0..count {
             let (volume, after) = prefix::<RawVolume>(rest, WHAT)?;
             rest = after;
-            volumes.push(parse_volume(volume)?);
+            volumes.push(volume_entry::parse(volume)?);
         }
         let (_, mut rest) = bytes.split_at(OLDER_AT);
         let older_count = usize::from(raw.older_count.get());
@@ -540,60 +522,4 @@ fn parse_older(raw: &RawOlder) -> Result<OlderPoint, FormatError> {
         _ => return Err(FormatError::Field { what: WHAT, field: "origin of a generation" }),
     };
     Ok(OlderPoint { info, order: Order(raw.order.get()), origin })
-}
-
-fn encode_volume(spec: &VolumeSpec) -> RawVolume {
-    let mut path = [0; POOL_PATH_SIZE_MAX];
-    let size = spec.pool_path.len().min(POOL_PATH_SIZE_MAX);
-    path[..size].copy_from_slice(&spec.pool_path.as_bytes()[..size]);
-    RawVolume {
-        id: spec.id.0.into(),
-        path_size: size as u8,
-        reserved0: 0,
-        logical_block_size: spec.logical_block_size.into(),
-        size: spec.size.into(),
-        table_block_size: spec.table_block_size.into(),
-        reserved1: 0.into(),
-        pool: spec.pool.0,
-        name: spec.name,
-        path,
-        reserved2: [0; 153],
-    }
-}
-
-fn parse_volume(raw: &RawVolume) -> Result<VolumeSpec, FormatError> {
-    let path = raw.path.get(..usize::from(raw.path_size)).and_then(|path| core::str::from_utf8(path).ok());
-    require(raw.name.check().is_ok() && raw.id.get() != 0, WHAT, "volume")?;
-    let spec = VolumeSpec {
-        id: VolumeId(raw.id.get()),
-        name: raw.name,
-        size: raw.size.get(),
-        logical_block_size: raw.logical_block_size.get(),
-        table_block_size: raw.table_block_size.get(),
-        pool: MediumUuid(raw.pool),
-        pool_path: path.ok_or(FormatError::Field { what: WHAT, field: "pool path" })?.to_owned(),
-    };
-    require(check_geometry(&spec).is_ok(), WHAT, "volume geometry")?;
-    Ok(spec)
-}
-
-/// Whether the sizes of a volume are within what the formats can hold; else what is wrong.
-pub fn check_geometry(spec: &VolumeSpec) -> Result<(), &'static str> {
-    if !matches!(spec.logical_block_size, 512 | 4096) {
-        return Err("its logical block is neither 512 nor 4096 bytes");
-    }
-    if !(VOLUME_SIZE_MIN..=VOLUME_SIZE_MAX).contains(&spec.size) {
-        return Err("its size is not between 16 MiB and 16 TiB");
-    }
-    if !spec.size.is_multiple_of(4096) {
-        return Err("its size is no multiple of 4096 bytes");
-    }
-    let block = spec.table_block_size;
-    if !(TABLE_BLOCK_SIZE_MIN..=TABLE_BLOCK_SIZE_MAX).contains(&block) || !block.is_power_of_two() {
-        return Err("its table block is no power of two between 16 KiB and 1 MiB");
-    }
-    if spec.pool_path.len() > POOL_PATH_SIZE_MAX {
-        return Err("the path of its pool is longer than 255 bytes");
-    }
-    Ok(())
 }

@@ -14,5 +14,6 @@ pub mod pool_superblock;
 pub mod record;
 pub mod table_page;
 pub mod text;
+pub mod volume_entry;
 
 pub use parts::{FormatError, MAGIC, VERSION};

@@ -1,6 +1,6 @@
 //! What destaging holds in memory: little, however much is zeroed, folded or relocated at once.
 
-use super::{destage::ROUND_SIZE_MAX, volumes_tests::Alone, *};
+use super::{alone_bench::Alone, destage::ROUND_SIZE_MAX, *};
 use crate::{
     disk::Storage,
     request::{Access, Durability, Operation, Space},

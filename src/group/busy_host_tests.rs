@@ -1,9 +1,9 @@
 //! What a host that is busy notices of what goes on behind it.
 
 use super::{
+    alone_bench::Alone,
     pair_bench::Pair,
     tests::{Bench, pick},
-    volumes_tests::Alone,
     *,
 };
 use crate::{

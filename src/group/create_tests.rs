@@ -1,6 +1,6 @@
 //! Media that hold something already are not formatted.
 
-use super::{create::FormatError, tests::Disks, volumes_tests::spec, *};
+use super::{alone_bench::spec, create::FormatError, tests::Disks, *};
 use crate::{
     buffer::AlignedBuffer, disk::Storage, format::journal_superblock::SLOTS, occupant::Occupant, pair::Role,
     table::LoadError, units::VOLUME_SIZE_MIN,

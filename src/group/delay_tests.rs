@@ -1,6 +1,6 @@
 //! The apply policy `delayed`.
 
-use super::{CommandId, MediumId, VolumeId, pair_bench::Pair, volumes_tests::Alone};
+use super::{CommandId, MediumId, VolumeId, alone_bench::Alone, pair_bench::Pair};
 use crate::{
     buffer::AlignedBuffer,
     command::{Command, PromoteTarget},

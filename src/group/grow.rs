@@ -8,7 +8,7 @@
 use super::Group;
 use crate::{
     command::{CommandError, CommandId, CommandReply},
-    format::journal_superblock::check_geometry,
+    format::volume_entry::check_geometry,
     output::Output,
     units::VolumeId,
 };

@@ -49,6 +49,8 @@ mod write;
 #[cfg(test)]
 mod add_volume_tests;
 #[cfg(test)]
+mod alone_bench;
+#[cfg(test)]
 mod assembly_tests;
 #[cfg(test)]
 mod busy_host_tests;

@@ -1,14 +1,14 @@
 //! What a promotion waits for, and what must not be ahead of it on the media.
 
 use super::{
+    alone_bench::{Alone, keep},
     pair_bench::Pair,
-    volumes_tests::{Alone, keep},
     *,
 };
 use crate::{
     command::{Command, CommandError, CommandId, GenerationId, PromoteTarget},
     pair::Role,
-    units::{Generation, VOLUME_SIZE_MIN},
+    units::Generation,
 };
 use alloc::vec;
 
@@ -217,17 +217,7 @@ fn what_is_marked_while_a_checkpoint_runs_is_not_taken_for_durable() {
 #[test]
 fn all_volumes_are_taken_back_or_none() {
     for ahead in [1, 2] {
-        let mut group = Alone::new(64 << 10, VOLUME_SIZE_MIN, 2);
-        group.command(keep(1)).unwrap();
-        for round in 1..=3 {
-            (1..=2).for_each(|volume| group.write(volume, 0, 4096, round));
-            group.restart_point();
-            if round == 1 {
-                group.settle();
-            }
-        }
-        (1..=2).for_each(|volume| group.write(volume, 0, 4096, 4));
-        group.die_with_one_ahead(ahead);
+        let mut group = Alone::with_one_ahead(ahead, keep(1));
         let lost = Generation(2);
         let refused = group.promote(PromoteTarget::Generation(lost));
         let kept = vec![GenerationId::Number(Generation(3))];

@@ -1,6 +1,6 @@
 //! Lists of blocks of large writes: a medium that gives back another one must not make two logical blocks one.
 
-use super::{tests::Bench, volumes_tests::Alone, *};
+use super::{alone_bench::Alone, tests::Bench, *};
 use crate::{
     buffer::AlignedBuffer,
     command::Command,

@@ -14,10 +14,11 @@ use crate::{
     disk::{DiskError, MediumId, Storage},
     format::{
         FormatError,
-        journal_superblock::{SLOTS, check_geometry},
+        journal_superblock::SLOTS,
         kept_page,
         pool_superblock::{POOL_SUPERBLOCK_SIZE, PoolSuperblock},
         table_page::{self, TABLE_PAGE_ENTRY_COUNT},
+        volume_entry::check_geometry,
     },
     occupant::Occupant,
     units::{GroupId, MediumUuid, Order, VOLUME_SIZE_MAX},

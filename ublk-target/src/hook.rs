@@ -110,15 +110,28 @@ mod tests {
     #[test]
     fn one_that_does_not_end_is_killed_with_all_that_it_began() {
         let folder = tempfile::tempdir().unwrap();
-        let hook = Hook::start(program(folder.path()), Duration::from_secs(1)).unwrap();
-        hook.tell("hang", "1");
-        hook.tell("next", "2");
-        while fs::read_to_string(folder.path().join("told")).unwrap_or_default() != "hang 1\nnext 2\n" {
+        let hangs = Command::new(program(folder.path())).arg("hang").process_group(0).spawn().unwrap();
+        let child = loop {
+            let text = fs::read_to_string(folder.path().join("child")).unwrap_or_default();
+            if text.ends_with('\n') {
+                break text;
+            }
             thread::yield_now();
-        }
-        let child = fs::read_to_string(folder.path().join("child")).unwrap();
+        };
+        assert!(wait(hangs, Duration::ZERO).unwrap().is_none());
         // Of a process that has ended the kernel knows no arguments.
         while fs::read(format!("/proc/{}/cmdline", child.trim())).is_ok_and(|arguments| !arguments.is_empty()) {
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn it_is_run_for_each_event_after_the_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let hook = Hook::start(program(folder.path()), Duration::from_secs(3600)).unwrap();
+        hook.tell("first", "1");
+        hook.tell("next", "2");
+        while fs::read_to_string(folder.path().join("told")).unwrap_or_default() != "first 1\nnext 2\n" {
             thread::yield_now();
         }
     }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use holdfast::{
     format::{
         batch::{self, BatchEntry, ParsedEntry, header_size},
-        journal_superblock::{JOURNAL_SUPERBLOCK_SIZE, JournalSuperblock, SLOTS, check_geometry},
+        journal_superblock::{JOURNAL_SUPERBLOCK_SIZE, JournalSuperblock, SLOTS},
         kept_page,
         message::{self, Digests, Greeting, Lease},
         page::PAGE_SIZE,
@@ -17,6 +17,7 @@ use holdfast::{
         record::{RECORD_HEADER_SIZE, Record},
         table_page,
         text::Name,
+        volume_entry::check_geometry,
     },
     units::{GroupId, MediumUuid},
 };

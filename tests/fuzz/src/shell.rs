@@ -85,7 +85,7 @@ pub fn node_message(data: &[u8]) {
     if let Message::Provision { volumes, .. } = &message {
         let spec = |volume: &ProvisionVolume| volume.spec(MediumUuid([1; 16]), String::new());
         for spec in volumes.iter().filter_map(|volume| spec(volume).ok()) {
-            let _ = holdfast::format::journal_superblock::check_geometry(&spec);
+            let _ = holdfast::format::volume_entry::check_geometry(&spec);
         }
     }
     assert_eq!(Message::parse(&message.encode()), Some(message));

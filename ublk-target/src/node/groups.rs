@@ -13,7 +13,7 @@ use anyhow::ensure;
 use holdfast::{
     command::{Command, CommandError, VolumeSpec},
     disk::MediumId,
-    format::journal_superblock::{RING_OFFSET, check_geometry},
+    format::{journal_superblock::RING_OFFSET, volume_entry::check_geometry},
     group::{GroupSpec, JournalLabel, erase_other, format_journal, format_pool, pool_size_for},
     pair::Role,
     units::{GroupId, MediumUuid, VolumeId},
