@@ -37,8 +37,10 @@ pub struct Facts<'a> {
 
 /// Finds the stream's counters in the status of the sender and of the receiver.
 pub fn stream_counters(primary: &Value, standby: &Value) -> StreamCounters {
-    let sent = |name: &str| find(primary, name).unwrap_or(0);
-    let received = |name: &str| find(standby, name).unwrap_or(0);
+    // The links have figures of the same names.
+    let counter = |status, half, name| find(status, half).and_then(|counters| counters[name].as_u64()).unwrap_or(0);
+    let sent = |name| counter(primary, "sent", name);
+    let received = |name| counter(standby, "received", name);
     StreamCounters {
         source_symbols: sent("source_symbols"),
         repair_symbols: sent("repair_symbols"),
@@ -48,12 +50,10 @@ pub fn stream_counters(primary: &Value, standby: &Value) -> StreamCounters {
     }
 }
 
-/// The first number of this name, however deep.
-pub fn find(value: &Value, name: &str) -> Option<u64> {
+/// The first value of this name, however deep.
+pub fn find<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
     match value {
-        Value::Object(fields) => {
-            fields.get(name).and_then(Value::as_u64).or_else(|| fields.values().find_map(|inner| find(inner, name)))
-        }
+        Value::Object(fields) => fields.get(name).or_else(|| fields.values().find_map(|inner| find(inner, name))),
         Value::Array(items) => items.iter().find_map(|inner| find(inner, name)),
         _ => None,
     }
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn counters_are_found_however_deep() {
-        let primary = json!({"groups": [{"session": {"sent": {
+        let primary = json!({"groups": [{"session": {"links": [{"repair_symbols": 6}], "sent": {
             "source_symbols": 10, "repair_symbols": 3, "resent_symbols": 1
         }, "received": {"repaired_blocks": 99}}}]});
         let standby = json!({"session": {"received": {"repaired_blocks": 2, "repaired_symbols": 4}}});

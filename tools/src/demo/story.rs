@@ -252,7 +252,7 @@ impl<'a> Stage<'a> {
         let south = &self.south;
         self.display.step("Promote the standby to the restart point", |_| {
             let promoted = promote_when_silent(south)?;
-            let count = report::find(&promoted, "dropped_record_count").unwrap_or(0);
+            let count = report::find(&promoted, "dropped_record_count").and_then(Value::as_u64).unwrap_or(0);
             ensure!(count > 0, "The standby took nothing back, though it had more than the restart point");
             Ok((count, format!("{count} records after it taken back")))
         })
