@@ -13,7 +13,7 @@ use bytes::Bytes;
 /// Batches in flight at once. Two keep the medium busy while the next one fills.
 const IN_FLIGHT_MAX: usize = 2;
 /// Payloads of written entries kept in memory, in bytes: for reads, for destaging and for the stream.
-const KEPT_SIZE_MAX: u64 = 32 << 20;
+pub(super) const KEPT_SIZE_MAX: u64 = 32 << 20;
 /// Bytes of the ring that only this node's own records may use.
 const RESERVE: u64 = 256 << 10;
 

@@ -218,3 +218,23 @@ fn short_entries_wait_for_a_checkpoint_by_count() {
         assert!(waiting <= most, "{waiting} entries wait for a checkpoint in round {round}");
     }
 }
+
+/// A host that always has 32 writes in flight, on media that end one operation after the other.
+#[test]
+fn what_is_applied_under_load_is_still_in_memory() {
+    let mut alone = Alone::new(64 << 10, 1 << 30, 1);
+    let blocks = (1 << 30) / 4096;
+    let (mut asked, mut from_journal) = (0, 0);
+    while asked < 30_000 {
+        let in_flight = asked - alone.answers.len() as u64;
+        for _ in in_flight..32 {
+            alone.write(1, asked * 7919 % blocks * 4096, 4096, 1);
+            asked += 1;
+        }
+        let next = alone.operations.first().map(|(operation, _)| (operation.medium, &operation.action));
+        from_journal += u32::from(matches!(next, Some((MediumId::Journal, DiskAction::Read { .. }))));
+        assert!(alone.step_where(|_| true));
+    }
+    assert!(alone.group.applied > Order(20_000), "{:?} is applied", alone.group.applied);
+    assert_eq!(from_journal, 0, "reads of the journal");
+}

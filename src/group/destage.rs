@@ -7,6 +7,7 @@
 
 use super::{
     Group, Purpose,
+    batch::KEPT_SIZE_MAX,
     cycle::{CYCLE_ENTRY_COUNT_MAX, Cycle, Slot},
     plan::{News, Plan, runs},
     room::tried_again_at,
@@ -33,6 +34,10 @@ const WRITE_SIZE_MAX: usize = 1 << 20;
 /// So many reads or writes of a cycle are in flight at once: the more, the more waits to be applied, and most while nothing comes.
 const IN_FLIGHT_MIN: usize = 8;
 const IN_FLIGHT_MAX: usize = 64;
+/// Most also when the backlog is so many times the least one: what waits longer than payloads are kept in memory must be read from the
+/// journal before it is written to the pool, which makes two of each operation.
+const BACKLOG_FACTOR: u64 = 4;
+const _: () = assert!(BACKLOG_SIZE * BACKLOG_FACTOR <= KEPT_SIZE_MAX / 2);
 /// So many bytes of a cycle's plans are in memory at once, or one plan's. Payloads count twice: as they are read, and in their place.
 /// Tests have little to write.
 pub(super) const ROUND_SIZE_MAX: u64 = if cfg!(test) { 512 << 10 } else { 64 << 20 };
@@ -300,8 +305,10 @@ impl Group {
         let in_flight_max = if is_quiet || self.hurries() {
             IN_FLIGHT_MAX
         } else {
-            let step = self.backlog_min() / 2;
-            ((self.destage.backlog / step) as usize).clamp(IN_FLIGHT_MIN, IN_FLIGHT_MAX)
+            let (least, more) = (self.backlog_min(), (IN_FLIGHT_MAX - IN_FLIGHT_MIN) as u64);
+            let above = self.destage.backlog.saturating_sub(least);
+            let added = (above * more / (least * (BACKLOG_FACTOR - 1))).min(more);
+            IN_FLIGHT_MIN + added as usize
         };
         // Some at once: each time the medium is told of work costs more than the work.
         if self.destage.cycle.as_ref().is_some_and(|cycle| cycle.in_flight > in_flight_max / 2) {
