@@ -16,7 +16,7 @@ pub fn programs() -> PathBuf {
 
 fn options(line: LineSettings, seed: u64) -> SiteOptions {
     let (size, journal_size) = ("64MiB".to_owned(), "64MiB".to_owned());
-    SiteOptions { prefix: "holdfast-test", programs: programs(), line, seed, size, journal_size }
+    SiteOptions { prefix: "holdfast-test", programs: programs(), line: Some(line), seed, size, journal_size }
 }
 
 /// Two nodes that are not running.

@@ -65,7 +65,7 @@ impl World {
         let sites = Sites::new(&SiteOptions {
             prefix: "holdfast-outside",
             programs: programs(),
-            line: LineSettings::default(),
+            line: Some(LineSettings::default()),
             seed,
             size: "16MiB".to_owned(),
             journal_size: "16MiB".to_owned(),

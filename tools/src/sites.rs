@@ -34,8 +34,8 @@ pub struct SiteOptions {
     pub prefix: &'static str,
     /// Where `holdfastd` and `ublk-admin` are.
     pub programs: PathBuf,
-    /// What each of the two links does, both ways.
-    pub line: LineSettings,
+    /// What each of the two links does, both ways; without it the nodes reach each other's sockets.
+    pub line: Option<LineSettings>,
     /// Decides what the links lose.
     pub seed: u64,
     /// The volume's size, as `ublk-admin` takes it.
@@ -50,7 +50,7 @@ pub struct Sites {
     pub workplace: Workplace,
     /// The nodes; the first is the primary at the start.
     pub nodes: [Node; 2],
-    /// The links; none where the line is somebody else's.
+    /// The links; none where there is nothing between the nodes, or somebody else's line.
     pub links: Vec<Emulator>,
     size: String,
     journal_size: String,
@@ -63,16 +63,20 @@ impl Sites {
     /// When the programs, the folder, ports or keys cannot be had.
     pub fn new(options: &SiteOptions) -> anyhow::Result<Self> {
         let mut ends = [Vec::new(), Vec::new()];
-        let mut link = |name: &str, seed| -> anyhow::Result<Emulator> {
+        let mut links = Vec::new();
+        for (name, seed) in ["one", "two"].into_iter().zip(options.seed..) {
             let (a, b) = (free_port()?, free_port()?);
-            let mut settings = EmulatorSettings::local(options.line.clone(), seed);
-            (settings.a, settings.b) = (Some(a), Some(b));
-            let emulator = Emulator::start(settings)?;
-            ends[0].push(LinkEnd { name: name.into(), local: a, remote: emulator.a_side() });
-            ends[1].push(LinkEnd { name: name.into(), local: b, remote: emulator.b_side() });
-            Ok(emulator)
-        };
-        let links = vec![link("one", options.seed)?, link("two", options.seed + 1)?];
+            let (mut beyond_a, mut beyond_b) = (b, a);
+            if let Some(line) = options.line.clone() {
+                let mut settings = EmulatorSettings::local(line, seed);
+                (settings.a, settings.b) = (Some(a), Some(b));
+                let emulator = Emulator::start(settings)?;
+                (beyond_a, beyond_b) = (emulator.a_side(), emulator.b_side());
+                links.push(emulator);
+            }
+            ends[0].push(LinkEnd { name: name.into(), local: a, remote: beyond_a });
+            ends[1].push(LinkEnd { name: name.into(), local: b, remote: beyond_b });
+        }
         Ok(Self { links, ..Self::apart(options, &ends, [None, None])? })
     }
 

@@ -61,7 +61,7 @@ pub fn run(options: &LifeOptions) -> anyhow::Result<Results> {
         }
         for size in SIZES {
             eprintln!("Round {round}: {size} in balance");
-            let site = site_options(options, round, size, LineSettings::default());
+            let site = site_options(options, round, size, None);
             balance.measure(site, BALANCE_FACTOR * u64::from(options.changed), &mut memory)?;
         }
         for load in [false, true] {
@@ -79,13 +79,13 @@ pub fn run(options: &LifeOptions) -> anyhow::Result<Results> {
     Ok(Results { name: "life", conditions, notes, failure: None, reports })
 }
 
-fn site_options(options: &LifeOptions, round: u32, size: &'static str, line: LineSettings) -> SiteOptions {
+fn site_options(options: &LifeOptions, round: u32, size: &'static str, line: Option<LineSettings>) -> SiteOptions {
     let (prefix, programs) = ("holdfast-bench", options.programs.clone());
     let (size, journal_size) = (size.to_owned(), "2GiB".to_owned());
     SiteOptions { prefix, programs, line, seed: round.into(), size, journal_size }
 }
 
-fn sites(options: &LifeOptions, round: u32, size: &'static str, line: LineSettings) -> anyhow::Result<Sites> {
+fn sites(options: &LifeOptions, round: u32, size: &'static str, line: Option<LineSettings>) -> anyhow::Result<Sites> {
     let options = site_options(options, round, size, line);
     with_free_ports(|| Sites::paired(&options))
 }
@@ -97,7 +97,7 @@ fn takeover(
     times: &mut Report,
     memory: &mut Report,
 ) -> anyhow::Result<()> {
-    let sites = sites(options, round, size, LineSettings::default())?;
+    let sites = sites(options, round, size, None)?;
     let mut client = sites.client(0)?;
     let mut places = Places::of(client.size(), round);
     places.write(&mut client, options.changed)?;
@@ -169,7 +169,7 @@ fn resync(
         queue: QueueLimit::Time(Duration::from_millis(100)),
         ..LineSettings::default()
     };
-    let sites = sites(options, round, "8GiB", line)?;
+    let sites = sites(options, round, "8GiB", Some(line))?;
     let mut client = sites.client(0)?;
     sites.ask(0, &["pair", "suspend", GROUP])?;
     let mut places = Places::of(client.size() / 2, round);

@@ -112,7 +112,7 @@ pub fn site_options(options: &WanOptions, scenario: &Scenario, round: u32) -> Si
     SiteOptions {
         prefix: "holdfast-bench",
         programs: options.programs.clone(),
-        line: scenario.links[0].clone(),
+        line: Some(scenario.links[0].clone()),
         seed: round.into(),
         size: "4GiB".to_owned(),
         journal_size: "4GiB".to_owned(),

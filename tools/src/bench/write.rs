@@ -10,7 +10,6 @@ use super::{
 };
 use crate::{
     demo::{node::Tuning, processes::Workplace},
-    emulator::LineSettings,
     sites::{EXPORT, GROUP, SiteOptions, Sites},
 };
 use std::{
@@ -142,7 +141,7 @@ fn ours(options: &WriteOptions) -> anyhow::Result<Vec<Target>> {
     let sites = |prefix, seed| SiteOptions {
         prefix,
         programs: options.programs.clone(),
-        line: LineSettings::default(),
+        line: None,
         seed,
         size: format!("{}MiB", options.size_mib),
         journal_size: format!("{}MiB", options.size_mib.max(64)),
@@ -177,7 +176,7 @@ fn ours(options: &WriteOptions) -> anyhow::Result<Vec<Target>> {
     ];
     let pair = Rc::new(with_free_ports(|| Sites::paired(&sites("holdfast-bench-pair", 2)))?);
     let about = [
-        "level local: answered from the own journal; both nodes on this machine and its disk, links without delay",
+        "level local: answered from the own journal; both nodes on this machine and its disk, nothing between them",
         "level remote: answered when the standby has it durable; both nodes on this machine and its disk",
     ];
     for ((name, about), level) in OURS.into_iter().skip(2).zip(about).zip(["local", "remote"]) {
