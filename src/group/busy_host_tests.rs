@@ -238,3 +238,49 @@ fn what_is_applied_under_load_is_still_in_memory() {
     assert!(alone.group.applied > Order(20_000), "{:?} is applied", alone.group.applied);
     assert_eq!(from_journal, 0, "reads of the journal");
 }
+
+impl Alone {
+    /// Writes of 1 MiB, one behind the other, around a volume of so many bytes; four are always in flight.
+    fn write_large(&mut self, size: u64, count: u64) -> LargeWrites {
+        let (mut asked, mut found) = (0, LargeWrites::default());
+        while asked < count {
+            for _ in asked - self.answers.len() as u64..4 {
+                self.write(1, asked % (size >> 20) << 20, 1 << 20, 1);
+                asked += 1;
+            }
+            let (operation, _) = self.operations.first().expect("answers come from the media");
+            match (&operation.action, operation.medium) {
+                (DiskAction::Sync, _) => found.syncs += 1,
+                (DiskAction::Write { pieces, .. }, MediumId::Journal) => {
+                    found.journalled += pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
+                }
+                _ => {}
+            }
+            self.step_where(|_| true);
+        }
+        found
+    }
+}
+
+/// What large writes did on the media.
+#[derive(Default)]
+struct LargeWrites {
+    syncs: u64,
+    /// Bytes written to the journal.
+    journalled: u64,
+}
+
+#[test]
+fn large_writes_want_no_sync_every_few_of_them() {
+    let size = 256 << 20;
+    let found = Alone::new(64 << 10, size, 1).write_large(size, 200);
+    assert!(found.syncs <= 20, "{} syncs", found.syncs);
+}
+
+/// Room comes from what was overwritten, which is free when that is durable.
+#[test]
+fn large_writes_find_room_outside_the_journal_however_many_they_are() {
+    let (size, count) = (256 << 20, 1500);
+    let journalled = Alone::new(64 << 10, size, 1).write_large(size, count).journalled >> 20;
+    assert!(journalled <= count / 20, "{journalled} of {count} MiB went through the journal");
+}

@@ -83,10 +83,10 @@ impl Group {
             if let (true, Some(volume)) = (record.kind.changes_data(), self.volumes.get(&record.volume))
                 && order > volume.applied_before
             {
-                size += u64::from(record.payload_size);
                 blocks += record.size / u64::from(volume.table.geometry().block_size) + 1;
-                if let Place::Redirected(list) = &entry.place {
-                    redirected.push((record.volume, list.clone()));
+                match &entry.place {
+                    Place::Redirected(list) => redirected.push((record.volume, list.clone())),
+                    Place::Memory | Place::Inline(_) => size += u64::from(record.payload_size),
                 }
                 for part in self.newest_parts(order, record) {
                     overlays.entry(record.volume).or_default().insert(part.offset, part.end, order);

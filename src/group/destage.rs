@@ -15,7 +15,7 @@ use super::{
 use crate::{
     disk::{DiskAction, DiskError, DiskOutcome, MediumId},
     format::record::Kind,
-    journal::Place,
+    journal::{LiveEntry, Place},
     stream_state::{Snapshot, StreamState},
     testing::{Plant, planted},
     units::{Monotonic, VolumeId},
@@ -44,8 +44,12 @@ pub(super) const ROUND_SIZE_MAX: u64 = if cfg!(test) { 512 << 10 } else { 64 << 
 /// Table pages settled between cycles.
 const SWEEP_PAGE_COUNT: u32 = 64;
 
-fn cost(payload_size: u32) -> u64 {
-    u64::from(payload_size).max(4096)
+/// What it takes to apply an entry, in bytes. What is in the pool already changes an entry of the table for each block.
+fn cost(entry: &LiveEntry) -> u64 {
+    match &entry.place {
+        Place::Redirected(blocks) => blocks.len() as u64 * 4096,
+        Place::Memory | Place::Inline(_) => u64::from(entry.record.payload_size).max(4096),
+    }
 }
 
 /// The state of destaging.
@@ -54,7 +58,7 @@ pub(super) struct Destage {
     cycle: Option<Cycle>,
     /// When an entry was last staged.
     touched: Monotonic,
-    /// What waits to be applied, in bytes; an entry costs a sector even if it is short.
+    /// What it takes to apply what waits for it, in bytes.
     backlog: u64,
     /// What the entries that were applied amount to.
     pub(super) stream: StreamState,
@@ -73,9 +77,9 @@ pub(super) struct Destage {
 
 impl Destage {
     /// An entry was staged.
-    pub(super) fn staged(&mut self, now: Monotonic, payload_size: u32) {
+    pub(super) fn staged(&mut self, now: Monotonic, entry: &LiveEntry) {
         self.touched = now;
-        self.backlog += cost(payload_size);
+        self.backlog += cost(entry);
     }
 
     /// Whether a cycle is running.
@@ -451,6 +455,8 @@ impl Group {
         let unneeded = self.unneeded_limit().min(cycle.last);
         let holds_unneeded = self.journal.first_batch_end().is_some_and(|end| end <= unneeded);
         self.checkpoint.wanted |= relocated * 8 > cycle.plans.len() && holds_unneeded;
+        // Before large writes find no block that they could go to.
+        self.checkpoint.wanted |= self.volumes.values().any(|volume| volume.table.blocks.gains_by_checkpoint());
         for (id, block) in &cycle.unnamed {
             if let Some(volume) = self.volumes.get_mut(id) {
                 volume.table.blocks.free(*block);
@@ -461,7 +467,7 @@ impl Group {
         let applied = if planted(Plant::NewerForgotten) { self.journal.last() } else { cycle.last };
         for (order, entry) in self.journal.after(self.applied).take(count) {
             let record = &entry.record;
-            self.destage.backlog -= cost(record.payload_size);
+            self.destage.backlog -= cost(entry);
             if entry.is_void {
                 continue;
             }

@@ -281,7 +281,7 @@ impl Group {
                 }
             }
             if order > self.applied {
-                self.destage.staged(self.now.monotonic, entry.record.payload_size);
+                self.destage.staged(self.now.monotonic, entry);
             }
             let Some(volume) = self.volumes.get_mut(&entry.record.volume) else {
                 continue;

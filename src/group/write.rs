@@ -269,8 +269,8 @@ impl Group {
     /// Stages a record with data, redirected if asked for and possible.
     pub(super) fn stage_data(&mut self, record: Record, payload: Bytes, redirect: bool) -> Order {
         let blocks = if redirect { self.allocate_blocks(record.volume, record.size) } else { None };
-        let order = self.stage(record, payload.clone(), Note::None);
-        let Some(blocks) = blocks else { return order };
+        let Some(blocks) = blocks else { return self.stage(record, payload, Note::None) };
+        let order = self.stage_at(Place::Redirected(blocks.clone()), record, payload.clone(), Note::None);
         let Some(volume) = self.volumes.get_mut(&record.volume) else {
             return order;
         };
@@ -286,9 +286,6 @@ impl Group {
             let action = DiskAction::Write { offset: geometry.offset_of(run[0]), pieces: alloc::vec![piece] };
             self.disk(MediumId::Pool(record.volume), action, Purpose::Redirect { order });
             *self.redirects_in_flight.entry(order).or_default() += 1;
-        }
-        if let Some(entry) = self.journal.entry_mut(order) {
-            entry.place = Place::Redirected(blocks);
         }
         order
     }
@@ -311,10 +308,13 @@ impl Group {
 
     /// Gives a record its entry.
     pub(super) fn stage(&mut self, record: Record, payload: Bytes, note: Note) -> Order {
+        self.stage_at(Place::Memory, record, payload, note)
+    }
+
+    fn stage_at(&mut self, place: Place, record: Record, payload: Bytes, note: Note) -> Order {
         let record = record.carrying(&payload);
         self.memory.stage(payload.len());
-        let entry = LiveEntry { record, place: Place::Memory, payload: Some(payload), note, is_void: false };
-        self.stage_entry(entry)
+        self.stage_entry(LiveEntry { record, place, payload: Some(payload), note, is_void: false })
     }
 
     /// Takes an entry in as it is.
@@ -322,6 +322,7 @@ impl Group {
         let record = entry.record;
         let order = self.journal.last().next();
         self.stream.apply(order, &record, &entry.note);
+        self.destage.staged(self.now.monotonic, &entry);
         self.journal.push(entry);
         self.again = true;
         if record.kind.changes_data()
@@ -329,7 +330,6 @@ impl Group {
         {
             volume.overlay.insert(record.offset, record.end(), order);
         }
-        self.destage.staged(self.now.monotonic, record.payload_size);
         order
     }
 

@@ -227,6 +227,11 @@ impl Blocks {
         self.is_waiting() && (self.free_count() as usize) < self.used.len() / 8
     }
 
+    /// Whether few blocks can be handed out now, but a good part more once a checkpoint is made.
+    pub fn gains_by_checkpoint(&self) -> bool {
+        (self.free_count() as usize) < self.used.len() / 8 && self.freed.len() >= self.used.len() / 16
+    }
+
     /// Blocks that can be handed out now.
     pub fn free_count(&self) -> u32 {
         self.used.len() as u32 - self.used_count
