@@ -219,24 +219,47 @@ fn short_entries_wait_for_a_checkpoint_by_count() {
     }
 }
 
-/// A host that always has 32 writes in flight, on media that end one operation after the other.
+impl Alone {
+    /// A host that always has 32 writes in flight, all over 1 GiB, on a medium that ends one operation after the other, each of which
+    /// takes so long. `looks` is called before each ends.
+    fn write_small(&mut self, count: u64, micros: u64, mut looks: impl FnMut(&Self)) {
+        let (blocks, mut asked) = ((1 << 30) / 4096, 0);
+        while asked < count {
+            for _ in asked - self.answers.len() as u64..32 {
+                self.write(1, asked * 7919 % blocks * 4096, 4096, 1);
+                asked += 1;
+            }
+            looks(self);
+            self.now.monotonic = self.now.monotonic.after(micros);
+            assert!(self.step_where(|_| true));
+        }
+    }
+}
+
 #[test]
 fn what_is_applied_under_load_is_still_in_memory() {
-    let mut alone = Alone::new(64 << 10, 1 << 30, 1);
-    let blocks = (1 << 30) / 4096;
-    let (mut asked, mut from_journal) = (0, 0);
-    while asked < 30_000 {
-        let in_flight = asked - alone.answers.len() as u64;
-        for _ in in_flight..32 {
-            alone.write(1, asked * 7919 % blocks * 4096, 4096, 1);
-            asked += 1;
-        }
+    let (mut alone, mut from_journal) = (Alone::new(64 << 10, 1 << 30, 1), 0);
+    alone.write_small(30_000, 10, |alone| {
         let next = alone.operations.first().map(|(operation, _)| (operation.medium, &operation.action));
         from_journal += u32::from(matches!(next, Some((MediumId::Journal, DiskAction::Read { .. }))));
-        assert!(alone.step_where(|_| true));
-    }
+    });
     assert!(alone.group.applied > Order(20_000), "{:?} is applied", alone.group.applied);
     assert_eq!(from_journal, 0, "reads of the journal");
+}
+
+#[test]
+fn a_host_waits_for_no_more_than_a_slow_medium_does_in_a_moment() {
+    for (micros, expected) in [(10, 32..=64), (400, 8..=10), (10_000, 8..=8)] {
+        let (mut alone, mut most) = (Alone::new(64 << 10, 1 << 30, 1), 0);
+        alone.write_small(8_000, micros, |alone| {
+            // Later the journal is nearly full, at first nothing is known of the medium.
+            if (12 << 20..30 << 20).contains(&alone.group.destage.backlog) && alone.group.applied > Order(0) {
+                let pool = |(operation, _): &&(DiskOperation, u64)| operation.medium != MediumId::Journal;
+                most = most.max(alone.operations.iter().filter(pool).count());
+            }
+        });
+        assert!(expected.contains(&most), "{most} operations in flight at {micros} µs each");
+    }
 }
 
 impl Alone {
@@ -245,7 +268,7 @@ impl Alone {
         let (mut asked, mut found) = (0, LargeWrites::default());
         while asked < count {
             for _ in asked - self.answers.len() as u64..4 {
-                self.write(1, asked % (size >> 20) << 20, 1 << 20, 1);
+                self.write(1, (asked % (size >> 20)) << 20, 1 << 20, 1);
                 asked += 1;
             }
             let (operation, _) = self.operations.first().expect("answers come from the media");

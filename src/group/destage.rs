@@ -7,10 +7,10 @@
 
 use super::{
     Group, Purpose,
-    batch::KEPT_SIZE_MAX,
     cycle::{CYCLE_ENTRY_COUNT_MAX, Cycle, Slot},
     plan::{News, Plan, runs},
     room::tried_again_at,
+    width::Width,
 };
 use crate::{
     disk::{DiskAction, DiskError, DiskOutcome, MediumId},
@@ -27,17 +27,10 @@ use alloc::{
 use bytes::Bytes;
 
 /// A cycle starts when so much waits, or when nothing was written for so long.
-const BACKLOG_SIZE: u64 = 4 << 20;
+pub(super) const BACKLOG_SIZE: u64 = 4 << 20;
 const IDLE_MICROS: u64 = 100_000;
 /// Neighbouring runs are written together up to this many bytes.
 const WRITE_SIZE_MAX: usize = 1 << 20;
-/// So many reads or writes of a cycle are in flight at once: the more, the more waits to be applied, and most while nothing comes.
-const IN_FLIGHT_MIN: usize = 8;
-const IN_FLIGHT_MAX: usize = 64;
-/// Most also when the backlog is so many times the least one: what waits longer than payloads are kept in memory must be read from the
-/// journal before it is written to the pool, which makes two of each operation.
-const BACKLOG_FACTOR: u64 = 4;
-const _: () = assert!(BACKLOG_SIZE * BACKLOG_FACTOR <= KEPT_SIZE_MAX / 2);
 /// So many bytes of a cycle's plans are in memory at once, or one plan's. Payloads count twice: as they are read, and in their place.
 /// Tests have little to write.
 pub(super) const ROUND_SIZE_MAX: u64 = if cfg!(test) { 512 << 10 } else { 64 << 20 };
@@ -59,7 +52,8 @@ pub(super) struct Destage {
     /// When an entry was last staged.
     touched: Monotonic,
     /// What it takes to apply what waits for it, in bytes.
-    backlog: u64,
+    pub(super) backlog: u64,
+    pub(super) width: Width,
     /// What the entries that were applied amount to.
     pub(super) stream: StreamState,
     pub(super) full_since: Option<Monotonic>,
@@ -152,7 +146,7 @@ impl Group {
     }
 
     /// The least backlog for which a cycle is begun while the host is busy, in bytes.
-    fn backlog_min(&self) -> u64 {
+    pub(super) fn backlog_min(&self) -> u64 {
         // In the ring an entry takes up to twice what it counts for here.
         BACKLOG_SIZE.min(self.journal.ring_size() / 16)
     }
@@ -305,15 +299,7 @@ impl Group {
     /// Asks for as much of the cycle's work as may be in flight. Thousands of writes at once would keep a host's request waiting
     /// for all of them; a few keep the medium as busy as it must be for the backlog not to grow.
     fn pump_cycle(&mut self) {
-        let is_quiet = self.now.monotonic >= self.destage.touched.after(IDLE_MICROS) && self.reads.is_empty();
-        let in_flight_max = if is_quiet || self.hurries() {
-            IN_FLIGHT_MAX
-        } else {
-            let (least, more) = (self.backlog_min(), (IN_FLIGHT_MAX - IN_FLIGHT_MIN) as u64);
-            let above = self.destage.backlog.saturating_sub(least);
-            let added = (above * more / (least * (BACKLOG_FACTOR - 1))).min(more);
-            IN_FLIGHT_MIN + added as usize
-        };
+        let in_flight_max = self.cycle_width();
         // Some at once: each time the medium is told of work costs more than the work.
         if self.destage.cycle.as_ref().is_some_and(|cycle| cycle.in_flight > in_flight_max / 2) {
             return;
@@ -323,15 +309,21 @@ impl Group {
             && let Some((slot, medium, action)) = cycle.queue.pop()
         {
             cycle.in_flight += 1;
-            self.disk(medium, action, Purpose::Destage { slot });
+            self.disk(medium, action, Purpose::Destage { slot, since: self.now.monotonic });
         }
     }
 
+    /// Whether nothing has come from a host for a while.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.now.monotonic >= self.destage.touched.after(IDLE_MICROS) && self.reads.is_empty()
+    }
+
     /// A read or write of the cycle ended.
-    pub(super) fn destage_done(&mut self, slot: usize, outcome: DiskOutcome) {
+    pub(super) fn destage_done(&mut self, slot: usize, since: Monotonic, outcome: DiskOutcome) {
         let Some(cycle) = &mut self.destage.cycle else {
             return;
         };
+        self.destage.width.ended(self.now.monotonic.0.saturating_sub(since.0), cycle.in_flight);
         cycle.in_flight -= 1;
         let (what, lead) = cycle.slots.get(slot).copied().unwrap_or((Slot::Write, 0));
         match (outcome, what) {

@@ -44,6 +44,7 @@ mod sync;
 mod takeover;
 mod trial;
 mod verify;
+mod width;
 mod write;
 
 #[cfg(test)]
@@ -149,7 +150,7 @@ enum Purpose {
     Redirect { order: Order },
     Sync,
     Read { read: ReadCount, piece: usize },
-    Destage { slot: usize },
+    Destage { slot: usize, since: Monotonic },
     Checkpoint,
     Superblock,
     Release { volume: VolumeId, first: u32, count: u32 },
@@ -237,7 +238,7 @@ impl Group {
             Purpose::Redirect { order } => self.redirect_written(order, outcome),
             Purpose::Sync => self.sync_done(outcome),
             Purpose::Read { read, piece } => self.read_done(read, piece, outcome),
-            Purpose::Destage { slot } => self.destage_done(slot, outcome),
+            Purpose::Destage { slot, since } => self.destage_done(slot, since, outcome),
             Purpose::Checkpoint => self.checkpoint_done(id, outcome),
             Purpose::Superblock => self.superblock_done(outcome),
             // Space that cannot be given back is kept; it is used again all the same.

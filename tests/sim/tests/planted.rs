@@ -118,7 +118,7 @@ fn first_seed(fault: Fault) -> u64 {
         Fault::Core(P::LeaseFromAnswer) => 3442,
         Fault::Core(P::PagesNotSynced) => 562,
         Fault::Core(P::RemoteNotAwaited) => 751,
-        Fault::Core(P::CopyRacesWrite) => 4782,
+        Fault::Core(P::CopyRacesWrite) => 4848,
         _ => 1,
     }
 }
