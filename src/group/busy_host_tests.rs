@@ -206,6 +206,24 @@ fn what_the_standby_has_makes_no_small_write_large_on_the_primary() {
     assert!(!volumes.values().any(|volume| volume.table.blocks.has_redirected()), "nobody will ask for it again");
 }
 
+#[test]
+fn a_host_waits_for_no_more_than_a_cycle_of_discards() {
+    let mut alone = Alone::new(64 << 10, 64 << 30, 1);
+    (0..64).for_each(|index| alone.group.stage_zeroes(Kind::Discard, VolumeId(1), index << 30, 1 << 30, false));
+    let mut turns = 0;
+    while alone.group.applied < alone.group.journal.last() {
+        let before = alone.group.applied;
+        if !alone.step_where(|_| true) {
+            assert!(alone.wake());
+            alone.drain();
+        }
+        let count = alone.group.applied.0 - before.0;
+        assert!(count <= 1, "{count} GiB in one turn");
+        turns += 1;
+    }
+    assert!(turns >= 64);
+}
+
 /// Time does not pass between short entries that take next to nothing of the ring.
 #[test]
 fn short_entries_wait_for_a_checkpoint_by_count() {

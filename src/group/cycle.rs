@@ -54,6 +54,10 @@ pub(super) struct Cycle {
     pub(super) queue: Vec<(usize, MediumId, DiskAction)>,
     pub(super) in_flight: usize,
     pub(super) is_writing: bool,
+    /// It takes as much as a cycle may.
+    pub(super) is_full: bool,
+    /// It asked something of a medium.
+    pub(super) has_waited: bool,
     pub(super) failed: Option<DiskError>,
 }
 
@@ -67,12 +71,10 @@ impl Group {
         let limit = self.destage_limit();
         let durable = if planted(Plant::UndurableDestaged) { self.completed } else { self.durable };
         self.find_newest(limit);
+        let mut is_full = false;
         for (order, entry) in self.journal.after(self.applied) {
-            if order > durable.min(limit)
-                || taken == entry_count_max
-                || size > CYCLE_SIZE_MAX
-                || blocks > CYCLE_BLOCK_COUNT_MAX
-            {
+            is_full = taken == entry_count_max || size > CYCLE_SIZE_MAX || blocks > CYCLE_BLOCK_COUNT_MAX;
+            if is_full || order > durable.min(limit) {
                 break;
             }
             (last, taken) = (order, taken + 1);
@@ -116,6 +118,8 @@ impl Group {
             queue: Vec::new(),
             in_flight: 0,
             is_writing: false,
+            is_full,
+            has_waited: false,
             failed: None,
         };
         (Some(cycle), taken)

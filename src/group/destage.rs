@@ -54,6 +54,8 @@ pub(super) struct Destage {
     /// What it takes to apply what waits for it, in bytes.
     pub(super) backlog: u64,
     pub(super) width: Width,
+    /// No cycle begins before, so that others have their turn.
+    rests_until: Monotonic,
     /// What the entries that were applied amount to.
     pub(super) stream: StreamState,
     pub(super) full_since: Option<Monotonic>,
@@ -94,6 +96,9 @@ impl Group {
             let sweeps = self.needs_sweep() && !self.sync.is_running();
             return sweeps.then(|| self.destage.touched.after(IDLE_MICROS));
         }
+        if self.now.monotonic < self.destage.rests_until {
+            return Some(self.destage.rests_until);
+        }
         match self.destage.full_since {
             // Room may come of it.
             Some(_) if self.needs_sweep() && !self.is_about_to_grow() => Some(self.now.monotonic),
@@ -110,7 +115,8 @@ impl Group {
 
     /// Starts a cycle if it is time.
     pub(super) fn start_destage(&mut self) {
-        if self.destage.cycle.is_some() || self.cycles_must_wait() {
+        let rests = self.now.monotonic < self.destage.rests_until;
+        if self.destage.cycle.is_some() || self.cycles_must_wait() || rests {
             return;
         }
         if self.applied >= self.completed.min(self.destage_limit()) {
@@ -309,6 +315,7 @@ impl Group {
             && let Some((slot, medium, action)) = cycle.queue.pop()
         {
             cycle.in_flight += 1;
+            cycle.has_waited = true;
             self.disk(medium, action, Purpose::Destage { slot, since: self.now.monotonic });
         }
     }
@@ -480,6 +487,10 @@ impl Group {
             }
         }
         self.applied = cycle.last;
+        if cycle.is_full && !cycle.has_waited {
+            // Nobody else had a turn while it was carried out, as it waited for no medium, and a thousand like it may follow.
+            self.destage.rests_until = self.now.monotonic.after(1);
+        }
         if is_boundary {
             self.let_go_of_generations();
         }
