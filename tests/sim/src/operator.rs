@@ -417,9 +417,12 @@ impl World {
                 }
             }
             (Wanted::NoPair, Ok(_)) => self.outside[group].forget_promises(),
-            (Wanted::Stop, Ok(_)) => {
+            // Without room it is stopped too, but out of order.
+            (Wanted::Stop, result @ (Ok(_) | Err(CommandError::Full))) => {
                 // All that was answered is durable from now on.
-                if let Serving::Branch(branch) = self.outside[group].serving[node] {
+                if result.is_ok()
+                    && let Serving::Branch(branch) = self.outside[group].serving[node]
+                {
                     let line = &mut self.outside[group].history.branches[branch];
                     line.durable = line.answered;
                 }
