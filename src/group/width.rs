@@ -19,7 +19,7 @@ const PARTS: u64 = 16;
 /// How fast the media are.
 #[derive(Default)]
 pub(super) struct Width {
-    /// What an operation takes of their time, smoothed, in parts of a microsecond.
+    /// What an operation takes of their time, smoothed, in parts of a microsecond; next to nothing as long as nothing is known.
     service: u64,
 }
 

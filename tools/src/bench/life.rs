@@ -75,7 +75,7 @@ pub fn run(options: &LifeOptions) -> anyhow::Result<Results> {
     let [latency, rate] = balance.reports();
     let reports = vec![takeover, latency, rate, memory, offered, rates];
     let notes =
-        vec!["Both nodes are on this machine and its disk; links without delay but for the resynchronisation".into()];
+        vec!["Both nodes are on this machine and its disk; nothing between them but for the resynchronisation".into()];
     Ok(Results { name: "life", conditions, notes, failure: None, reports })
 }
 
