@@ -5,7 +5,7 @@
 
 use crate::{
     busy_poll::BusyPoll,
-    client::Era,
+    client::{Clients, Era},
     events::{self, EVENT},
     group_events,
     lock::Patience,
@@ -67,14 +67,12 @@ pub struct GroupActor {
     busy_poll: Rc<BusyPoll>,
     /// A standby's volumes are served read-only.
     pub exported: Cell<bool>,
-    /// How many clients the trial has.
-    pub trial_clients: Cell<usize>,
+    /// Who uses its volumes.
+    pub clients: Clients,
     closed: Cell<bool>,
     /// Whether the group's hosts were last seen to wait for an absent peer.
     writes_wait: Cell<bool>,
     era: Cell<Era>,
-    /// How many clients each volume has.
-    clients: RefCell<BTreeMap<VolumeId, usize>>,
 }
 
 impl GroupActor {
@@ -101,11 +99,10 @@ impl GroupActor {
             wake: Notify::new(),
             busy_poll,
             exported: Cell::new(false),
-            trial_clients: Cell::new(0),
+            clients: Clients::default(),
             closed: Cell::new(false),
             writes_wait: Cell::new(false),
             era: Cell::default(),
-            clients: RefCell::default(),
         });
         tokio_uring::spawn(actor.clone().run());
         Ok(actor)
@@ -191,23 +188,6 @@ impl GroupActor {
     /// See [`crate::client`].
     pub fn era(&self) -> Era {
         self.era.get()
-    }
-
-    /// A client of a volume has come.
-    pub fn add_client(&self, volume: VolumeId) {
-        *self.clients.borrow_mut().entry(volume).or_default() += 1;
-    }
-
-    /// A client of a volume has gone.
-    pub fn remove_client(&self, volume: VolumeId) {
-        if let Some(count) = self.clients.borrow_mut().get_mut(&volume) {
-            *count = count.saturating_sub(1);
-        }
-    }
-
-    /// How many clients a volume has.
-    pub fn client_count(&self, volume: VolumeId) -> usize {
-        self.clients.borrow().get(&volume).copied().unwrap_or(0)
     }
 
     /// Carries out a host's request.

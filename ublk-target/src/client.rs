@@ -10,7 +10,11 @@ use holdfast::{
     request::{Access, Operation, Reply, RequestError},
     units::VolumeId,
 };
-use std::{future::Future, rc::Rc};
+use std::{cell::RefCell, future::Future, rc::Rc, time::Duration};
+use tokio::{sync::Notify, time::timeout};
+
+/// How long a client may take from its farewell until it is gone.
+const FAREWELL: Duration = Duration::from_secs(3);
 
 /// A time in which what hosts keep in memory of a group's volumes stays true.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,6 +24,47 @@ impl Era {
     /// The one that follows.
     pub fn next(self) -> Self {
         Self(self.0 + 1)
+    }
+}
+
+/// Those that use a group's volumes now.
+#[derive(Default)]
+pub struct Clients {
+    present: RefCell<Vec<(VolumeId, Access)>>,
+    left: Notify,
+}
+
+impl Clients {
+    /// How many there are of some.
+    pub fn count(&self, of: impl Fn(VolumeId, Access) -> bool) -> usize {
+        self.present.borrow().iter().filter(|(volume, access)| of(*volume, *access)).count()
+    }
+
+    /// How many there are of some when those have gone that are about to.
+    ///
+    /// A client has ended its connection when its user goes on, but the server hears of that in its own time: maybe after what the
+    /// user asks for next.
+    pub async fn count_staying(&self, of: impl Fn(VolumeId, Access) -> bool) -> usize {
+        let gone = async {
+            while self.count(&of) > 0 {
+                self.left.notified().await;
+            }
+        };
+        // The count says it.
+        let _ = timeout(FAREWELL, gone).await;
+        self.count(of)
+    }
+
+    fn add(&self, volume: VolumeId, access: Access) {
+        self.present.borrow_mut().push((volume, access));
+    }
+
+    fn remove(&self, volume: VolumeId, access: Access) {
+        let mut present = self.present.borrow_mut();
+        if let Some(place) = present.iter().position(|it| *it == (volume, access)) {
+            present.swap_remove(place);
+        }
+        self.left.notify_waiters();
     }
 }
 
@@ -34,7 +79,7 @@ pub struct Client {
 impl Client {
     /// One that comes now.
     pub fn new(actor: Rc<GroupActor>, volume: VolumeId, access: Access) -> Self {
-        actor.add_client(volume);
+        actor.clients.add(volume, access);
         let era = actor.era();
         Self { actor, volume, access, era }
     }
@@ -59,7 +104,7 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        self.actor.remove_client(self.volume);
+        self.actor.clients.remove(self.volume, self.access);
     }
 }
 
@@ -124,6 +169,21 @@ mod tests {
         assert_eq!(client.request(Operation::Flush).await, Err(RequestError::Io));
         change();
         actor.reopen(open_media(journal, OPTIONS, Patience::Start, |_| Ok(())).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn one_that_is_about_to_go_is_waited_for() {
+        let clients = Clients::default();
+        let [first, second] = [(VolumeId(1), Access::ReadWrite), (VolumeId(2), Access::Trial)];
+        for (volume, access) in [first, second] {
+            clients.add(volume, access);
+        }
+        tokio_uring::start(async move {
+            let goes = async { clients.remove(first.0, first.1) };
+            let (staying, ()) = tokio::join!(clients.count_staying(|volume, _| volume == first.0), goes);
+            assert_eq!(staying, 0);
+            assert_eq!(clients.count(|_, access| access == Access::Trial), 1);
+        });
     }
 
     /// Not even if a flush that comes later makes all durable that there is.

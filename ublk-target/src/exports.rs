@@ -94,19 +94,14 @@ pub struct VolumeExport {
 impl VolumeExport {
     fn new(actor: Rc<GroupActor>, spec: VolumeSpec, access: Access, suffix: String) -> Self {
         let client = Client::new(actor.clone(), spec.id, access);
-        if access == Access::Trial {
-            actor.trial_clients.update(|count| count + 1);
-        }
         Self { actor, spec, client, access, suffix }
     }
 }
 
 impl Drop for VolumeExport {
     fn drop(&mut self) {
-        match self.access {
-            Access::Generation(order) => self.actor.release_generation(order),
-            Access::Trial => self.actor.trial_clients.update(|count| count - 1),
-            Access::ReadWrite | Access::ReadOnly => {}
+        if let Access::Generation(order) = self.access {
+            self.actor.release_generation(order);
         }
     }
 }

@@ -1,10 +1,11 @@
 //! Generations that this node keeps, and trials of them.
 
 use super::{Answer, Node, command};
-use crate::api::ApiError;
+use crate::{actor::GroupActor, api::ApiError};
 use holdfast::{
     command::{Command, CommandReply, GenerationId},
     pair::Role,
+    request::Access,
 };
 use serde_json::json;
 
@@ -31,8 +32,8 @@ impl Node {
 
     pub(super) async fn begin_trial(&self, group: &str, generation: Option<GenerationId>) -> Answer {
         let actor = self.group(group)?;
-        let clients = actor.trial_clients.get();
-        if clients > 0 && actor.status().trial.is_none() {
+        let clients = if actor.status().trial.is_none() { trial_clients(&actor).await } else { 0 };
+        if clients > 0 {
             return Err(ApiError::new(format!(
                 "{clients} NBD client(s) of an earlier trial of group {group} are still connected; disconnect them first"
             )));
@@ -61,7 +62,7 @@ impl Node {
 
     pub(super) async fn end_trial(&self, group: &str) -> Answer {
         let actor = self.group(group)?;
-        let clients = actor.trial_clients.get();
+        let clients = trial_clients(&actor).await;
         if clients > 0 {
             return Err(ApiError::new(format!(
                 "The trial of group {group} is in use by {clients} NBD client(s); disconnect them first"
@@ -70,4 +71,8 @@ impl Node {
         command(&actor, Command::EndTrial).await?;
         Ok(json!({ "done": format!("Nothing is left of the trial of group {group}") }))
     }
+}
+
+async fn trial_clients(actor: &GroupActor) -> usize {
+    actor.clients.count_staying(|_, access| access == Access::Trial).await
 }

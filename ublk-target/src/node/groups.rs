@@ -287,7 +287,7 @@ impl Node {
         let label = actor.label();
         let spec = label.volumes.iter().find(|spec| spec.name.as_str() == volume);
         let spec = spec.ok_or_else(|| missing("volume", &format!("{group}/{volume}")))?;
-        let clients = actor.client_count(spec.id);
+        let clients = actor.clients.count_staying(|used, _| used == spec.id).await;
         if clients > 0 {
             return Err(in_use(&format!("Volume {group}/{volume}"), clients));
         }
@@ -307,16 +307,16 @@ impl Node {
             // Left by one that was cut short. It takes long: what is checked is checked behind it.
             remove_aside(&place).await?;
         }
-        let label = actor.label();
-        if label.peer.is_some() {
+        if actor.label().peer.is_some() {
             return Err(ApiError::new(format!(
                 "Group {group} has a peer; delete the pair first: ublk-admin pair delete {group}"
             )));
         }
-        let clients = label.volumes.iter().map(|spec| actor.client_count(spec.id)).sum();
+        let clients = actor.clients.count_staying(|_, _| true).await;
         if clients > 0 {
             return Err(in_use(&format!("Group {group}"), clients));
         }
+        let label = actor.label();
         let journal = fs::canonicalize(folder.join("journal")).map_err(|error| at(&folder, error))?;
         let home = fs::canonicalize(&folder).map_err(|error| at(&folder, error))?;
         // Else it is found out when the group is served no more.
