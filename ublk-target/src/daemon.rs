@@ -59,7 +59,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
         let disk = thread::Builder::new().name("disk".into()).spawn(move || -> anyhow::Result<()> {
             // Dropped when the thread ends, however it ends.
             let _alive = alive;
-            tokio_uring::start(async move {
+            ring().start(async move {
                 let mut peers = Vec::new();
                 let mut events = Vec::new();
                 for (name, key, (handle, receiver), beats) in connected {
@@ -117,6 +117,18 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     // The same here: nothing that was promised depends on a thread that is left.
     runtime.shutdown_background();
     ended
+}
+
+/// The disk thread's ring. The kernel takes note of what has ended when the thread next asks it for something, which it does all
+/// the time: interrupting it for that takes the processors of both sides, on a virtual machine by way of the host. Linux before 5.19
+/// cannot.
+fn ring() -> tokio_uring::Builder {
+    let (mut builder, mut setup) = (tokio_uring::builder(), tokio_uring::uring_builder());
+    setup.setup_coop_taskrun();
+    if setup.build(1).is_ok() {
+        builder.uring_builder(&setup);
+    }
+    builder
 }
 
 fn join(disk: thread::JoinHandle<anyhow::Result<()>>) -> anyhow::Result<()> {
