@@ -2,8 +2,38 @@
 
 use crate::{came::Came, packet::Acknowledgement};
 
+/// What goes over a link counts for so long, in microseconds.
+const LOAD_MICROS: f64 = 50_000.0;
+/// A link of whose rate more than this share is in use is busy.
+const BUSY: f64 = 0.65;
+/// Over a busy link a block waits for more for this part of a round trip.
+const HOLD_PART: u64 = 8;
 /// The shortest round trip counts for so long.
 const SHORTEST_MICROS: u64 = 30_000_000;
+
+/// How much goes over a link.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Load {
+    /// Bytes, each of which counts for less the longer ago it went.
+    bytes: f64,
+    at: u64,
+}
+
+impl Load {
+    /// So many bytes go over it.
+    pub fn add(&mut self, now: u64, bytes: usize) {
+        (self.bytes, self.at) = (self.left(now) + bytes as f64, now);
+    }
+
+    /// Whether most of a rate, in bytes a second, is in use.
+    pub fn is_high(&self, now: u64, rate: u64) -> bool {
+        self.left(now) > BUSY * LOAD_MICROS * rate as f64 / 1e6
+    }
+
+    fn left(&self, now: u64) -> f64 {
+        self.bytes * (-(now.saturating_sub(self.at) as f64) / LOAD_MICROS).exp()
+    }
+}
 
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Link {
@@ -33,9 +63,17 @@ pub(crate) struct Link {
     pub seen_loss: Option<f64>,
     pub loss: f64,
     pub bytes: u64,
+    pub load: Load,
+    /// What it is paced at, in bytes a second, if that is known.
+    pub rate: Option<u64>,
 }
 
 impl Link {
+    /// How long a block waits for more before it goes over this link, in microseconds: not at all while there is room.
+    pub fn hold(&self, now: u64, rtt: u64) -> u64 {
+        if self.rate.is_some_and(|rate| self.load.is_high(now, rate)) { rtt / HOLD_PART } else { 0 }
+    }
+
     /// Takes the round trip and the loss from what the peer says over the link.
     pub fn measure(&mut self, now: u64, ack: &Acknowledgement) {
         // What was handed out while the link was dead has waited for it.

@@ -23,6 +23,8 @@ const HELD_MAX: u64 =
 /// Symbols may overtake each other by so long before one counts as lost, in microseconds: a quarter of the round trip
 /// within these bounds.
 const REORDER_MICROS: std::ops::RangeInclusive<u64> = 2_000..=50_000;
+/// An answer may take so much longer than a round trip before it counts as lost, in microseconds: the same, within these.
+const ANSWER_MICROS: std::ops::RangeInclusive<u64> = 10_000..=25_000;
 
 struct Incoming {
     /// Unknown until the first symbol comes.
@@ -293,7 +295,7 @@ impl Receiver {
             let source = block.symbols.iter().take(block.shape.map_or(0, |shape| shape.source_count.into()));
             let missing = source.zip(0..u32::BITS).filter(|(symbol, _)| symbol.is_none());
             let missing = missing.fold(0, |bits, (_, index)| bits | 1 << index);
-            block.ask_at = now + rtt + *REORDER_MICROS.end() / 2;
+            block.ask_at = now + rtt + (rtt / 4).clamp(*ANSWER_MICROS.start(), *ANSWER_MICROS.end());
             self.counters.requests += 1;
             ack.lacking.push(Lacking { block: *number, count, missing });
         }

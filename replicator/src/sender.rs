@@ -25,7 +25,7 @@ const PROBE_MICROS_MAX: u64 = 1_000_000;
 const RESIDUAL: f64 = 1e-6;
 /// The same in a backlog.
 const RESIDUAL_BACKLOG: f64 = 5e-4;
-/// Where so many blocks wait is a backlog: what matters then is how soon the last of them is there.
+/// So many full blocks that wait are a backlog.
 const BACKLOG_BLOCKS: u64 = 8;
 /// Symbols that stand in line for both links together, at most, before more of them are sent again: all of the blocks that can be
 /// under way.
@@ -43,6 +43,9 @@ pub struct Path {
     pub loss: f64,
     /// Its round trip is much longer than that of the other link.
     pub is_farther: bool,
+    /// So long it waits for a block to be full, in microseconds: little blocks need many repair symbols, for which a busy link has
+    /// no room.
+    pub hold: u64,
 }
 
 struct Block {
@@ -58,7 +61,11 @@ struct Block {
     sent_on: [u128; 2],
     /// How many stand in each line.
     waiting: [usize; 2],
+    /// When a symbol was sent last; and one that did not only ask about the block.
     last_sent: u64,
+    last_meant: u64,
+    /// What is sent now asks about it.
+    is_probed: bool,
     last_asked: u64,
     requests: u32,
     probes: u32,
@@ -88,6 +95,9 @@ pub struct Sender {
     /// Stream bytes that are in no block yet.
     queue: VecDeque<Bytes>,
     queued: u64,
+    /// Since when; and until when they wait for more.
+    queued_since: Option<u64>,
+    held_until: Option<u64>,
     /// Bytes in blocks that are not acknowledged.
     unacknowledged: u64,
     blocks: BTreeMap<u64, Block>,
@@ -109,6 +119,8 @@ impl Sender {
             coder: Coder::new(),
             queue: VecDeque::new(),
             queued: 0,
+            queued_since: None,
+            held_until: None,
             unacknowledged: 0,
             blocks: BTreeMap::new(),
             next_block: 0,
@@ -170,9 +182,10 @@ impl Sender {
                 }
                 continue;
             }
-            if !self.make_blocks(link, live, mode, path.loss) {
+            if self.waits_for_more(now, path.hold) || !self.make_blocks(link, live, mode, path.loss) {
                 return None;
             }
+            self.queued_since = None;
         }
     }
 
@@ -190,14 +203,43 @@ impl Sender {
             let Some(data) = data.cloned() else { continue };
             block.sent_on[link] |= 1 << index;
             block.last_sent = now;
+            if !block.is_probed {
+                block.last_meant = now;
+            }
             return Some(Symbol { block: number, shape: block.shape, index, data });
         }
         None
     }
 
+    /// Whether what is queued is not enough for a block, and has not waited for so long.
+    fn waits_for_more(&mut self, now: u64, hold: u64) -> bool {
+        if self.queued == 0 {
+            return true;
+        }
+        let until = *self.queued_since.get_or_insert(now) + hold;
+        let waits = self.queued < BLOCK_SIZE_MAX && now < until;
+        self.held_until = waits.then_some(until);
+        waits
+    }
+
+    /// When [`Sender::release`] is due.
+    pub fn held_until(&self) -> Option<u64> {
+        self.held_until
+    }
+
+    /// What has waited for more does so no longer: the next link that can send takes it.
+    pub fn release(&mut self, now: u64) {
+        self.held_until = self.held_until.filter(|until| now < *until);
+    }
+
+    /// Whether so much waits that what matters is how soon the last of it is there.
+    fn is_backlog(&self) -> bool {
+        self.queued >= BACKLOG_BLOCKS * BLOCK_SIZE_MAX
+    }
+
     /// Cuts blocks from the queue and lines their symbols up.
     fn make_blocks(&mut self, link: usize, live: [bool; 2], mode: Mode, loss: f64) -> bool {
-        let is_backlog = self.queued >= BACKLOG_BLOCKS * BLOCK_SIZE_MAX;
+        let is_backlog = self.is_backlog();
         let residual = if is_backlog { RESIDUAL_BACKLOG } else { RESIDUAL };
         let repair = |count| match mode {
             Mode::Split => count,
@@ -276,6 +318,8 @@ impl Sender {
             sent_on: [0; 2],
             waiting: [0; 2],
             last_sent: 0,
+            last_meant: 0,
+            is_probed: false,
             last_asked: 0,
             requests: 0,
             probes: 0,
@@ -288,8 +332,8 @@ impl Sender {
         Some((number, count, sent_now))
     }
 
-    /// What the receiver says. What is lacking goes over the first of `links`, and what still is over the second, and so on: the
-    /// answer may have gone over a link that is dying. `rtts`: round trips of both links in microseconds.
+    /// What the receiver says. What is lacking goes over each of `links`, or in a backlog over the first, and what still is lacking
+    /// over the second, and so on. `rtts`: round trips of both links in microseconds.
     pub fn acknowledged(&mut self, now: u64, ack: &Acknowledgement, rtts: [u64; 2], links: [usize; 2]) {
         if ack.next_block > self.next_block {
             return;
@@ -311,15 +355,15 @@ impl Sender {
             let used = (0..2).filter(|link| block.sent_on[*link] != 0).map(|link| rtts[link]);
             let rtt = used.max().unwrap_or_default();
             // The same request comes over both links, and again before the answer can have arrived; and it comes before what
-            // went over the link that is farther away.
-            if now < block.last_asked + rtt || now < block.last_sent + rtt * 9 / 8 {
+            // went over the link that is farther away. A question that was sent meanwhile is no answer.
+            if now < block.last_asked + rtt || now < block.last_meant + rtt * 9 / 8 {
                 continue;
             }
-            block.last_asked = now;
-            let link = links[block.requests as usize % 2];
+            (block.last_asked, block.is_probed) = (now, false);
+            let turn = block.requests as usize % 2;
             block.requests = block.requests.wrapping_add(1);
             let count = usize::from(count).min(block.source.len());
-            self.send_more(number, count, missing, link);
+            self.send_again(number, count, missing, [links[turn], links[1 - turn]]);
         }
     }
 
@@ -337,6 +381,15 @@ impl Sender {
         self.lines[1 - from].extend(moved);
         for block in self.blocks.values_mut() {
             block.waiting[1 - from] += std::mem::take(&mut block.waiting[from]);
+        }
+    }
+
+    /// Sends so much of a block again over each of the links: what is behind it waits, and a burst of loss, or a link that is dying,
+    /// would take all that goes over one. A backlog waits less for that than for room: there it goes over the first.
+    fn send_again(&mut self, number: u64, count: usize, missing: u32, links: [usize; 2]) {
+        self.send_more(number, count, missing, links[0]);
+        if !self.is_backlog() {
+            self.send_more(number, count, missing, links[1]);
         }
     }
 
@@ -374,6 +427,7 @@ impl Sender {
         self.move_line(lost);
         for (number, block) in self.blocks.iter_mut().rev() {
             let gone = std::mem::take(&mut block.sent_on[lost]) & !block.sent_on[1 - lost];
+            block.is_probed &= gone == 0;
             // As many as there are source symbols are always enough.
             let again = (0..u128::BITS as u8).filter(|index| gone >> index & 1 == 1).take(block.source.len());
             for index in again.collect::<Vec<_>>().into_iter().rev() {
@@ -384,20 +438,20 @@ impl Sender {
         }
     }
 
-    /// Asks about blocks of which nothing was heard for long: over the first of the links, then the second, and so on.
+    /// Asks about blocks of which nothing was heard for long: over both links, or in a backlog the first, then the second, and so on.
     pub fn probe(&mut self, now: u64, rtt: u64, links: [usize; 2]) {
         let mut due = Vec::new();
         for (number, block) in &mut self.blocks {
             let is_due = block.last_sent > 0 && now >= block.last_sent + wait(rtt, block.probes);
             if is_due && !planted(Plant::TailNotProbed) {
-                due.push((*number, block.source.len(), links[block.probes as usize % 2]));
+                due.push((*number, block.source.len(), block.probes as usize % 2));
                 block.probes += 1;
-                block.last_sent = now;
+                (block.last_sent, block.is_probed) = (now, true);
             }
         }
-        due.into_iter()
-            .rev()
-            .for_each(|(number, count, link)| self.send_more(number, count.min(PROBE_SYMBOLS), 0, link));
+        for (number, count, turn) in due.into_iter().rev() {
+            self.send_again(number, count.min(PROBE_SYMBOLS), 0, [links[turn], links[1 - turn]]);
+        }
     }
 
     /// When [`Sender::probe`] is due.

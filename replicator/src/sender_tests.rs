@@ -30,7 +30,7 @@ fn what_the_only_repair_symbol_does_not_repair_is_sent_again_and_nothing_else() 
     }
     let mut ack = Acknowledgement::default();
     receiver.tell(20_000, rtt, &mut ack);
-    sender.acknowledged(30_000, &ack, [rtt; 2], [0, 1]);
+    sender.acknowledged(30_000, &ack, [rtt; 2], [0, 0]);
     let again: Vec<_> = std::iter::from_fn(|| poll(&mut sender, 30_000)).collect();
     assert_eq!(again.len(), 2, "two and the repair symbol are enough");
     for symbol in again {
@@ -59,7 +59,7 @@ fn what_is_on_its_way_over_the_farther_link_is_not_sent_again() {
 
 #[test]
 fn little_goes_over_the_nearer_link_alone_and_much_over_both() {
-    let (near, far) = (Path::default(), Path { is_farther: true, loss: 0.0 });
+    let (near, far) = (Path::default(), Path { is_farther: true, ..Path::default() });
     let (mut sender, _) = sending(4_000);
     assert!(sender.poll(1, 1, [true; 2], Mode::Auto, far).is_none());
     assert!(sender.poll(1, 0, [true; 2], Mode::Auto, near).is_some());
@@ -88,35 +88,46 @@ fn a_burst_of_loss_hits_each_block_of_a_backlog_a_little() {
 }
 
 #[test]
-fn a_block_of_which_nothing_is_heard_is_asked_about_over_one_link_and_then_the_other() {
+fn a_block_of_which_nothing_is_heard_is_asked_about_over_both_links() {
     let (mut sender, _) = sending(2_000);
     let (both, path, rtt) = ([true; 2], Path::default(), 20_000);
     while sender.poll(1, 0, both, Mode::Auto, path).is_some() {}
     let mut now = 1;
-    for link in [0, 1, 0] {
+    for _ in 0..3 {
         now = sender.timeout(rtt).unwrap();
         sender.probe(now, rtt, [0, 1]);
-        // In this mode no link takes what another one has in line.
-        let asked = |sender: &mut Sender, link| sender.poll(now, link, both, Mode::Mirror, path).is_some();
-        assert!(asked(&mut sender, link) && asked(&mut sender, link), "the block has two symbols");
-        assert!(!asked(&mut sender, 1 - link));
+        for link in [0, 1] {
+            // In this mode no link takes what another one has in line.
+            let asked = std::iter::from_fn(|| sender.poll(now, link, both, Mode::Mirror, path)).count();
+            assert_eq!(asked, 2, "the block has two symbols");
+        }
     }
     assert!(now < 300_000, "only after {now} us");
 }
 
 #[test]
-fn what_is_asked_for_again_goes_over_the_other_link() {
-    let (mut sender, _) = sending(2_000);
+fn what_is_asked_for_goes_over_both_links_and_in_a_backlog_over_the_one_then_the_other() {
     let (both, path, rtt) = ([true; 2], Path::default(), 20_000);
-    while sender.poll(1, 0, both, Mode::Mirror, path).is_some() {}
-    while sender.poll(1, 1, both, Mode::Mirror, path).is_some() {}
-    for (round, link) in [0, 1, 0].into_iter().enumerate() {
-        let now = 100_000 * (1 + round as u64);
+    let answers = |sender: &mut Sender, now| {
         let lacking = vec![Lacking { block: 0, count: 1, missing: 1 }];
         sender.acknowledged(now, &Acknowledgement { lacking, ..Acknowledgement::default() }, [rtt; 2], [0, 1]);
-        assert!(sender.poll(now, 1 - link, both, Mode::Mirror, path).is_none());
-        assert!(sender.poll(now, link, both, Mode::Mirror, path).is_some());
+        // In this mode no link takes what another one has in line.
+        [0, 1].map(|link| sender.poll(now, link, both, Mode::Mirror, path).filter(|symbol| symbol.block == 0).is_some())
+    };
+    let (mut sender, _) = sending(2_000);
+    for link in [0, 1] {
+        while sender.poll(1, link, both, Mode::Mirror, path).is_some() {}
     }
+    assert_eq!(answers(&mut sender, 100_000), [true; 2]);
+    let (mut sender, _) = sending(1 << 20);
+    for link in [0, 1] {
+        while !sender.lines[link].is_empty() || sender.next_block == 0 {
+            sender.poll(1, link, both, Mode::Mirror, path);
+        }
+    }
+    assert_eq!(answers(&mut sender, 100_000), [true, false]);
+    assert_eq!(answers(&mut sender, 200_000), [false, true]);
+    assert_eq!(answers(&mut sender, 300_000), [true, false]);
 }
 
 /// The link is slow: what was asked for stands in line when it is asked for again, and when nothing is heard for long.
@@ -159,5 +170,44 @@ fn what_went_over_a_link_that_is_lost_goes_over_the_other_and_nothing_else() {
     lost.sort_unstable();
     assert!(again.iter().map(|symbol| symbol.index).eq(lost), "something else is sent again");
     again.into_iter().for_each(|symbol| receiver.handle(20_000, symbol, 20_000).unwrap());
+    assert!(receiver.pop().is_some());
+}
+
+#[test]
+fn a_busy_link_waits_for_a_full_block_but_not_for_long() {
+    let (both, busy) = ([true; 2], Path { hold: 2_500, ..Path::default() });
+    let (mut sender, _) = sending(4_000);
+    assert!(sender.poll(1_000, 0, both, Mode::Auto, busy).is_none());
+    assert_eq!(sender.held_until(), Some(3_500));
+    // The other one, which has room, does not.
+    assert!(sender.poll(2_000, 1, both, Mode::Auto, Path::default()).is_some());
+    assert_eq!(sender.held_until(), None);
+    while sender.poll(2_000, 0, both, Mode::Auto, busy).is_some() {}
+    sender.push(frame(4_000));
+    assert!(sender.poll(3_000, 0, both, Mode::Auto, busy).is_none());
+    assert!(sender.poll(5_499, 0, both, Mode::Auto, busy).is_none());
+    // Nothing comes of it when no link can send.
+    sender.release(5_500);
+    assert_eq!(sender.held_until(), None);
+    assert!(sender.poll(5_500, 0, both, Mode::Auto, busy).is_some());
+    let (mut sender, _) = sending(100_000);
+    assert!(sender.poll(1_000, 0, both, Mode::Auto, busy).is_some());
+}
+
+#[test]
+fn a_request_that_comes_behind_a_question_is_answered() {
+    let (mut sender, mut receiver) = sending(30_000);
+    let (rtt, both, path) = (20_000, [true; 2], Path::default());
+    let symbols: Vec<_> = std::iter::from_fn(|| sender.poll(1, 0, both, Mode::Auto, path)).collect();
+    symbols.into_iter().skip(9).for_each(|symbol| receiver.handle(10_000, symbol, rtt).unwrap());
+    let asked = sender.timeout(rtt).unwrap();
+    sender.probe(asked, rtt, [0, 1]);
+    while sender.poll(asked, 0, both, Mode::Mirror, path).is_some() {}
+    let mut ack = Acknowledgement::default();
+    receiver.tell(asked, rtt, &mut ack);
+    sender.acknowledged(asked + 5_000, &ack, [rtt; 2], [0, 1]);
+    for symbol in std::iter::from_fn(|| sender.poll(asked + 5_000, 1, both, Mode::Mirror, path)) {
+        receiver.handle(asked + 15_000, symbol, rtt).unwrap();
+    }
     assert!(receiver.pop().is_some());
 }

@@ -110,6 +110,8 @@ pub struct Session {
     marks: Marks,
     peer_marks: BTreeMap<ChannelId, u64>,
     ack_at: Option<u64>,
+    /// When one was made.
+    acked_at: u64,
     repeat_at: Option<u64>,
     unacknowledged: u32,
     acks: [Option<Acknowledgement>; 2],
@@ -135,6 +137,7 @@ impl Session {
             marks: Marks::default(),
             peer_marks: BTreeMap::new(),
             ack_at: None,
+            acked_at: 0,
             repeat_at: None,
             unacknowledged: 0,
             acks: [None, None],
@@ -171,6 +174,11 @@ impl Session {
     /// The application has used so many bytes of frames.
     pub fn consumed(&mut self, bytes: u64) {
         self.receiver.consumed(bytes);
+    }
+
+    /// What a link is paced at, in bytes a second, if that is known.
+    pub fn handle_rate(&mut self, link: usize, rate: Option<u64>) {
+        self.links[link].rate = rate;
     }
 
     /// Changes how blocks are spread over the links, from the next block on.
@@ -341,6 +349,7 @@ impl Session {
         if !self.up {
             return;
         }
+        self.sender.release(now);
         let rtt = self.rtt();
         if self.receiver.timeout().is_some_and(|at| now >= at) {
             self.ack_at = Some(now);
@@ -351,7 +360,9 @@ impl Session {
         let is_due = |at: Option<u64>| at.is_some_and(|at| now >= at);
         let heard = self.are_heard();
         let is_idle = |link: usize| heard[link] && self.hello[link] && self.acks[link].is_none();
-        if is_due(self.ack_at) || is_due(self.repeat_at) || (0..self.link_count).any(is_idle) {
+        // The peer measures its round trips by them, also who only receives.
+        let is_long_ago = now >= self.acked_at + KEEPALIVE_MICROS;
+        if is_due(self.ack_at) || is_due(self.repeat_at) || is_long_ago || (0..self.link_count).any(is_idle) {
             let wait = (rtt / 4).clamp(*REPEAT_MICROS.start(), *REPEAT_MICROS.end());
             self.repeat_at = self.ack_at.map(|_| now + wait);
             self.make_acknowledgement(now);
@@ -359,7 +370,7 @@ impl Session {
     }
 
     fn make_acknowledgement(&mut self, now: u64) {
-        self.ack_at = None;
+        (self.ack_at, self.acked_at) = (None, now);
         self.unacknowledged = 0;
         let mut ack = Acknowledgement::default();
         self.receiver.tell(now, self.rtt(), &mut ack);
@@ -399,6 +410,8 @@ impl Session {
         if self.up {
             at.push(self.heard + self.options.timeout_micros);
             at.extend(self.ack_at);
+            at.push(self.acked_at + KEEPALIVE_MICROS);
+            at.extend(self.sender.held_until());
             at.extend(self.repeat_at);
             at.extend(self.receiver.timeout());
             at.extend(self.best_link().and_then(|_| self.sender.timeout(self.rtt())));
@@ -421,6 +434,7 @@ impl Session {
             Header { sequence: line.sequence, from: self.own, to: self.peer.unwrap_or_default(), time: now.max(1) };
         let bytes = packet::encode(&header, &body);
         line.bytes += bytes.len() as u64;
+        line.load.add(now, bytes.len());
         Some(bytes)
     }
 
@@ -438,7 +452,7 @@ impl Session {
             }
             let live = self.live();
             if live[link]
-                && let Some(symbol) = self.sender.poll(now, link, live, self.options.mode, self.path(link))
+                && let Some(symbol) = self.sender.poll(now, link, live, self.options.mode, self.path(now, link))
             {
                 return Some(Body::Symbol(symbol));
             }
@@ -478,12 +492,15 @@ impl Session {
         [0, 1].map(|link| heard[link] && !self.proofs[link].in_doubt())
     }
 
-    fn path(&self, link: usize) -> Path {
+    fn path(&self, now: u64, link: usize) -> Path {
+        let line = &self.links[link];
+        Path { loss: line.loss, is_farther: self.is_farther(link), hold: line.hold(now, self.rtt()) }
+    }
+
+    fn is_farther(&self, link: usize) -> bool {
         // The shortest round trips: what waits for a busy link is no distance.
         let shortest = [link, 1 - link].map(|link| self.links[link].shortest.map(|(shortest, _)| shortest));
-        let is_farther =
-            matches!(shortest, [Some(this), Some(other)] if this > other + (other / 4).max(FARTHER_MICROS));
-        Path { loss: self.links[link].loss, is_farther }
+        matches!(shortest, [Some(this), Some(other)] if this > other + (other / 4).max(FARTHER_MICROS))
     }
 
     /// The live link with the shortest round trip.
@@ -556,7 +573,7 @@ impl Session {
             loss: line.seen_loss,
             rate: None,
             repair_symbols: sender::full_block_repair_count(line.loss),
-            is_farther: self.path(index).is_farther,
+            is_farther: self.is_farther(index),
             sent_datagrams: line.sequence.into(),
             sent_bytes: line.bytes,
             received_datagrams: line.came.received.into(),

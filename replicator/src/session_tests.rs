@@ -234,7 +234,7 @@ fn a_peer_may_say_that_everything_was_lost() {
     let ack = Acknowledgement { received: 1 << 20, lost: u32::MAX, ..Acknowledgement::default() };
     let datagram = packet::encode(&header, &Body::Acknowledgement(ack));
     world.ends[0].handle_datagram(world.now, 0, &datagram).unwrap();
-    let loss = world.ends[0].path(0).loss;
+    let loss = world.ends[0].links[0].loss;
     assert!((0.2..0.3).contains(&loss), "{loss}");
 }
 

@@ -383,6 +383,7 @@ fn transmit(now: u64, shared: &Shared, session: &mut Session, connections: &[Opt
     for (link, connection) in connections.iter().enumerate() {
         let rate = connection.as_ref().and_then(rate);
         shared.rates[link].store(rate.unwrap_or_default(), Relaxed);
+        session.handle_rate(link, rate);
         rooms[link] = connection.as_ref().map_or(0, |connection| room(connection, rate));
     }
     let mut is_full = [0, 1].map(|link| connections[link].is_some() && rooms[link] == 0);

@@ -116,9 +116,9 @@ fn first_seed(fault: Fault) -> u64 {
         Fault::Core(P::LiveNotDirty) => 389,
         Fault::Core(P::PromiseForgotten) => 799,
         Fault::Core(P::LeaseFromAnswer) => 3442,
-        Fault::Core(P::PagesNotSynced) => 562,
+        Fault::Core(P::PagesNotSynced) => 611,
         Fault::Core(P::RemoteNotAwaited) => 751,
-        Fault::Core(P::CopyRacesWrite) => 4848,
+        Fault::Core(P::CopyRacesWrite) => 6105,
         _ => 1,
     }
 }
