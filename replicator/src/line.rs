@@ -8,6 +8,8 @@ const LOAD_MICROS: f64 = 50_000.0;
 const BUSY: f64 = 0.65;
 /// Over a busy link a block waits for more for this part of a round trip.
 const HOLD_PART: u64 = 8;
+/// Timers are not more precise, in microseconds.
+const HOLD_MICROS_MIN: u64 = 1_000;
 /// The shortest round trip counts for so long.
 const SHORTEST_MICROS: u64 = 30_000_000;
 
@@ -70,8 +72,10 @@ pub(crate) struct Link {
 
 impl Link {
     /// How long a block waits for more before it goes over this link, in microseconds: not at all while there is room.
-    pub fn hold(&self, now: u64, rtt: u64) -> u64 {
-        if self.rate.is_some_and(|rate| self.load.is_high(now, rate)) { rtt / HOLD_PART } else { 0 }
+    pub fn hold(&self, now: u64) -> u64 {
+        let hold = self.rtt.unwrap_or_default() / HOLD_PART;
+        let is_busy = self.rate.is_some_and(|rate| self.load.is_high(now, rate));
+        if is_busy && hold >= HOLD_MICROS_MIN { hold } else { 0 }
     }
 
     /// Takes the round trip and the loss from what the peer says over the link.

@@ -21,6 +21,10 @@ const PROBE_SYMBOLS: usize = 4;
 /// The longest wait between two probes.
 const PROBE_MICROS_MAX: u64 = 1_000_000;
 
+/// A symbol may take an eighth of a round trip longer than one, but no more than this, in microseconds: the receiver asks again soon
+/// after that.
+const LATE_MICROS_MAX: u64 = 10_000;
+
 /// How likely it may be that a block cannot be repaired by what is sent with it.
 const RESIDUAL: f64 = 1e-6;
 /// The same in a backlog.
@@ -167,8 +171,10 @@ impl Sender {
             }
             let stripe = matches!(mode, Mode::Stripe | Mode::Auto);
             let is_detour = stripe && path.is_farther && live[1 - link];
-            // What is little is there sooner over the nearer link alone, even if it has to wait for it.
-            if is_detour && self.queued < BLOCK_SIZE_MAX {
+            // What is little is there sooner over the nearer link alone, even if it has to wait for it; and what waits until it fills
+            // a block waits for that link.
+            let much = if self.held_until.is_some() { 2 * BLOCK_SIZE_MAX } else { BLOCK_SIZE_MAX };
+            if is_detour && self.queued < much {
                 return None;
             }
             if stripe
@@ -182,7 +188,9 @@ impl Sender {
                 }
                 continue;
             }
-            if self.waits_for_more(now, path.hold) || !self.make_blocks(link, live, mode, path.loss) {
+            // Only there does a block have more repair symbols the smaller it is.
+            let hold = if stripe { path.hold } else { 0 };
+            if self.waits_for_more(now, hold) || !self.make_blocks(link, live, mode, path.loss) {
                 return None;
             }
             self.queued_since = None;
@@ -218,7 +226,8 @@ impl Sender {
         }
         let until = *self.queued_since.get_or_insert(now) + hold;
         let waits = self.queued < BLOCK_SIZE_MAX && now < until;
-        self.held_until = waits.then_some(until);
+        // The links may differ.
+        self.held_until = waits.then(|| self.held_until.map_or(until, |other| other.min(until)));
         waits
     }
 
@@ -356,7 +365,7 @@ impl Sender {
             let rtt = used.max().unwrap_or_default();
             // The same request comes over both links, and again before the answer can have arrived; and it comes before what
             // went over the link that is farther away. A question that was sent meanwhile is no answer.
-            if now < block.last_asked + rtt || now < block.last_meant + rtt * 9 / 8 {
+            if now < block.last_asked + rtt || now < block.last_meant + rtt + (rtt / 8).min(LATE_MICROS_MAX) {
                 continue;
             }
             (block.last_asked, block.is_probed) = (now, false);
@@ -446,7 +455,9 @@ impl Sender {
             if is_due && !planted(Plant::TailNotProbed) {
                 due.push((*number, block.source.len(), block.probes as usize % 2));
                 block.probes += 1;
-                (block.last_sent, block.is_probed) = (now, true);
+                block.last_sent = now;
+                // What still stands in line is sent for the first time.
+                block.is_probed |= block.waiting == [0; 2];
             }
         }
         for (number, count, turn) in due.into_iter().rev() {

@@ -192,6 +192,41 @@ fn a_busy_link_waits_for_a_full_block_but_not_for_long() {
     assert!(sender.poll(5_500, 0, both, Mode::Auto, busy).is_some());
     let (mut sender, _) = sending(100_000);
     assert!(sender.poll(1_000, 0, both, Mode::Auto, busy).is_some());
+    // Other modes have as many repair symbols for little blocks as for full ones.
+    for mode in [Mode::Split, Mode::Mirror] {
+        let (mut sender, _) = sending(4_000);
+        assert!(sender.poll(1_000, 0, both, mode, busy).is_some());
+    }
+}
+
+#[test]
+fn what_waits_for_the_nearer_link_does_not_go_over_the_farther() {
+    let (both, near) = ([true; 2], Path { hold: 2_500, ..Path::default() });
+    let far = Path { is_farther: true, ..Path::default() };
+    let (mut sender, _) = sending(20_000);
+    assert!(sender.poll(1_000, 1, both, Mode::Auto, near).is_none());
+    sender.push(frame(20_000));
+    assert!(sender.poll(1_500, 0, both, Mode::Auto, far).is_none());
+    assert!(sender.poll(1_500, 1, both, Mode::Auto, near).is_some());
+}
+
+#[test]
+fn the_same_request_is_answered_again_when_the_answer_is_lost_however_far_the_peer_is() {
+    let (mut sender, mut receiver) = sending(30_000);
+    let (rtt, both, path) = (400_000, [true; 2], Path::default());
+    let first = sender.poll(1, 0, both, Mode::Auto, path).unwrap();
+    while sender.poll(1, 0, both, Mode::Auto, path).is_some() {}
+    receiver.handle(200_000, first, rtt).unwrap();
+    for _ in 0..3 {
+        let asked = receiver.timeout().unwrap();
+        let mut ack = Acknowledgement::default();
+        receiver.tell(asked, rtt, &mut ack);
+        assert_eq!(ack.lacking.len(), 1);
+        sender.acknowledged(asked + rtt / 2, &ack, [rtt; 2], [0, 1]);
+        let answers = [0, 1]
+            .map(|link| std::iter::from_fn(|| sender.poll(asked + rtt / 2, link, both, Mode::Mirror, path)).count());
+        assert!(answers.iter().all(|count| *count > 0), "{answers:?}");
+    }
 }
 
 #[test]

@@ -494,7 +494,7 @@ impl Session {
 
     fn path(&self, now: u64, link: usize) -> Path {
         let line = &self.links[link];
-        Path { loss: line.loss, is_farther: self.is_farther(link), hold: line.hold(now, self.rtt()) }
+        Path { loss: line.loss, is_farther: self.is_farther(link), hold: line.hold(now) }
     }
 
     fn is_farther(&self, link: usize) -> bool {

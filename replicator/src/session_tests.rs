@@ -179,11 +179,12 @@ proptest! {
 
     #[test]
     fn every_frame_arrives_once_and_in_order(
-        seed in 1u64.., mode in 0usize..4, loss_percent in 0u64..31, double_percent in 0u64..20,
+        seed in 1u64.., mode in 0usize..4, loss_percent in 0u64..31, double_percent in 0u64..20, rate in 1u64..10_000_000,
         delay_micros in 100u64..50_000, jitter_micros in 0u64..20_000, cuts in prop::collection::vec((0usize..3, 0u64..60), 0..4),
     ) {
         let weather = Weather { loss_percent, double_percent, delay_micros, jitter_micros };
         let mut world = World::new(MODES[mode], weather, seed);
+        (0..2).for_each(|link| world.ends[0].handle_rate(link, Some(rate)));
         world.run_until(20_000_000, |world| world.ups == [1, 1]);
         let mut sent = 0;
         for (which, steps) in cuts.into_iter().chain([(3, 0)]) {
@@ -520,4 +521,27 @@ fn a_stall_of_this_process_is_no_silence_of_a_link() {
     world.ends[1].handle_timeout(world.now);
     assert_eq!(world.ends[1].live(), [true; 2]);
     assert_eq!(world.ends[1].sender.counters.resent_symbols, 0, "what went over a link that is there is sent again");
+}
+
+#[test]
+fn what_waits_for_more_over_busy_links_is_sent_in_time() {
+    let weather = Weather { loss_percent: 0, double_percent: 0, delay_micros: 100_000, jitter_micros: 0 };
+    let mut world = World::new(Mode::Auto, weather, 5);
+    (0..2).for_each(|link| world.ends[0].handle_rate(link, Some(1_000)));
+    world.run_until(5_000_000, |world| world.ups == [1, 1]);
+    for moment in 0..20 {
+        let start = world.now + 3_000_000 + moment * 2_000;
+        world.run_until(5_000_000, |world| world.now >= start);
+        let sent = world.now;
+        world.ends[0].send(World::frame(moment, 1_000)).unwrap();
+        world.run_until(5_000_000, |world| world.got[1].len() as u64 > moment);
+        let took = world.now - sent;
+        assert!((100_000..=125_000).contains(&took), "{took} us");
+    }
+    // As long as no link has room nobody is woken for it.
+    world.ends[0].send(World::frame(20, 1_000)).unwrap();
+    world.transmit();
+    let due = world.ends[0].sender.held_until().unwrap();
+    world.ends[0].handle_timeout(due);
+    assert!(world.ends[0].poll_timeout() > Some(due));
 }

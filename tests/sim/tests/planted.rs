@@ -112,7 +112,7 @@ fn first_seed(fault: Fault) -> u64 {
         Fault::Core(P::LeaseNotChecked) => 148,
         Fault::Core(P::PromiseNotKept) => 212,
         Fault::Core(P::ForkNotVoided) => 271,
-        Fault::Core(P::DirtyForgottenInCrash) => 599,
+        Fault::Core(P::DirtyForgottenInCrash) => 1692,
         Fault::Core(P::LiveNotDirty) => 389,
         Fault::Core(P::PromiseForgotten) => 799,
         Fault::Core(P::LeaseFromAnswer) => 3442,

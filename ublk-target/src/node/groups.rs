@@ -317,6 +317,10 @@ impl Node {
             return Err(in_use(&format!("Group {group}"), clients));
         }
         let label = actor.label();
+        // Others may have been served meanwhile.
+        if label.peer.is_some() || !Rc::ptr_eq(&self.group(group)?, &actor) {
+            return Err(ApiError::new(format!("Group {group} has changed meanwhile; look at it, and ask again")));
+        }
         let journal = fs::canonicalize(folder.join("journal")).map_err(|error| at(&folder, error))?;
         let home = fs::canonicalize(&folder).map_err(|error| at(&folder, error))?;
         // Else it is found out when the group is served no more.
