@@ -28,8 +28,8 @@ pub(super) enum WaitsFor {
 enum Promotion {
     /// Everything received is being settled.
     Settling { id: CommandId, target: Target },
-    /// The epoch change is being made durable.
-    Opening { id: CommandId, order: Order, reply: CommandReply },
+    /// The epoch change is being made durable; `former` is the epoch of the last record that was there.
+    Opening { id: CommandId, order: Order, former: Epoch, reply: CommandReply },
 }
 
 /// The state to which a node is promoted.
@@ -435,13 +435,12 @@ impl Group {
     fn continue_promotion(&mut self) {
         match self.commands.promotion {
             Some(Promotion::Settling { id, target }) if self.is_settled() => self.switch(id, target),
-            Some(Promotion::Opening { id, order, ref reply }) if self.durable >= order => {
+            Some(Promotion::Opening { id, order, former, ref reply }) if self.durable >= order => {
                 let reply = reply.clone();
                 self.commands.promotion = None;
                 self.pair.role = Role::Primary;
                 self.pair.left_behind = false;
-                let former = self.position_of(Order(order.0 - 1));
-                self.lease_after_promotion(former.epoch);
+                self.lease_after_promotion(former);
                 self.pair.state = if self.pair.peer.is_some() { PairState::Duplex } else { PairState::Simplex };
                 // The peer, when it comes back, has at most what was common before this epoch.
                 self.peer.stream_after(Order(order.0 - 1));
@@ -487,7 +486,7 @@ impl Group {
         self.sync.wanted = true;
         let dropped_record_count = before.seq.0.saturating_sub(at.seq.0);
         let reply = CommandReply::Promoted { epoch, generation, at, dropped_record_count };
-        self.commands.promotion = Some(Promotion::Opening { id, order, reply });
+        self.commands.promotion = Some(Promotion::Opening { id, order, former: before.epoch, reply });
     }
 
     /// Makes void what came after the restart point `fork`.

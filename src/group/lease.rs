@@ -193,14 +193,17 @@ impl Group {
         }
     }
 
-    /// After a promotion out of `epoch`: unless the other node has stepped down for this one, nobody may be there who could grant a
-    /// lease. But a node that was itself the primary of that epoch is believed to be fenced by who was its standby, and stays so.
+    /// After a promotion of a node whose last record was of `epoch`, wherever it has gone back to: unless the other node has stepped
+    /// down for this one, nobody may be there who could grant a lease. But a node that was itself the primary of that epoch is
+    /// believed to be fenced by who was its standby, and stays so.
     pub(super) fn lease_after_promotion(&mut self, epoch: Epoch) {
         if !self.leasing.is_released && self.pair.lease_millis > 0 && self.pair.former_epoch != epoch {
             self.pair.lease_millis = 0;
             self.event(Event::LeaseDropped);
         }
-        self.leasing = Leasing { told: !self.needs_lease(), ..Leasing::default() };
+        // Nothing is to be said of the moment until a peer that is there grants one.
+        let told = !self.needs_lease() || !self.peer.connected;
+        self.leasing = Leasing { told, ..Leasing::default() };
     }
 
     /// Asks for leases, tells what became of them, and grants what the peer asked for.

@@ -3,6 +3,7 @@
 use super::pair_bench::Pair;
 use crate::{
     command::{Command, CommandError, CommandId, CommandReply, PromoteTarget},
+    output::Event,
     pair::{PairState, Role},
     request::{Operation, Reply, RequestError, RequestId},
 };
@@ -276,6 +277,50 @@ fn a_lease_wants_a_peer_that_is_there() {
     assert!(matches!(refused, Err(CommandError::WrongPairState { .. })), "{refused:?}");
     let refused = pair.command(1, Command::SetLease { millis: MILLIS, force: false });
     assert!(matches!(refused, Err(CommandError::WrongRole { .. })), "{refused:?}");
+}
+
+/// Both are standbys, because the primary was demoted by hand, and cannot hear each other: whoever is promoted, to what and in which
+/// order, and whichever starts anew before, only one of them answers, and that is not who was the primary.
+#[test]
+fn of_two_standbys_that_are_promoted_only_one_answers() {
+    let point = Command::Promote { target: PromoteTarget::RestartPoint, force: false };
+    for case in 0..32u8 {
+        let is = |bit: u8| case >> bit & 1 == 1;
+        let mut pair = Pair::leased([case; 32], [100; 2]);
+        // The restart point is of an epoch before the last.
+        pair.command(0, Command::RestartPoint { label: "early".parse().unwrap() }).unwrap();
+        pair.run_for(1_000_000);
+        pair.command(0, Command::HandOver).unwrap();
+        pair.run_for(1_000);
+        pair.command(1, PROMOTE).unwrap();
+        pair.run_for(1_000_000);
+        pair.connect();
+        pair.run_for(1_000_000);
+        let id = pair.write_to(1);
+        pair.run_for(1_000_000);
+        assert!(pair.is_answered(1, id), "case {case}");
+        pair.command(1, Command::Demote { discard_fork: false }).unwrap();
+        pair.cut();
+        pair.nodes[1].events.clear();
+        for node in [0, 1] {
+            if is(3 + node as u8) {
+                drop(pair.reopen(node));
+            }
+        }
+        pair.run_for(PROMISE);
+        let order = if is(0) { [0, 1] } else { [1, 0] };
+        for node in order {
+            let target = if is(1 + node as u8) { point.clone() } else { PROMOTE };
+            pair.command(node, target).unwrap();
+        }
+        let asked = order.map(|node| (node, pair.write_to(node)));
+        pair.run_for(20_000_000);
+        // Who answers nothing says so.
+        let events = &pair.nodes[1].events;
+        assert!(events.contains(&Event::LeaseLost), "case {case}: {events:?}");
+        let answering: Vec<_> = asked.into_iter().filter(|(node, id)| pair.is_answered(*node, *id)).collect();
+        assert!(matches!(answering[..], [(0, _)]), "case {case}: {answering:?} answer");
+    }
 }
 
 #[derive(Clone, Debug)]

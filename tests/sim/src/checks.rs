@@ -286,6 +286,9 @@ impl World {
         let outside = &mut self.outside[group];
         let owner = *outside.epochs.entry(epoch).or_insert(node);
         assert!(owner == node, "I5: both nodes answer in epoch {epoch:#x} of group {group}");
+        if epoch == outside.ends[1 - node] {
+            outside.ended[1 - node] = epoch.max(outside.ended[1 - node]);
+        }
         let ended = outside.ended[node];
         assert!(
             epoch >= ended,
@@ -365,11 +368,13 @@ impl World {
         let hint = self.outside[group].hint[node];
         let is_forced = hint.is_none_or(|(_, force)| force);
         let now = self.nodes[other].clock.now(self.now);
-        let lease = self.group(other, group).map(|core| core.status(now).lease.is_some());
+        let status = self.group(other, group).map(|core| core.status(now));
         let outside = &mut self.outside[group];
+        let (has_lease, role) = status.map_or(outside.had_lease[other], |status| (status.lease.is_some(), status.role));
         // What a promotion by force has broken, a later one does not mend.
-        if lease.unwrap_or(outside.had_lease[other]) && !is_forced && !outside.spent[node] {
-            outside.ended[other] = outside.ended[other].max(epoch);
+        if has_lease && !is_forced && !outside.spent[node] {
+            let ended = if role == Role::Secondary { &mut outside.ends } else { &mut outside.ended };
+            ended[other] = ended[other].max(epoch);
         }
         let (remote, remote_generation) = outside.promised(node);
         let remote = outside.handed_over[node].take().or(remote);

@@ -122,7 +122,8 @@ impl World {
             self.outside[group].forget_requests(node);
             self.outside[group].forget_readers(node);
             self.outside[group].crashed(node, false);
-            let lease = slot.group.as_ref().is_some_and(|core| core.status(now).lease.is_some());
+            let status = slot.group.as_ref().map(|core| core.status(now));
+            let lease = status.map_or((false, Role::Secondary), |status| (status.lease.is_some(), status.role));
             self.outside[group].had_lease[node] = lease;
         }
         self.nodes[node].life += 1;
@@ -298,7 +299,7 @@ impl World {
         self.outside[group].forget_promises();
         self.outside[group].forks[node].clear();
         // Whoever made it has given up what was here, and the epochs that were opened here.
-        self.outside[group].ended = [0; 2];
+        self.outside[group].forget_fences();
         self.outside[group].serving[node] = Serving::Nothing;
         self.pump(node);
         self.tell_up(node, group);

@@ -106,7 +106,7 @@ impl World {
         self.trace.mark(&format!("command: {}", first_word(&command)));
         if matches!(command, Command::SetLease { millis: 0, force: true }) {
             // Whoever says so knows that nobody else serves.
-            self.outside[group].ended = [0; 2];
+            self.outside[group].forget_fences();
         }
         if let Command::Promote { target, force } = command
             && !self.errands.promotes(node, group)

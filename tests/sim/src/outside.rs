@@ -31,8 +31,10 @@ pub struct Outside {
     pub epochs: BTreeMap<u64, usize>,
     /// A node must not answer in an epoch before this one: the other was promoted in it while this one was fenced.
     pub ended: [u64; 2],
-    /// Whether a node that died counted on a lease.
-    pub had_lease: [bool; 2],
+    /// As `ended`, from the first answer of the other one on: this node was a standby as well, and may have been promoted first.
+    pub ends: [u64; 2],
+    /// Whether a node that died had a lease or gave one, and its role.
+    pub had_lease: [(bool, Role); 2],
     /// To what a node was asked to be promoted, and whether by force.
     pub hint: [Option<(PromoteTarget, bool)>; 2],
     /// To which restart point it says that it was.
@@ -183,7 +185,8 @@ impl Outside {
             looked: BTreeMap::new(),
             epochs: BTreeMap::new(),
             ended: [0; 2],
-            had_lease: [false; 2],
+            ends: [0; 2],
+            had_lease: [(false, Role::Secondary); 2],
             hint: [None; 2],
             told_generation: [None; 2],
             handed_over: [None; 2],
@@ -267,6 +270,11 @@ impl Outside {
         self.handed_over = [None; 2];
     }
 
+    /// Nobody is fenced any more: somebody says so who knows that only one node serves.
+    pub fn forget_fences(&mut self) {
+        (self.ended, self.ends) = ([0; 2], [0; 2]);
+    }
+
     /// What a standby was promised to have of what its primary serves.
     pub fn promised(&self, standby: usize) -> (Option<Place>, u32) {
         let branch = self.branch(1 - standby).filter(|_| !self.spent[standby]);
@@ -275,8 +283,14 @@ impl Outside {
         (place.filter(|place| place.count > 0), generation)
     }
 
-    /// A standby is heard by its primary: what it is promised to have counts from now on.
+    /// A standby is heard by its primary: what it is promised to have counts from now on. If the primary has lost its power since, the
+    /// standby goes back to what that one has left.
     pub fn standby_greets(&mut self, standby: usize) {
+        if let Serving::Unsettled(Expect::Crash { branch, bound, declared }) = self.serving[1 - standby] {
+            let line = &mut self.history.branches[branch];
+            line.remote = line.remote.min(bound);
+            line.remote_generation = line.remote_generation.min(declared);
+        }
         if std::mem::take(&mut self.spent[standby])
             && let Some(branch) = self.branch(1 - standby)
         {

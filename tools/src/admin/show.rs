@@ -84,7 +84,10 @@ fn group(value: &Value) -> String {
     if lease.is_object() {
         let (seconds, left) = (number(lease, "millis") / 1000, number(lease, "left_millis"));
         let how = match (text(value, "role"), left) {
-            ("primary", 0) => "LOST: nothing is answered until the standby grants another".to_owned(),
+            ("primary", 0) => format!(
+                "LOST: nothing is answered until the standby grants another; if that one surely serves nothing: ublk-admin fence {} none --force",
+                text(value, "group")
+            ),
             ("primary", _) => "held".to_owned(),
             (_, 0) => "not promised".to_owned(),
             (_, left) => format!("promised for another {} s: promotion waits", left.div_ceil(1000)),
