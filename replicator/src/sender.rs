@@ -29,8 +29,14 @@ const LATE_MICROS_MAX: u64 = 10_000;
 const RESIDUAL: f64 = 1e-6;
 /// The same in a backlog.
 const RESIDUAL_BACKLOG: f64 = 5e-4;
+/// The same where so much waits that a block is repaired before the last of it has gone.
+const RESIDUAL_DEEP: f64 = 0.1;
 /// So many full blocks that wait are a backlog.
 const BACKLOG_BLOCKS: u64 = 8;
+/// So many round trips pass before a block is whole that was asked for, and where the answer to that was lost too, nearly always.
+const REPAIR_ROUNDS: u64 = 2;
+/// Blocks wait for one that is asked for; while so many round trips fit into what can be under way, none waits for room.
+const ROOM_ROUNDS: u64 = 8;
 /// Symbols that stand in line for both links together, at most, before more of them are sent again: all of the blocks that can be
 /// under way.
 const LINE_LENGTH_MAX: usize = COMPLETE_BIT_COUNT as usize * SYMBOL_COUNT_MAX;
@@ -50,6 +56,8 @@ pub struct Path {
     /// So long it waits for a block to be full, in microseconds: little blocks need many repair symbols, for which a busy link has
     /// no room.
     pub hold: u64,
+    /// Bytes that all links together carry in a round trip, if that is known.
+    pub under_way: Option<u64>,
 }
 
 struct Block {
@@ -190,7 +198,7 @@ impl Sender {
             }
             // Only there does a block have more repair symbols the smaller it is.
             let hold = if stripe { path.hold } else { 0 };
-            if self.waits_for_more(now, hold) || !self.make_blocks(link, live, mode, path.loss) {
+            if self.waits_for_more(now, hold) || !self.make_blocks(link, live, mode, path) {
                 return None;
             }
             self.queued_since = None;
@@ -246,14 +254,25 @@ impl Sender {
         self.queued >= BACKLOG_BLOCKS * BLOCK_SIZE_MAX
     }
 
+    /// Whether so much waits that what a block lacks has been asked for and sent before the last of it goes. Then nothing is gained by
+    /// sending more than it takes.
+    fn is_deep(&self, under_way: Option<u64>) -> bool {
+        let room = COMPLETE_BIT_COUNT * BLOCK_SIZE_MAX / ROOM_ROUNDS;
+        under_way.is_some_and(|bytes| bytes <= room && self.queued >= REPAIR_ROUNDS * bytes)
+    }
+
     /// Cuts blocks from the queue and lines their symbols up.
-    fn make_blocks(&mut self, link: usize, live: [bool; 2], mode: Mode, loss: f64) -> bool {
+    fn make_blocks(&mut self, link: usize, live: [bool; 2], mode: Mode, path: Path) -> bool {
         let is_backlog = self.is_backlog();
-        let residual = if is_backlog { RESIDUAL_BACKLOG } else { RESIDUAL };
+        let residual = match is_backlog {
+            true if self.is_deep(path.under_way) => RESIDUAL_DEEP,
+            true => RESIDUAL_BACKLOG,
+            false => RESIDUAL,
+        };
         let repair = |count| match mode {
             Mode::Split => count,
             Mode::Mirror => 0,
-            Mode::Stripe | Mode::Auto => repair_count(count, loss, residual),
+            Mode::Stripe | Mode::Auto => repair_count(count, path.loss, residual),
         };
         let most = if is_backlog { INTERLEAVED_BLOCKS } else { 1 };
         let blocks: Vec<(u64, usize, usize)> = (0..most).map_while(|_| self.make_block(repair)).collect();

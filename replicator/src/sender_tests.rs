@@ -72,6 +72,29 @@ fn little_goes_over_the_nearer_link_alone_and_much_over_both() {
     assert!(sender.poll(1, 1, [false, true], Mode::Auto, far).is_some());
 }
 
+/// How many repair symbols are sent with full blocks, the first of them and the last, of a queue of so many bytes.
+fn repair_counts(queue: usize, path: Path) -> [usize; 2] {
+    let (mut sender, _) = sending(queue);
+    let symbols: Vec<_> = std::iter::from_fn(|| sender.poll(1, 0, [true; 2], Mode::Auto, path)).collect();
+    let full: Vec<u64> =
+        symbols.iter().filter(|symbol| symbol.shape.source_count == 32).map(|symbol| symbol.block).collect();
+    let count = |block: u64| symbols.iter().filter(|symbol| symbol.block == block).count();
+    [full.iter().min(), full.iter().max()].map(|block| count(*block.unwrap()) - 32)
+}
+
+/// What waits behind a block takes longer than it takes to ask for what it lacks; behind the last of them nothing waits.
+#[test]
+fn a_deep_backlog_has_few_repair_symbols_and_its_end_all() {
+    let path = Path { loss: 0.05, under_way: Some(400_000), ..Path::default() };
+    assert_eq!(repair_counts(1 << 20, path), [3, 11]);
+    let many = repair_count(32, 0.05, RESIDUAL_BACKLOG);
+    // Less waits than it takes; so much is under way that blocks would wait for room; nothing is known.
+    for (queue, under_way) in [(700_000, Some(400_000)), (16 << 20, Some(5_000_000)), (1 << 20, None)] {
+        let path = Path { under_way, ..path };
+        assert_eq!(repair_counts(queue, path), [many, 11], "{queue} bytes, {under_way:?} under way");
+    }
+}
+
 #[test]
 fn a_burst_of_loss_hits_each_block_of_a_backlog_a_little() {
     let (mut sender, _) = sending(1 << 20);

@@ -494,7 +494,16 @@ impl Session {
 
     fn path(&self, now: u64, link: usize) -> Path {
         let line = &self.links[link];
-        Path { loss: line.loss, is_farther: self.is_farther(link), hold: line.hold(now) }
+        let (is_farther, hold) = (self.is_farther(link), line.hold(now));
+        Path { loss: line.loss, is_farther, hold, under_way: self.under_way() }
+    }
+
+    /// Bytes that the live links together carry in a round trip, if that is known.
+    fn under_way(&self) -> Option<u64> {
+        let live = self.live();
+        let rates = (0..2).filter(|link| live[*link]).map(|link| self.links[link].rate);
+        let rate = rates.sum::<Option<u64>>()?;
+        Some((u128::from(rate) * u128::from(self.rtt()) / 1_000_000) as u64)
     }
 
     fn is_farther(&self, link: usize) -> bool {

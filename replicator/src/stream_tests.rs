@@ -362,16 +362,19 @@ fn a_link_that_is_cut_one_way_delays_nothing_by_more_than_a_round_trip_and_100_m
 /// A datagram of 1,100 bytes of the stream has 116 others, and nine tenths of the rate are the goal, less repair symbols.
 #[test]
 fn what_lines_let_through_is_used() {
-    for (loss_thousandths, least) in [(0, 0.84), (10, 0.77), (50, 0.69), (100, 0.59)] {
-        let line =
-            Line { rate: 5_000_000, delay: 50_000, queue: 96_000, loss_thousandths, burst: 1, is_cut: [false; 2] };
-        for random in 1..4 {
-            let mut world = World { random, ..World::new(line, None) };
-            world.run(4 * SECOND);
-            let came = world.came;
-            world.run(3 * SECOND);
-            let part = ((world.came - came) * FRAME as u64) as f64 / (6 * line.rate) as f64;
-            assert!(part > least, "{loss_thousandths} in 1,000, chances {random}: {part} of the rate");
+    for (delay, queue, parts) in
+        [(10_000, 50_000, [0.85, 0.83, 0.77, 0.71]), (50_000, 96_000, [0.84, 0.80, 0.74, 0.64])]
+    {
+        for (loss_thousandths, least) in [0, 10, 50, 100].into_iter().zip(parts) {
+            let line = Line { rate: 5_000_000, delay, queue, loss_thousandths, burst: 1, is_cut: [false; 2] };
+            for random in 1..4 {
+                let mut world = World { random, ..World::new(line, None) };
+                world.run(4 * SECOND);
+                let came = world.came;
+                world.run(3 * SECOND);
+                let part = ((world.came - came) * FRAME as u64) as f64 / (6 * line.rate) as f64;
+                assert!(part > least, "{delay} us, {loss_thousandths} in 1,000, chances {random}: {part} of the rate");
+            }
         }
     }
 }
@@ -412,12 +415,13 @@ fn lines_that_return_are_used_again_without_a_burst() {
 #[test]
 fn what_the_standby_lacks_is_not_old() {
     for (delay, loss_thousandths, burst, let_through, most) in [
-        (10_000, 10, 1, 0.83, 1),
-        (10_000, 50, 1, 0.75, 1),
-        (50_000, 100, 1, 0.64, 1),
-        (10_000, 10, 8, 0.80, 3),
-        (10_000, 50, 8, 0.75, 3),
-        (50_000, 50, 8, 0.75, 3),
+        (10_000, 10, 1, 0.87, 1),
+        (10_000, 50, 1, 0.80, 1),
+        (10_000, 100, 1, 0.74, 1),
+        (50_000, 100, 1, 0.73, 1),
+        (10_000, 10, 8, 0.86, 3),
+        (10_000, 50, 8, 0.81, 3),
+        (50_000, 50, 8, 0.78, 3),
     ] {
         let line = Line { rate: 12_500_000, delay, loss_thousandths, burst, ..GOOD };
         let case = format!("{delay} us, {loss_thousandths} in 1,000, bursts of {burst}");
@@ -432,7 +436,7 @@ fn what_the_standby_lacks_is_not_old() {
             ages.extend(world.ages);
             // Little blocks with the repair symbols that they need would take all of the lines.
             let part = (world.sent - sent) as f64 / (3 * 2 * line.rate) as f64;
-            assert!(part < 0.96, "{case}: {part} of the rate is in use");
+            assert!(part < 0.98, "{case}: {part} of the rate is in use");
         }
         ages.sort();
         let oldest = ages[ages.len() * 99 / 100];
