@@ -27,6 +27,9 @@ pub struct Connection {
     heard: [u64; 2],
 }
 
+/// What a connection is said to be paced at, in bytes a second: for some a burst is a deep backlog, or the link busy. Nothing is.
+const RATES: [Option<u64>; 3] = [None, Some(1 << 20), Some(100 << 20)];
+
 fn seal(number: u32, bytes: &[u8]) -> Vec<u8> {
     let mut packet = vec![0; HEAD / 2];
     packet.extend(number.to_le_bytes());
@@ -50,6 +53,7 @@ impl World {
         let Some(daemon) = &mut self.nodes[node].daemon else { return };
         for link in 0..self.config.link_count {
             let Some(connection) = self.connections[link] else { continue };
+            daemon.session.handle_rate(link, RATES[connection.number as usize % RATES.len()]);
             while let Some(bytes) = daemon.session.poll_transmit(shown, link) {
                 let packet = seal(connection.number, &bytes);
                 self.lines[link][node].handle_packet(Duration::from_micros(self.now), packet);
