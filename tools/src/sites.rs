@@ -213,6 +213,16 @@ impl Sites {
         }
     }
 
+    /// Waits until the journals of these nodes were written with zeroes, which keeps their disks busy.
+    ///
+    /// # Errors
+    /// When that does not come about.
+    pub fn wait_prepared(&self, nodes: &[usize]) -> anyhow::Result<()> {
+        nodes.iter().try_for_each(|node| {
+            self.wait(*node, "a journal that is prepared", |status| status["journal_unprepared"] == 0).map(drop)
+        })
+    }
+
     /// Waits until the standby has everything.
     ///
     /// # Errors

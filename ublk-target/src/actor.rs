@@ -246,6 +246,11 @@ impl GroupActor {
         }
     }
 
+    /// Bytes of the journal that are still to be written for that.
+    pub fn unprepared_bytes(&self) -> u64 {
+        self.state.borrow().media.0.get(&MediumId::Journal).map_or(0, Medium::unprepared_bytes)
+    }
+
     /// Adds a volume whose pool is formatted.
     pub async fn add_volume(&self, spec: VolumeSpec, pool: Medium) -> CommandResult {
         let receiver = {

@@ -164,6 +164,11 @@ impl Medium {
         self.ring.preparation.add(&self.ring.file, range);
     }
 
+    /// Bytes of that which are still to be written.
+    pub fn unprepared_bytes(&self) -> u64 {
+        self.ring.preparation.left_bytes()
+    }
+
     /// Creates a file of `size` bytes and opens it. What exists is only opened.
     pub fn create(path: &Path, size: u64, allocation: Allocation, options: MediaOptions) -> Result<Self, MediumError> {
         let error = |source| MediumError::Create { path: path.into(), size, source };

@@ -425,6 +425,7 @@ impl Node {
         if let Value::Object(fields) = &mut value {
             fields.insert("group".into(), label.name.as_str().into());
             fields.insert("id".into(), label.group.to_string().into());
+            fields.insert("journal_unprepared".into(), group.unprepared_bytes().into());
             fields.insert("peer_name".into(), peer.map(|peer| peer.name.clone()).into());
             let session = peer.map(|peer| serde_json::to_value(peer.status())).transpose();
             for volume in fields.get_mut("volumes").and_then(Value::as_array_mut).into_iter().flatten() {

@@ -41,6 +41,13 @@ impl Preparation {
         }
     }
 
+    /// Bytes that are still to be written.
+    pub fn left_bytes(&self) -> u64 {
+        let left = self.left.borrow();
+        // What could not be written is not waited for.
+        if self.is_running.get() { left.end.saturating_sub(left.start) } else { 0 }
+    }
+
     async fn run(self: Rc<Self>, file: Weak<File>) {
         let zeroes = AlignedBuffer::new(PIECE_SIZE as usize).freeze();
         while let Some(file) = file.upgrade()
@@ -159,6 +166,10 @@ mod tests {
             let preparation = Rc::new(Preparation::default());
             preparation.add(&file, 0..first);
             preparation.add(&file, first..size);
+            assert_eq!(preparation.left_bytes(), size);
+            while preparation.left_bytes() > 0 {
+                tokio_uring::no_op().await.unwrap();
+            }
             while preparation.is_running.get() {
                 tokio_uring::no_op().await.unwrap();
             }

@@ -157,9 +157,13 @@ fn group(value: &Value) -> String {
             text(value, "group")
         );
     }
+    let preparing = match number(value, "journal_unprepared") {
+        0 => String::new(),
+        left => format!("; new, {} still to be written with zeroes", size(left)),
+    };
     let _ = writeln!(
         out,
-        "  journal     {} of {} in use",
+        "  journal     {} of {} in use{preparing}",
         size(number(value, "journal_used")),
         size(number(value, "journal_size"))
     );

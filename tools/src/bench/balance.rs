@@ -42,6 +42,7 @@ impl Balance {
             sites.nodes[0].configure_alone()?;
             sites.start(0)?;
             sites.create_volume()?;
+            sites.wait_prepared(&[0])?;
             Ok(sites)
         })?;
         let (millis, seconds) = writes(&mut sites.client(0)?, count)?;

@@ -121,6 +121,7 @@ impl Beside {
         let namespaces = [End::Near, End::Far].map(|end| (network.name(end), end.address()));
         let sites = Sites::in_namespaces(&lines::site_options(options, scenario, round), namespaces)?;
         sites.start_paired()?;
+        sites.wait_prepared(&[0, 1])?;
         sites.ask(0, &["level", GROUP, "local"])?;
         let row = scenario.name.as_str();
         let (warm_up, rate) = (options.warm_up(scenario), rate_bits(scenario));

@@ -87,7 +87,9 @@ fn site_options(options: &LifeOptions, round: u32, size: &'static str, line: Opt
 
 fn sites(options: &LifeOptions, round: u32, size: &'static str, line: Option<LineSettings>) -> anyhow::Result<Sites> {
     let options = site_options(options, round, size, line);
-    with_free_ports(|| Sites::paired(&options))
+    let sites = with_free_ports(|| Sites::paired(&options))?;
+    sites.wait_prepared(&[0, 1])?;
+    Ok(sites)
 }
 
 fn takeover(

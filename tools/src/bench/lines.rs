@@ -98,13 +98,17 @@ pub fn measure(options: &WanOptions, scenario: &Scenario, round: u32, reports: &
 }
 
 fn sites(options: &WanOptions, scenario: &Scenario, round: u32) -> anyhow::Result<Sites> {
-    let site_options = site_options(options, scenario, round);
+    let backlog = load::backlog_bytes(scenario.rate_bits(), options.warm_up(scenario) + options.took);
+    // No larger than it must be, as it is written with zeroes first.
+    let journal_size = format!("{}MiB", 256 + (backlog * 1.2) as u64 / (1 << 20));
+    let site_options = SiteOptions { journal_size, ..site_options(options, scenario, round) };
     with_free_ports(|| {
         let sites = Sites::new(&site_options)?;
         sites.links[1].change(|line| *line = scenario.links[1].clone());
         sites.start_paired()?;
         Ok(sites)
     })
+    .and_then(|sites| sites.wait_prepared(&[0, 1]).map(|()| sites))
 }
 
 /// Nodes whose both links are the first of these lines.

@@ -128,8 +128,8 @@ pub fn backlog_goodput(
     at_window: &mut dyn FnMut(),
 ) -> anyhow::Result<f64> {
     let start = Instant::now();
-    let size = rate_bits / 8.0 * (warm_up + took).as_secs_f64() * 1.1 + 1e6;
-    write_bytes(&mut sites.client(0)?, size.min(BACKLOG_BYTES_MAX))?;
+    let size = backlog_bytes(rate_bits, warm_up + took);
+    write_bytes(&mut sites.client(0)?, size)?;
     thread::sleep((start + warm_up).saturating_duration_since(Instant::now()));
     let (before, from) = (sites.lag(0)?.bytes, Instant::now());
     at_window();
@@ -140,6 +140,11 @@ pub fn backlog_goodput(
         bail!("{size:.0} bytes are no backlog for {:?}", warm_up + took);
     }
     Ok(before.saturating_sub(after) as f64 * 8.0 / lasted.as_secs_f64())
+}
+
+/// More than a line of `rate_bits` carries in so long.
+pub fn backlog_bytes(rate_bits: f64, took: Duration) -> f64 {
+    (rate_bits / 8.0 * took.as_secs_f64() * 1.1 + 1e6).min(BACKLOG_BYTES_MAX)
 }
 
 /// Writes so many bytes from the start, in whole chunks, a few requests in flight.

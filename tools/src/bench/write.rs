@@ -158,6 +158,7 @@ fn ours(options: &WriteOptions) -> anyhow::Result<Vec<Target>> {
             alone.nodes[0].configure_alone()?;
             alone.start(0)?;
             alone.create_volume()?;
+            alone.wait_prepared(&[0])?;
             Ok(alone)
         })?);
         let (disk, written) = (disk(&alone), written(&alone));
@@ -175,6 +176,7 @@ fn ours(options: &WriteOptions) -> anyhow::Result<Vec<Target>> {
         )?,
     ];
     let pair = Rc::new(with_free_ports(|| Sites::paired(&sites("holdfast-bench-pair", 2)))?);
+    pair.wait_prepared(&[0, 1])?;
     let about = [
         "level local: answered from the own journal; both nodes on this machine and its disk, nothing between them",
         "level remote: answered when the standby has it durable; both nodes on this machine and its disk",
