@@ -9,6 +9,7 @@
 //! as it is sealed, and acknowledged when it is durable there.
 
 mod add_volume;
+mod ahead;
 mod assembly;
 mod batch;
 mod behind;

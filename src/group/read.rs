@@ -39,7 +39,7 @@ pub(super) enum Reader {
     /// Reads of an earlier session may end late: the read's number tells.
     Copy(ReadCount),
     /// An entry that is to be sent and is no longer in memory.
-    Resend(ReadCount, Order),
+    Resend(ReadCount),
     /// A range whose digests the peer sent.
     Compare(ReadCount),
     /// A range whose digests the peer is to get.
@@ -243,7 +243,7 @@ impl Group {
             Reader::Host(asked) => self.read_ended(asked.id, result.map(Reply::Data)),
             Reader::Fetch(number) => self.fetch_read(number, result.ok()),
             Reader::Copy(number) => self.copy_read(number, result.ok()),
-            Reader::Resend(number, order) => self.resend_read(number, order, result.ok()),
+            Reader::Resend(number) => self.resend_read(number, result.ok()),
             Reader::Compare(number) => self.compare_read(number, result.ok()),
             Reader::Verify(number) => self.verify_read_done(number, result.ok()),
             Reader::View(id) => self.answer(id, result.map(Reply::Data)),

@@ -4,10 +4,7 @@
 //! The stream is *anchored* when the journal (with the bitmap's help) holds everything that the peer lacks. While it is
 //! not, every change is noted in the bitmap and the journal does not wait for the peer.
 
-use super::{
-    Group,
-    read::{Reader, join},
-};
+use super::{Group, ahead::ReadAhead};
 use crate::{
     format::{
         message::{Greeting, Range},
@@ -15,7 +12,6 @@ use crate::{
     },
     output::{Event, Frame, Output},
     pair::{Cause, PairState, Role},
-    table::ReadCount,
     testing::{Plant, planted},
     units::{FrameCount, Now, Order, Position, Seq, VolumeId},
 };
@@ -57,8 +53,8 @@ pub(super) struct Peer {
     pub(super) credit: u64,
     /// The last entry that was sent.
     cursor: Order,
-    /// An entry that is being read to be sent.
-    resending: Option<ReadCount>,
+    /// Entries that are being read to be sent.
+    pub(super) ahead: ReadAhead,
     /// Journalled frames that are not acknowledged, each with its size, and their size together.
     sent: VecDeque<(Sent, u64)>,
     sent_size: u64,
@@ -161,7 +157,7 @@ impl Peer {
         self.greeted = false;
         self.streaming = false;
         self.credit = 0;
-        self.resending = None;
+        self.ahead.clear();
         self.forget_sent();
         self.acknowledged_count = 0;
         self.received = 0;
@@ -178,7 +174,7 @@ impl Peer {
         self.confirmed = self.confirmed.min(order);
         self.streaming = true;
         self.anchored = true;
-        self.resending = None;
+        self.ahead.clear();
     }
 
     /// Of a peer in a new epoch nothing is known before it has said something.
@@ -195,7 +191,7 @@ impl Peer {
     pub(super) fn lose_anchor(&mut self) {
         self.fork = None;
         self.streaming = false;
-        self.resending = None;
+        self.ahead.clear();
         self.anchored = false;
         self.tracking_durable = false;
         self.forget_sent();
@@ -265,31 +261,40 @@ impl Group {
         self.answer_waiting();
     }
 
+    /// Up to where entries may be sent.
+    pub(super) fn send_limit(&self) -> Order {
+        self.sealed.min(self.drain_limit())
+    }
+
     /// Sends what the carrier can take.
     pub(super) fn send(&mut self) {
         while self.peer.streaming
-            && self.peer.resending.is_none()
             && self.peer.credit > 0
             && self.peer.sent_size < SENT_SIZE_MAX
-            && self.peer.cursor < self.sealed.min(self.drain_limit())
+            && self.peer.cursor < self.send_limit()
             && !self.copy.is_starved()
         {
             let order = self.peer.cursor.next();
             let Some(entry) = self.journal.entry(order) else {
                 return;
             };
-            let record = entry.record;
-            // A void entry, or one that a former life as secondary left: the peer has no use for it.
-            let is_forgotten = record.kind == Kind::Discard && planted(Plant::DiscardNotSent)
-                || entry.payload.is_none() && planted(Plant::GapTaken);
-            if entry.is_void || !record.kind.is_sequenced() || is_forgotten {
+            if !Self::is_for_peer(entry) {
                 self.peer.cursor = order;
                 continue;
             }
-            let Some(payload) = entry.payload.clone() else {
-                return self.resend(order);
-            };
-            self.send_record(order, &record, payload);
+            let record = entry.record;
+            if let Some(payload) = entry.payload.clone() {
+                self.send_record(order, &record, payload);
+                continue;
+            }
+            self.read_ahead(order);
+            match self.peer.ahead.take() {
+                Some(Some(payload)) => self.send_record(order, &record, payload),
+                // The medium no longer has what it promised: the peer gets the present content instead.
+                Some(None) => return self.suspend(Cause::Peer),
+                // It is being read.
+                None => return,
+            }
         }
     }
 
@@ -309,31 +314,6 @@ impl Group {
             self.peer.sent_size += size;
         }
         self.outputs.push_back(Output::Send(Frame { header, payload }));
-    }
-
-    /// Reads an entry's data again, because it is no longer in memory.
-    fn resend(&mut self, order: Order) {
-        let number = self.reads.next();
-        self.peer.resending = Some(number);
-        self.read_entry(Reader::Resend(number, order), order);
-    }
-
-    /// An entry's data was read again (`None`: it could not be).
-    pub(super) fn resend_read(&mut self, number: ReadCount, order: Order, data: Option<Vec<Bytes>>) {
-        if self.peer.resending != Some(number) {
-            return;
-        }
-        self.peer.resending = None;
-        let Some(entry) = self.journal.entry(order) else {
-            return;
-        };
-        let record = entry.record;
-        let payload = data.map(|parts| join(&parts));
-        match payload.filter(|payload| record.check_payload(payload).is_ok()) {
-            Some(payload) => self.send_record(order, &record, payload),
-            // The medium no longer has what it promised: the peer gets the present content instead.
-            None => self.suspend(Cause::Peer),
-        }
     }
 
     /// Suspends the pair before the journal is full, so that service goes on.
