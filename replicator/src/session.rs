@@ -8,6 +8,8 @@
 //! [`SessionOptions::timeout_micros`]. Within a session every frame arrives once and in order; across sessions nothing
 //! is kept, and the layers above find out by themselves what must be sent again.
 
+mod links;
+
 use crate::{
     ChannelId, Frame, LinkState, LinkStatus, Mode, Received, SessionName, SessionStatus,
     came::Came,
@@ -16,7 +18,7 @@ use crate::{
     packet::{self, Acknowledgement, Body, Header, PacketError},
     proof::Proof,
     receiver::Receiver,
-    sender::{self, Path, Sender},
+    sender::{self, Sender},
     testing::{Plant, planted},
 };
 use bytes::Bytes;
@@ -33,16 +35,7 @@ const REPEAT_MICROS: std::ops::RangeInclusive<u64> = 2_000..=10_000;
 const KEEPALIVE_MICROS: u64 = 40_000;
 /// What counts as a link's loss before it was measured: rather a symbol too many than a round trip more.
 const INITIAL_LOSS: f64 = 0.02;
-/// What counts as a round trip before one was measured.
-const INITIAL_RTT_MICROS: u64 = 100_000;
-/// While so many datagrams came over the other link for so long, in microseconds, one that is silent is not used.
-const OVERTAKEN_COUNT: u32 = 3;
-const OVERTAKEN_MICROS: u64 = 40_000;
-/// A link that is silent for three round trips and this is dead.
-const SILENCE_MICROS: u64 = 100_000;
 
-/// A round trip that is longer by less than this, or by less than a quarter, is no longer one, in microseconds.
-const FARTHER_MICROS: u64 = 2_000;
 /// How a session behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionOptions {
@@ -277,33 +270,12 @@ impl Session {
         other.overtaken = if count == 0 { (1, now) } else { (count.saturating_add(1), since) };
     }
 
-    /// Whether so much was heard over the other link that this one is likely to be gone: acknowledgements go over both, so this
-    /// shows long before it counts as dead.
-    fn is_overtaken(&self, link: usize) -> bool {
-        let [line, other] = [self.links[link], self.links[1 - link]];
-        let farther = self.farther(link);
-        let (count, since) = line.overtaken;
-        let is_long = count >= OVERTAKEN_COUNT && other.heard >= since + OVERTAKEN_MICROS + farther;
-        is_long && line.alive && line.open && !line.is_silent
-    }
-
-    /// Whether nothing that is sent over this link seems to arrive, though something is heard over it.
-    fn is_doubtful(&self, link: usize) -> bool {
-        self.live() == [true; 2] && self.proofs[link].is_doubtful(&self.proofs[1 - link], self.farther(link))
-    }
-
-    /// How much longer this link's round trip is than the other's.
-    fn farther(&self, link: usize) -> u64 {
-        let [this, other] = [link, 1 - link].map(|link| self.links[link].rtt.unwrap_or_default());
-        this.saturating_sub(other)
-    }
-
     fn handle_acknowledgement(&mut self, now: u64, link: usize, ack: &Acknowledgement) {
         self.links[link].measure(now, ack);
         if ack.echo != 0 && ack.echo <= now && self.proofs[link].arrived(now, ack.echo) {
             self.links[link].back_at = now;
         }
-        let rtts = [0, 1].map(|link| self.links[link].rtt.unwrap_or(INITIAL_RTT_MICROS));
+        let rtts = [0, 1].map(|link| self.rtt_of(link));
         let over = self.links_in_turn().unwrap_or([link; 2]);
         self.sender.acknowledged(now, ack, rtts, over);
         for (channel, value) in &ack.marks {
@@ -476,63 +448,6 @@ impl Session {
     #[cfg(test)]
     pub(crate) fn uses(&self, link: usize) -> bool {
         self.live()[link]
-    }
-
-    /// The links over which something is heard: acknowledgements go over them.
-    fn are_heard(&self) -> [bool; 2] {
-        [0, 1].map(|link| {
-            let line = &self.links[link];
-            link < self.link_count && line.open && line.alive && !line.is_silent
-        })
-    }
-
-    /// Those of them over which what is sent arrives: symbols go over these only.
-    fn live(&self) -> [bool; 2] {
-        let heard = self.are_heard();
-        [0, 1].map(|link| heard[link] && !self.proofs[link].in_doubt())
-    }
-
-    fn path(&self, now: u64, link: usize) -> Path {
-        let line = &self.links[link];
-        let (is_farther, hold) = (self.is_farther(link), line.hold(now));
-        Path { loss: line.loss, is_farther, hold, under_way: self.under_way() }
-    }
-
-    /// Bytes that the live links together carry in a round trip, if that is known.
-    fn under_way(&self) -> Option<u64> {
-        let live = self.live();
-        let rates = (0..2).filter(|link| live[*link]).map(|link| self.links[link].rate);
-        let rate = rates.sum::<Option<u64>>()?;
-        Some((u128::from(rate) * u128::from(self.rtt()) / 1_000_000) as u64)
-    }
-
-    fn is_farther(&self, link: usize) -> bool {
-        // The shortest round trips: what waits for a busy link is no distance.
-        let shortest = [link, 1 - link].map(|link| self.links[link].shortest.map(|(shortest, _)| shortest));
-        matches!(shortest, [Some(this), Some(other)] if this > other + (other / 4).max(FARTHER_MICROS))
-    }
-
-    /// The live link with the shortest round trip.
-    fn best_link(&self) -> Option<usize> {
-        let live = self.live();
-        (0..2).filter(|link| live[*link]).min_by_key(|link| self.links[*link].rtt.unwrap_or(INITIAL_RTT_MICROS))
-    }
-
-    /// The same, and the other if it is live: what is sent again goes over the one, then the other.
-    fn links_in_turn(&self) -> Option<[usize; 2]> {
-        let link = self.best_link()?;
-        Some([link, if self.live()[1 - link] { 1 - link } else { link }])
-    }
-
-    /// The longest round trip of the live links: what is asked for may take the slower one.
-    fn rtt(&self) -> u64 {
-        let live = self.live();
-        let rtt = (0..2).filter(|link| live[*link]).filter_map(|link| self.links[link].rtt).max();
-        rtt.unwrap_or(INITIAL_RTT_MICROS)
-    }
-
-    fn silence(&self, link: usize) -> u64 {
-        3 * self.links[link].shortest.map_or(INITIAL_RTT_MICROS, |(shortest, _)| shortest) + SILENCE_MICROS
     }
 
     fn link_dead(&mut self, link: usize) {
