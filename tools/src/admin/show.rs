@@ -85,7 +85,7 @@ fn group(value: &Value) -> String {
         let (seconds, left) = (number(lease, "millis") / 1000, number(lease, "left_millis"));
         let how = match (text(value, "role"), left) {
             ("primary", 0) => format!(
-                "LOST: nothing is answered until the standby grants another; if that one surely serves nothing: ublk-admin fence {} none --force",
+                "LOST: nothing is answered until the standby grants another; if that one surely serves nothing, nor will promote itself: ublk-admin fence {} none --force",
                 text(value, "group")
             ),
             ("primary", _) => "held".to_owned(),
