@@ -65,7 +65,8 @@ impl Node {
             }
             _ => Err(ApiError::new(format!(
                 "Group {group}: {name} got everything but did not answer. This node is a standby now; if `ublk-admin status \
-                 {group}` does not say primary there, promote one of both with `ublk-admin promote {group} --latest`"
+                 {group}` does not say primary there, say `ublk-admin promote {group} --latest` there, or here if {name} is \
+                 surely dead: with fencing by lease this node then answers nothing before `ublk-admin fence {group} none --force`"
             ))),
         }
     }
