@@ -304,11 +304,13 @@ impl Group {
         }
     }
 
-    /// Whether the journal has every record after `seq`. What came by a copy is not in it as records: there is a gap then.
+    /// Whether the journal has every record after `seq`. What came by a copy is not in it as records: there is a gap then, which what
+    /// this node wrote past a fork, with the same numbers, does not fill.
     pub(super) fn covers(&self, seq: Seq) -> bool {
         let live = self.journal.after(self.journal.tail_order).map(|(_, entry)| entry);
-        let seqs =
-            live.filter(|entry| !entry.is_void && entry.record.kind.is_sequenced()).map(|entry| entry.record.at.seq);
+        let records =
+            live.filter(|entry| !entry.is_void && entry.record.kind.is_sequenced()).map(|entry| entry.record.at);
+        let seqs = records.filter(|at| self.stream.end_of(at.epoch).is_some_and(|end| at.seq <= end)).map(|at| at.seq);
         let mut run: Option<(Seq, Seq)> = None;
         for next in seqs {
             let first = run.filter(|(_, last)| next.0 == last.0 + 1).map_or(next, |(first, _)| first);

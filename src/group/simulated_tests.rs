@@ -402,3 +402,30 @@ fn a_write_that_a_greeting_acknowledges_is_answered() {
     while pair.step() {}
     assert!(pair.nodes[0].answers.contains_key(&id), "the standby has it, and nobody hears of it");
 }
+
+/// Seed 7000098. A former primary keeps what it wrote past the fork, and a copy brings as many records as that was: the journal has
+/// no gap in its numbers, but does not have what the copy brought.
+#[test]
+fn what_was_written_past_a_fork_does_not_stand_for_what_a_copy_brought() {
+    let mut pair = Pair::in_step();
+    pair.write_at(0, 4096);
+    pair.settle();
+    let common = pair.nodes[0].group.stream.last.seq;
+    pair.cut();
+    (1..=2).for_each(|number| pair.write_at(number * 8192, 4096));
+    pair.settle();
+    // The record of the promotion is one of them.
+    assert!(pair.promote(PromoteTarget::Latest));
+    pair.write_at(3 * 8192, 4096);
+    pair.settle();
+    pair.connect();
+    pair.settle();
+    pair.command(0, Command::Demote { discard_fork: false }).unwrap();
+    pair.connect();
+    pair.settle();
+    let [former, primary] = [0, 1].map(|node| &pair.nodes[node].group);
+    assert_eq!((former.pair.role, former.stream.last), (Role::Secondary, primary.stream.last));
+    assert_eq!(former.stream.last.seq.0, common.0 + 2);
+    assert!(!former.covers(common), "it would send what it wrote past the fork");
+    assert!(former.covers(former.stream.last.seq) && primary.covers(common));
+}
