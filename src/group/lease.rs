@@ -43,8 +43,10 @@ pub(super) struct Leasing {
     ask_at: Monotonic,
     /// Primary: until when it may answer.
     until: Monotonic,
-    /// Primary: what the last event said.
-    told: bool,
+    /// Primary: whether the last event said that there is a lease; `None`: nothing was said yet.
+    told: Option<bool>,
+    /// Primary: when it is said that there is none, if nothing was said yet: the first one takes a moment.
+    tell_at: Monotonic,
     /// Peer: how long a lease is, as said in this session.
     asked_millis: Option<u32>,
     /// Peer: what was asked for and is not granted yet.
@@ -71,7 +73,7 @@ impl Leasing {
         let is_primary = role == Role::Primary;
         let forgets = is_primary || planted(Plant::PromiseForgotten);
         let promised = if forgets { Monotonic(0) } else { promise(now, millis) };
-        Self { promised, told: !is_primary || millis == 0, ..Self::default() }
+        Self { promised, tell_at: first_lease(now, millis), ..Self::default() }
     }
 
     /// The session is over, or another begins: asks at once, and waits for nothing that was sent before.
@@ -93,7 +95,7 @@ impl Leasing {
     pub(super) fn renounce(&mut self) {
         self.asked.clear();
         self.until = Monotonic(0);
-        self.told = true;
+        self.told = Some(true);
     }
 
     /// The command that ends leases; it will not be answered otherwise.
@@ -105,6 +107,11 @@ impl Leasing {
     pub(super) fn take_withheld(&mut self) -> impl Iterator<Item = RequestId> + use<> {
         core::mem::take(&mut self.withheld).into_iter().map(|(id, _)| id)
     }
+}
+
+/// By when a peer that is there has granted the first one.
+fn first_lease(now: Monotonic, millis: u32) -> Monotonic {
+    now.after(u64::from(millis) * 1000)
 }
 
 /// Until when a lease that is granted now must be honoured.
@@ -157,7 +164,8 @@ impl Group {
         if millis == 0 || self.pair.lease_millis == 0 {
             self.leasing.renounce();
             // What is not held yet is not lost.
-            self.leasing.told = millis == 0;
+            self.leasing.told = (millis == 0).then_some(true);
+            self.leasing.tell_at = first_lease(self.now.monotonic, millis);
         }
         self.pair.lease_millis = millis;
         // The peer must not count on what this node could forget.
@@ -201,16 +209,16 @@ impl Group {
             self.pair.lease_millis = 0;
             self.event(Event::LeaseDropped);
         }
-        // Nothing is to be said of the moment until a peer that is there grants one.
-        let told = !self.needs_lease() || !self.peer.connected;
-        self.leasing = Leasing { told, ..Leasing::default() };
+        let tell_at = first_lease(self.now.monotonic, self.pair.lease_millis);
+        self.leasing = Leasing { tell_at, ..Leasing::default() };
     }
 
     /// Asks for leases, tells what became of them, and grants what the peer asked for.
     pub(super) fn keep_lease(&mut self) {
         let (now, held) = (self.now.monotonic, self.is_leased());
-        if self.leasing.told != held {
-            self.leasing.told = held;
+        let is_due = held || self.leasing.told.is_some() || now >= self.leasing.tell_at;
+        if self.leasing.told != Some(held) && is_due {
+            self.leasing.told = Some(held);
             if self.needs_lease() {
                 self.event(if held { Event::LeaseHeld } else { Event::LeaseLost });
             }
@@ -258,7 +266,12 @@ impl Group {
     pub(super) fn lease_timeout(&self) -> Option<Monotonic> {
         let asks = self.needs_lease() && self.peer.greeted && self.leasing.ending.is_none();
         let ask = (asks && self.superblock.is_durable(self.leasing.set)).then_some(self.leasing.ask_at);
-        let lost = (self.needs_lease() && self.leasing.told).then_some(self.leasing.until);
+        let lost = match self.leasing.told {
+            Some(true) => Some(self.leasing.until),
+            Some(false) => None,
+            None => Some(self.leasing.tell_at),
+        };
+        let lost = lost.filter(|_| self.needs_lease());
         ask.into_iter().chain(lost).min()
     }
 

@@ -40,6 +40,16 @@ impl Pair {
         }
     }
 
+    /// The first node hands over to the second.
+    fn switch(&mut self) {
+        self.command(0, Command::HandOver).unwrap();
+        self.run_for(1_000);
+        self.command(1, PROMOTE).unwrap();
+        self.run_for(1_000_000);
+        self.connect();
+        self.run_for(1_000_000);
+    }
+
     /// Frames arrive, and no disk operation ends.
     fn carry(&mut self) {
         while (0..2).any(|node| self.turn(node, 1) || self.turn(node, 2)) {}
@@ -156,12 +166,7 @@ fn a_promotion_waits_for_what_was_promised() {
 #[test]
 fn a_primary_that_steps_down_releases_its_peer() {
     let mut pair = Pair::leased([3; 32], [100; 2]);
-    pair.command(0, Command::HandOver).unwrap();
-    pair.run_for(1_000);
-    pair.command(1, PROMOTE).unwrap();
-    pair.run_for(1_000_000);
-    pair.connect();
-    pair.run_for(1_000_000);
+    pair.switch();
     // Both are there: the new primary has the old one's promise now.
     let id = pair.write_to(1);
     pair.run_for(1_000);
@@ -290,12 +295,7 @@ fn of_two_standbys_that_are_promoted_only_one_answers() {
         // The restart point is of an epoch before the last.
         pair.command(0, Command::RestartPoint { label: "early".parse().unwrap() }).unwrap();
         pair.run_for(1_000_000);
-        pair.command(0, Command::HandOver).unwrap();
-        pair.run_for(1_000);
-        pair.command(1, PROMOTE).unwrap();
-        pair.run_for(1_000_000);
-        pair.connect();
-        pair.run_for(1_000_000);
+        pair.switch();
         let id = pair.write_to(1);
         pair.run_for(1_000_000);
         assert!(pair.is_answered(1, id), "case {case}");
@@ -321,6 +321,35 @@ fn of_two_standbys_that_are_promoted_only_one_answers() {
         let answering: Vec<_> = asked.into_iter().filter(|(node, id)| pair.is_answered(*node, *id)).collect();
         assert!(matches!(answering[..], [(0, _)]), "case {case}: {answering:?} answer");
     }
+}
+
+/// One that had none yet says so too, but not before the peer could have granted one.
+#[test]
+fn a_primary_that_gets_no_lease_says_so_once() {
+    let lost = |pair: &Pair, node: usize| {
+        pair.nodes[node].events.iter().filter(|event| matches!(event, Event::LeaseLost)).count()
+    };
+    // The peer is lost right after a promotion that keeps the lease.
+    let mut pair = Pair::leased([1; 32], [100; 2]);
+    pair.command(0, Command::HandOver).unwrap();
+    pair.run_for(1_000);
+    pair.command(1, PROMOTE).unwrap();
+    pair.cut();
+    pair.run_for(LEASE / 2);
+    assert_eq!(lost(&pair, 1), 0);
+    pair.run_for(20_000_000);
+    assert_eq!(lost(&pair, 1), 1);
+    // A switch in good order has nothing to say.
+    let mut pair = Pair::leased([2; 32], [100; 2]);
+    pair.switch();
+    pair.run_for(20_000_000);
+    assert_eq!((lost(&pair, 0), lost(&pair, 1)), (0, 0));
+    assert!(pair.nodes[1].events.contains(&Event::LeaseHeld));
+    // Nobody is there when a primary is started again.
+    drop(pair.reopen(1));
+    pair.nodes[1].events.clear();
+    pair.run_for(20_000_000);
+    assert_eq!(lost(&pair, 1), 1);
 }
 
 #[derive(Clone, Debug)]
