@@ -11,7 +11,7 @@ use bytes::Bytes;
 use holdfast::{
     command::{GenerationId, GenerationKind, PromoteTarget},
     disk::DiskAction,
-    format::record::Record,
+    format::record::{Kind, Record},
     output::Event,
     pair::Role,
     request::{Access, Operation, RequestError},
@@ -286,8 +286,10 @@ impl World {
         let outside = &mut self.outside[group];
         let owner = *outside.epochs.entry(epoch).or_insert(node);
         assert!(owner == node, "I5: both nodes answer in epoch {epoch:#x} of group {group}");
-        if epoch == outside.ends[1 - node] {
-            outside.ended[1 - node] = epoch.max(outside.ended[1 - node]);
+        if let Some(has_answered) = &mut outside.alone[node] {
+            *has_answered = true;
+            let other = outside.alone[1 - node] == Some(true);
+            assert!(!other, "I5: both nodes of group {group} were promoted out of a fenced epoch, and both answer");
         }
         let ended = outside.ended[node];
         assert!(
@@ -303,6 +305,9 @@ impl World {
             let (kind, at, volume, offset, size) = (record.kind, record.at, record.volume, record.offset, record.size);
             format!("node {node} group {group}: sends {at} {kind:?} volume {volume} {offset}+{size}")
         });
+        if record.kind == Kind::CopyBegin {
+            self.outside[group].copy_begins(node);
+        }
         if !record.kind.is_sequenced() {
             return;
         }
@@ -331,7 +336,10 @@ impl World {
                 slot.view.pair = slot.group.as_ref().map_or(slot.view.pair, |core| core.status(now).pair);
                 match role {
                     Role::Primary => self.became_primary(node, group, epoch.0),
-                    Role::Secondary => self.outside[group].serving[node] = Serving::Nothing,
+                    Role::Secondary => {
+                        self.outside[group].serving[node] = Serving::Nothing;
+                        self.outside[group].alone[node] = None;
+                    }
                     // It holds what it held; nobody adds to it.
                     Role::Fenced => {}
                 }
@@ -343,7 +351,9 @@ impl World {
             Event::TrialDropped => self.outside[group].forget_trial(node),
             Event::PeerGreeted { .. } => {
                 slot.view.greeted = has_standby;
-                if slot.view.role == Role::Primary && has_standby {
+                let is_primary = slot.view.role == Role::Primary;
+                self.outside[group].alone = [None; 2];
+                if is_primary && has_standby {
                     self.outside[group].standby_greets(1 - node);
                 }
             }
@@ -372,9 +382,10 @@ impl World {
         let outside = &mut self.outside[group];
         let (has_lease, role) = status.map_or(outside.had_lease[other], |status| (status.lease.is_some(), status.role));
         // What a promotion by force has broken, a later one does not mend.
-        if has_lease && !is_forced && !outside.spent[node] {
-            let ended = if role == Role::Secondary { &mut outside.ends } else { &mut outside.ended };
-            ended[other] = ended[other].max(epoch);
+        let is_fenced = (has_lease || outside.alone[other].is_some()) && !is_forced && !outside.spent[node];
+        outside.alone[node] = is_fenced.then_some(false);
+        if is_fenced && has_lease && role != Role::Secondary {
+            outside.ended[other] = outside.ended[other].max(epoch);
         }
         let (remote, remote_generation) = outside.promised(node);
         let remote = outside.handed_over[node].take().or(remote);

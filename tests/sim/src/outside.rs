@@ -31,8 +31,9 @@ pub struct Outside {
     pub epochs: BTreeMap<u64, usize>,
     /// A node must not answer in an epoch before this one: the other was promoted in it while this one was fenced.
     pub ended: [u64; 2],
-    /// As `ended`, from the first answer of the other one on: this node was a standby as well, and may have been promoted first.
-    pub ends: [u64; 2],
+    /// Nodes that were promoted without force out of an epoch whose nodes were fenced, and have not met the other one since; and whether
+    /// they have answered. Of two such only one does.
+    pub alone: [Option<bool>; 2],
     /// Whether a node that died had a lease or gave one, and its role.
     pub had_lease: [(bool, Role); 2],
     /// To what a node was asked to be promoted, and whether by force.
@@ -185,7 +186,7 @@ impl Outside {
             looked: BTreeMap::new(),
             epochs: BTreeMap::new(),
             ended: [0; 2],
-            ends: [0; 2],
+            alone: [None; 2],
             had_lease: [(false, Role::Secondary); 2],
             hint: [None; 2],
             told_generation: [None; 2],
@@ -250,7 +251,7 @@ impl Outside {
     /// A node opened the group.
     pub fn opened(&mut self, node: usize, role: Role) {
         match (role, self.serving[node]) {
-            (Role::Secondary, _) => self.serving[node] = Serving::Nothing,
+            (Role::Secondary, _) => (self.serving[node], self.alone[node]) = (Serving::Nothing, None),
             (_, Serving::Nothing) => self.serving[node] = Serving::Unsettled(Expect::unknown()),
             _ => {}
         }
@@ -272,7 +273,7 @@ impl Outside {
 
     /// Nobody is fenced any more: somebody says so who knows that only one node serves.
     pub fn forget_fences(&mut self) {
-        (self.ended, self.ends) = ([0; 2], [0; 2]);
+        (self.ended, self.alone) = ([0; 2], [None; 2]);
     }
 
     /// What a standby was promised to have of what its primary serves.
@@ -283,14 +284,17 @@ impl Outside {
         (place.filter(|place| place.count > 0), generation)
     }
 
-    /// A standby is heard by its primary: what it is promised to have counts from now on. If the primary has lost its power since, the
-    /// standby goes back to what that one has left.
-    pub fn standby_greets(&mut self, standby: usize) {
-        if let Serving::Unsettled(Expect::Crash { branch, bound, declared }) = self.serving[1 - standby] {
+    /// A primary begins to bring its standby to what it has itself. If it has lost its power, that may be less than the standby has.
+    pub fn copy_begins(&mut self, primary: usize) {
+        if let Serving::Unsettled(Expect::Crash { branch, bound, declared }) = self.serving[primary] {
             let line = &mut self.history.branches[branch];
             line.remote = line.remote.min(bound);
             line.remote_generation = line.remote_generation.min(declared);
         }
+    }
+
+    /// A standby is heard by its primary: what it is promised to have counts from now on.
+    pub fn standby_greets(&mut self, standby: usize) {
         if std::mem::take(&mut self.spent[standby])
             && let Some(branch) = self.branch(1 - standby)
         {
