@@ -64,6 +64,11 @@ impl Contest {
         self.epoch.is_none()
     }
 
+    /// Who has no more to send contends for nothing: its window would grow unused, and be used all at once.
+    pub(crate) fn end(&mut self) {
+        self.epoch = None;
+    }
+
     /// Something was lost, not at random as far as is known, while `flying` bytes were on their way.
     pub(crate) fn lost(&mut self, flying: u64) {
         let shortest = self.shortest.map_or(0, |(shortest, _)| shortest);

@@ -172,8 +172,8 @@ impl RateModel {
                 (self.is_starting, self.plateau, self.opening) = (true, (rate, 0), self.window());
             }
             self.check_drain(now, rate);
-            self.check_random();
         }
+        self.check_random();
         if self.is_starting || !self.has_queue() || self.contest.window().is_some() {
             self.drained = (0, 0, 0);
         }
@@ -181,6 +181,9 @@ impl RateModel {
         // What a round has delivered opens the window for twice as much.
         self.opening = self.opening.min(2 * self.path()).max(INITIAL_WINDOW);
         self.was_limited = self.is_limited();
+        if self.was_limited {
+            self.contest.end();
+        }
         (self.round_start, self.round_sent, self.round_delivered) = (now, sent, 0);
         (self.round_limited, self.round_lost) = (0, 0);
     }
@@ -198,7 +201,9 @@ impl RateModel {
 
     /// Loss that is there also when less is sent than the path has is no overflow, and has to be made good by sending more.
     fn check_random(&mut self) {
-        let had_room = self.round == PHASE_MEASURED && self.contest.has_room() && self.contest.window().is_none();
+        // Who has no more to send sends less than the path has, too.
+        let is_less = if self.is_limited() { self.round_delivered >= OURS_MIN } else { self.round == PHASE_MEASURED };
+        let had_room = is_less && self.contest.has_room() && self.contest.window().is_none();
         // More than that is an outage.
         let is_outage = self.round_lost > self.round_delivered;
         if had_room && !self.is_starting && !is_outage {
@@ -302,6 +307,8 @@ impl RateModel {
             // A standing queue is drained before anything else is tried.
             (false, true, (1.., _, through)) => (best.min(through), DRAIN),
             (false, true, _) => (best, DRAIN),
+            // It need not probe for what it has no use for, and need not wait where it has a little more to send than before.
+            (false, false, _) if self.was_limited => (self.gross(best), PHASES[PHASE_PROBE]),
             (false, false, _) if self.contest.has_room() => (self.gross(best), PHASES[self.round]),
             (false, false, _) if self.round == PHASE_DRAIN => (best, DRAIN_LONG),
             (false, false, _) => (best, PHASES[self.round]),
@@ -309,6 +316,13 @@ impl RateModel {
         let is_probe = gain == PHASES[PHASE_PROBE] && self.calm > RATE_ROUNDS;
         let least = if is_probe { best + PROBE_MIN * 1_000_000 / (shortest + ACKNOWLEDGE_MICROS) } else { RATE_MIN };
         Some((rate * gain / 100).max(least))
+    }
+
+    /// Bytes a second that the path is thought to carry, whatever is sent just now to find that out; `None` before anything is known.
+    pub fn capacity(&self) -> Option<u64> {
+        let pacing_rate = self.pacing_rate()?;
+        let is_sought = self.is_starting || self.contest.window().is_some();
+        Some(if is_sought { pacing_rate } else { self.gross(self.best()).max(RATE_MIN) })
     }
 
     /// Bytes that the path holds, as far as it is known.

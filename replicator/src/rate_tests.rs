@@ -217,6 +217,34 @@ fn what_an_idle_link_loses_now_and_then_does_not_slow_it() {
     assert!(contest.window().is_some());
 }
 
+/// A contest's window grows with time, also unused; and what is lost at random is known of a sender that has always something to send.
+#[test]
+fn who_has_no_more_to_send_neither_contends_nor_sticks_to_an_old_loss() {
+    let (mut model, mut now) = (RateModel::new(), 1);
+    let mut go = |model: &mut RateModel, count: u64, rtt: u64, lost_every: u64, limited: bool| {
+        for number in 0..count {
+            now += 120;
+            model.acknowledged(now, now.saturating_sub(rtt), 1_200, rtt, limited);
+            if number % lost_every == lost_every - 1 {
+                model.lost(1_200);
+            }
+        }
+    };
+    go(&mut model, 40_000, 20_000, 3, false);
+    let (best, lossy) = (model.best(), model.capacity().unwrap());
+    assert!(lossy > best * 5 / 4, "{lossy} of {best}");
+    go(&mut model, 20_000, 20_000, u64::MAX, true);
+    let capacity = model.capacity().unwrap();
+    assert!(capacity < best * 21 / 20, "{capacity} of {best}");
+    assert!(model.pacing_rate().unwrap() > capacity, "what is a little more would wait");
+    // A queue, and a loss in it.
+    go(&mut model, 1_000, 29_000, u64::MAX, false);
+    go(&mut model, 30, 29_000, 10, false);
+    assert!(model.contest.window().is_some());
+    go(&mut model, 1_000, 29_000, u64::MAX, true);
+    assert_eq!(model.contest.window(), None);
+}
+
 #[test]
 fn acknowledgements_that_come_together_do_not_make_the_line_faster() {
     for clump in [7_000, 13_000, 29_000] {

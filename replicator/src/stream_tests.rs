@@ -61,7 +61,7 @@ impl Wire {
     }
 
     fn room(&self) -> u64 {
-        let ahead = self.model.pacing_rate().map_or(64 << 10, |rate| rate * AHEAD / SECOND);
+        let ahead = self.model.capacity().map_or(64 << 10, |rate| rate * AHEAD / SECOND);
         ahead.clamp(4 << 10, 1 << 20).saturating_sub(self.waiting_bytes)
     }
 
@@ -187,7 +187,7 @@ impl World {
 
     fn fill(&mut self, from: usize) {
         for link in 0..2 {
-            self.ends[from].handle_rate(link, self.wires[from][link].model.pacing_rate());
+            self.ends[from].handle_rate(link, self.wires[from][link].model.capacity());
         }
         let mut rooms =
             [0, 1].map(|link| if self.wires[from][link].is_open { self.wires[from][link].room() } else { 0 });

@@ -56,7 +56,7 @@ impl Controller for RateController {
         let mut metrics = ControllerMetrics::default();
         metrics.congestion_window = self.model.window();
         metrics.pacing_rate = self.model.pacing_rate();
-        metrics.bandwidth_estimate = metrics.pacing_rate.map(|rate| 8 * rate);
+        metrics.bandwidth_estimate = self.model.capacity().map(|rate| 8 * rate);
         metrics.send_quantum = Some(64 << 10);
         metrics
     }
