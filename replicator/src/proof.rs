@@ -13,6 +13,8 @@ const DOUBT_MICROS: u64 = 40_000;
 /// what the peer said of them.
 const DOUBT_COUNT: usize = 3;
 const STEP_MICROS: u64 = 4_000;
+/// What the peer said over this link was lost if nothing came but news over the other. It is not so often one after the other.
+const DOUBT_NEWS: u32 = 4;
 /// So many such times are remembered: those of a second.
 const UNSEEN_COUNT_MAX: usize = 250;
 
@@ -23,6 +25,10 @@ pub(crate) struct Proof {
     arrived: Option<(u64, u64)>,
     /// When later ones were sent: the first of each step.
     unseen: VecDeque<u64>,
+    /// How often there was news over the other link since there was over this one.
+    others: u32,
+    /// Something came over this link meanwhile, and it was no news, though there was some over the other.
+    is_stale: bool,
     in_doubt: bool,
 }
 
@@ -35,19 +41,25 @@ impl Proof {
         }
     }
 
-    /// The peer says that one that was sent at this time has arrived. Whether that ends a doubt.
-    pub fn arrived(&mut self, now: u64, sent: u64) -> bool {
+    /// The peer says over this link that the last one that came over it was sent at this time. Whether that ends a doubt. What it says
+    /// over the `other` link, which is nearer by `farther` microseconds, is compared with that.
+    pub fn arrived(&mut self, now: u64, sent: u64, other: &mut Self, farther: u64) -> bool {
         if self.arrived.is_some_and(|(newest, _)| sent <= newest) {
+            let overtaken = other.arrived.map_or(0, |(newest, _)| newest.saturating_sub(farther));
+            self.is_stale |= self.unseen.front().is_some_and(|first| *first < overtaken);
             return false;
         }
         self.arrived = Some((sent, now));
         while self.unseen.pop_front_if(|unseen| *unseen <= sent).is_some() {}
+        (self.others, self.is_stale) = (0, false);
+        other.others = other.others.saturating_add(1);
         std::mem::take(&mut self.in_doubt)
     }
 
     /// The link was silent and is heard again: of what was lost meanwhile nothing follows.
     pub fn renew(&mut self, now: u64) {
         self.unseen.clear();
+        (self.others, self.is_stale) = (0, false);
         self.arrived = self.arrived.map(|(newest, _)| (newest, now));
     }
 
@@ -57,7 +69,11 @@ impl Proof {
         let overtaken = newest.saturating_sub(farther);
         let Some(first) = self.unseen.front() else { return false };
         let is_long = overtaken >= first + DOUBT_MICROS && other_told >= told + DOUBT_MICROS;
-        is_long && !self.in_doubt && self.unseen.iter().take_while(|sent| **sent <= overtaken).count() >= DOUBT_COUNT
+        let is_told = self.is_stale || self.others >= DOUBT_NEWS;
+        is_long
+            && is_told
+            && !self.in_doubt
+            && self.unseen.iter().take_while(|sent| **sent <= overtaken).count() >= DOUBT_COUNT
     }
 
     /// Nothing but what ends the doubt is sent over the link from now on.
@@ -85,8 +101,9 @@ mod tests {
                 far.sent(*now);
             }
             let sent = |rtt: u64| now.checked_sub(rtt).filter(|sent| sent % every < 100);
-            sent(rtts[0]).map(|sent| near.arrived(*now, sent));
-            sent(rtts[1]).filter(|sent| *sent < cut).map(|sent| far.arrived(*now, sent));
+            sent(rtts[0]).map(|sent| near.arrived(*now, sent, &mut far, 0));
+            // What it says over the second comes, and says nothing new.
+            sent(rtts[1]).map(|sent| far.arrived(*now, sent.min(cut), &mut near, rtts[1] - rtts[0]));
             far.is_doubtful(&near, rtts[1] - rtts[0])
         })
     }
@@ -118,9 +135,9 @@ mod tests {
                 idle.sent(now);
             }
             if let Some(sent) = now.checked_sub(20_000) {
-                near.arrived(now, sent);
+                near.arrived(now, sent, &mut idle, 0);
                 if sent % 40_000 == 1 && sent / 40_000 % 8 != 3 {
-                    idle.arrived(now, sent);
+                    idle.arrived(now, sent, &mut near, 0);
                 }
             }
             assert!(!idle.is_doubtful(&near, 0), "{now}");
@@ -130,19 +147,21 @@ mod tests {
     #[test]
     fn what_arrives_late_ends_the_doubt_and_a_silence_is_no_reason_for_one() {
         let [mut near, mut far] = [Proof::default(), Proof::default()];
-        [&mut near, &mut far].into_iter().for_each(|link| assert!(!link.arrived(20_000, 1)));
+        assert!(!near.arrived(20_000, 1, &mut far, 0) && !far.arrived(20_000, 1, &mut near, 0));
         for now in (20_000..100_000).step_by(1_000) {
             near.sent(now);
             far.sent(now);
-            near.arrived(now, now - 19_000);
+            near.arrived(now, now - 19_000, &mut far, 0);
         }
         assert!(far.is_doubtful(&near, 0) && !near.is_doubtful(&far, 0));
         far.doubt();
         assert!(far.in_doubt() && !far.is_doubtful(&near, 0));
-        assert!(!far.arrived(100_000, 1), "that is no news");
-        assert!(far.arrived(100_000, 30_000) && !far.in_doubt());
+        assert!(!far.arrived(100_000, 1, &mut near, 0), "that is no news");
+        assert!(far.arrived(100_000, 30_000, &mut near, 0) && !far.in_doubt());
         assert!(!far.is_doubtful(&near, 0));
-        near.arrived(150_000, 100_000);
+        near.arrived(150_000, 100_000, &mut far, 0);
+        assert!(!far.is_doubtful(&near, 0), "what the peer said over it may be lost");
+        far.arrived(150_000, 30_000, &mut near, 0);
         assert!(far.is_doubtful(&near, 0));
         far.renew(150_000);
         assert!(!far.is_doubtful(&near, 0));

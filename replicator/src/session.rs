@@ -272,7 +272,10 @@ impl Session {
 
     fn handle_acknowledgement(&mut self, now: u64, link: usize, ack: &Acknowledgement) {
         self.links[link].measure(now, ack);
-        if ack.echo != 0 && ack.echo <= now && self.proofs[link].arrived(now, ack.echo) {
+        let farther = self.farther(link);
+        let [first, second] = &mut self.proofs;
+        let (proof, other) = if link == 0 { (first, second) } else { (second, first) };
+        if ack.echo != 0 && ack.echo <= now && proof.arrived(now, ack.echo, other, farther) {
             self.links[link].back_at = now;
         }
         let rtts = [0, 1].map(|link| self.rtt_of(link));

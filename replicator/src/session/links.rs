@@ -30,7 +30,7 @@ impl Session {
     }
 
     /// How much longer this link's round trip is than the other's.
-    fn farther(&self, link: usize) -> u64 {
+    pub(super) fn farther(&self, link: usize) -> u64 {
         let [this, other] = [link, 1 - link].map(|link| self.links[link].rtt.unwrap_or_default());
         this.saturating_sub(other)
     }
