@@ -74,8 +74,12 @@ impl Link {
     /// How long a block waits for more before it goes over this link, in microseconds: not at all while there is room.
     pub fn hold(&self, now: u64) -> u64 {
         let hold = self.rtt.unwrap_or_default() / HOLD_PART;
-        let is_busy = self.rate.is_some_and(|rate| self.load.is_high(now, rate));
-        if is_busy && hold >= HOLD_MICROS_MIN { hold } else { 0 }
+        if self.is_busy(now) && hold >= HOLD_MICROS_MIN { hold } else { 0 }
+    }
+
+    /// Whether most of its rate is in use.
+    pub fn is_busy(&self, now: u64) -> bool {
+        self.rate.is_some_and(|rate| self.load.is_high(now, rate))
     }
 
     /// Takes the round trip and the loss from what the peer says over the link.

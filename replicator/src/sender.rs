@@ -31,6 +31,8 @@ const RESIDUAL: f64 = 1e-6;
 const RESIDUAL_BACKLOG: f64 = 5e-4;
 /// The same where so much waits that a block is repaired before the last of it has gone.
 const RESIDUAL_DEEP: f64 = 0.1;
+/// A block of so many source symbols is little: what one request for 8 KiB has written.
+const LITTLE_BLOCK: usize = 8;
 /// So many full blocks that wait are a backlog.
 const BACKLOG_BLOCKS: u64 = 8;
 /// So many round trips pass before a block is whole that was asked for, and where the answer to that was lost too, nearly always.
@@ -56,6 +58,9 @@ pub struct Path {
     /// So long it waits for a block to be full, in microseconds: little blocks need many repair symbols, for which a busy link has
     /// no room.
     pub hold: u64,
+    /// It loses something, the other link is as near, and both have room: then each gets half of a little block, and what a burst over
+    /// one of them takes is not missed.
+    pub has_spare_room: bool,
     /// Bytes that all links together carry in a round trip, if that is known.
     pub under_way: Option<u64>,
 }
@@ -272,7 +277,10 @@ impl Sender {
         let repair = |count| match mode {
             Mode::Split => count,
             Mode::Mirror => 0,
-            Mode::Stripe | Mode::Auto => repair_count(count, path.loss, residual),
+            Mode::Stripe | Mode::Auto => {
+                let half = if path.has_spare_room && count <= LITTLE_BLOCK { count } else { 0 };
+                repair_count(count, path.loss, residual).max(half)
+            }
         };
         let most = if is_backlog { INTERLEAVED_BLOCKS } else { 1 };
         let blocks: Vec<(u64, usize, usize)> = (0..most).map_while(|_| self.make_block(repair)).collect();

@@ -474,6 +474,42 @@ fn both_ends_know_the_round_trip_of_a_busy_stream() {
     }
 }
 
+/// One after the other, each answered when the standby has it. Nearly no burst of loss costs one of them another round trip.
+#[test]
+fn a_synchronous_write_takes_a_round_trip_and_little_more() {
+    let (alone, bursts) = ([(990, 110), (999, 130)], [(990, 110), (997, 130)]);
+    for (delay, loss_thousandths, burst, bounds) in [
+        (10_000, 10, 1, alone),
+        (10_000, 100, 1, alone),
+        (50_000, 50, 1, alone),
+        (10_000, 10, 8, bursts),
+        (50_000, 10, 8, bursts),
+    ] {
+        let line = Line { rate: 12_500_000, delay, loss_thousandths, burst, ..GOOD };
+        let mut times = Vec::new();
+        for random in 1..4 {
+            let mut world = World { random, ..World::new(line, Some(0)) };
+            world.run(SECOND);
+            for _ in 0..1_000 {
+                let begin = world.now;
+                world.send();
+                while world.durable < world.written.len() as u64 {
+                    world.run(TICK);
+                }
+                times.push(world.now - begin);
+                let pause = world.random(4) * 1_000;
+                world.run(pause);
+            }
+        }
+        times.sort();
+        for (part, most) in bounds {
+            let hundredths = times[times.len() * part / 1_000] * 100 / (2 * delay);
+            let case = format!("{delay} us, {loss_thousandths} in 1,000, bursts of {burst}");
+            assert!(hundredths <= most, "{case}: {part} of 1,000 within {hundredths} % of a round trip");
+        }
+    }
+}
+
 /// Acknowledgements are lost as well, and an end that only receives has little else to go by.
 #[test]
 fn what_is_lost_one_by_one_puts_no_link_in_doubt() {

@@ -10,6 +10,8 @@ const OVERTAKEN_COUNT: u32 = 3;
 const OVERTAKEN_MICROS: u64 = 40_000;
 /// A link that is silent for three round trips and this is dead.
 const SILENCE_MICROS: u64 = 100_000;
+/// Where less is lost little blocks are not sent twice.
+const SPARE_LOSS_MIN: f64 = 0.001;
 /// A round trip that is longer by less than this, or by less than a quarter, is no longer one, in microseconds.
 const FARTHER_MICROS: u64 = 2_000;
 
@@ -53,7 +55,13 @@ impl Session {
     pub(super) fn path(&self, now: u64, link: usize) -> Path {
         let line = &self.links[link];
         let (is_farther, hold) = (self.is_farther(link), line.hold(now));
-        Path { loss: line.loss, is_farther, hold, under_way: self.under_way() }
+        let has_spare_room = line.loss >= SPARE_LOSS_MIN && self.have_room(now);
+        Path { loss: line.loss, is_farther, hold, has_spare_room, under_way: self.under_way() }
+    }
+
+    /// Whether both links are there, are about as far, and are not busy.
+    fn have_room(&self, now: u64) -> bool {
+        self.live() == [true; 2] && (0..2).all(|link| !self.links[link].is_busy(now) && !self.is_farther(link))
     }
 
     /// Bytes that the live links together carry in a round trip, if that is known.
