@@ -2,6 +2,7 @@
 //! long a synchronous write takes, how soon the standby serves after the primary's death.
 
 use super::{
+    echo,
     load::{self, Age, percentile},
     report::{Better, Report},
     scenarios::Scenario,
@@ -36,6 +37,9 @@ pub struct Reports {
     processor: Report,
     latency: Report,
     round_trips: Report,
+    /// What the line and the machine take themselves, and our latency as a multiple of that.
+    echo: Report,
+    echoes: Report,
     age: Report,
     cut: Report,
     healed: Report,
@@ -54,6 +58,8 @@ impl Default for Reports {
             processor: lower("Processor time of a carrier's thread, for each Gbit that is offered in a backlog", "s"),
             latency: lower("Latency of 4 KiB writes at level remote, QD 1", "ms"),
             round_trips: lower("Latency of 4 KiB writes at level remote, QD 1", "round trips of the nearer link"),
+            echo: lower("An echo of one datagram over the nearer link meanwhile, without loss", "ms"),
+            echoes: lower("Latency of 4 KiB writes at level remote, QD 1", "of the echo's, figure by figure"),
             age: lower("Age of what the standby lacks, at 70 % of the goodput", "ms"),
             cut: lower("Oldest of what the standby lacks, while link one dies and comes back", "ms"),
             healed: lower("From the end of a cut until link one carries a backlog again", "ms"),
@@ -66,12 +72,12 @@ impl Reports {
     /// Those that have figures, in the order in which they are shown.
     pub fn into_reports(self) -> Vec<Report> {
         let Self { goodput, share, offered, dropped, processor, .. } = self;
-        let Self { mut latency, mut round_trips, age, cut, healed, times, .. } = self;
+        let Self { mut latency, mut round_trips, mut echo, mut echoes, age, cut, healed, times, .. } = self;
         // The first line may have had too few writes for some of them.
-        for report in [&mut latency, &mut round_trips] {
+        for report in [&mut latency, &mut round_trips, &mut echo, &mut echoes] {
             report.order_columns(&["p50", "p99", "p99.9", "longest"]);
         }
-        vec![goodput, share, offered, dropped, processor, latency, round_trips, age, cut, healed, times]
+        vec![goodput, share, offered, dropped, processor, latency, round_trips, echo, echoes, age, cut, healed, times]
     }
 }
 
@@ -81,7 +87,7 @@ impl Reports {
 /// When something of ours fails.
 pub fn measure(options: &WanOptions, scenario: &Scenario, round: u32, reports: &mut Reports) -> anyhow::Result<()> {
     let sites = sites(options, scenario, round)?;
-    latency(options, scenario, &sites, reports)?;
+    latency(options, scenario, round, &sites, reports)?;
     sites.ask(0, &["level", GROUP, "local"])?;
     let goodput = goodput(options, scenario, &sites, reports)?;
     age(options, scenario, &sites, goodput, reports)?;
@@ -123,17 +129,33 @@ pub fn site_options(options: &WanOptions, scenario: &Scenario, round: u32) -> Si
     }
 }
 
-fn latency(options: &WanOptions, scenario: &Scenario, sites: &Sites, reports: &mut Reports) -> anyhow::Result<()> {
+fn latency(
+    options: &WanOptions,
+    scenario: &Scenario,
+    round: u32,
+    sites: &Sites,
+    reports: &mut Reports,
+) -> anyhow::Result<()> {
     sites.ask(0, &["level", GROUP, "remote"])?;
     let mut took = Vec::new();
-    cut_of(sites, options, Duration::ZERO).run(scenario.is_cut, &mut || {
-        took = load::latencies(&mut sites.client(0)?, options.took)?;
+    let echo = echo::meanwhile(scenario, round.into(), &mut || {
+        cut_of(sites, options, Duration::ZERO).run(scenario.is_cut, &mut || {
+            took = load::latencies(&mut sites.client(0)?, options.took)?;
+            Ok(())
+        })?;
         Ok(())
     })?;
     let round_trip = scenario.round_trip().as_secs_f64() * 1e3;
-    for (name, figure) in latency_figures(took) {
-        reports.latency.add(&scenario.name, name, figure);
+    let figures = latency_figures(took);
+    for (name, figure) in &figures {
+        reports.latency.add(&scenario.name, name, *figure);
         reports.round_trips.add(&scenario.name, name, figure / round_trip);
+    }
+    for (name, figure) in latency_figures(echo) {
+        reports.echo.add(&scenario.name, name, figure);
+        if let Some((_, ours)) = figures.iter().find(|(other, _)| *other == name) {
+            reports.echoes.add(&scenario.name, name, ours / figure);
+        }
     }
     Ok(())
 }

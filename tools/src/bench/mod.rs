@@ -4,6 +4,7 @@
 pub mod balance;
 pub mod beside;
 pub mod bursts;
+pub mod echo;
 pub mod fio;
 pub mod hot_path;
 pub mod html;

@@ -51,7 +51,7 @@ pub fn run(options: &WanOptions) -> Results {
     Results { name: "wan", conditions, notes, failure, reports }
 }
 
-const NOTES: [&str; 10] = [
+const NOTES: [&str; 11] = [
     "Holdfast: more is written at once than the lines can carry; goodput is what becomes durable at the standby in the \
      time. Both links are used, but for one beside TCP.",
     "TCP: one connection of iperf3 over link one, buffers up to 128 MB, what the receiver got in the time. It does not \
@@ -61,6 +61,8 @@ const NOTES: [&str; 10] = [
      the line delivers of a copy in the background, without TCP's headers. It copies out of order, and does not encrypt.",
     "Offered: all that leaves the primary for the lines in the time in which goodput and age are measured, lost or not.",
     "A percentile is shown only when there were enough writes: 100 for p99, 1000 for p99.9.",
+    "The echo is of one datagram that crosses a line like the nearer one both ways while our writes are measured: what its \
+     figures are above the round trip is the machine's and the emulator's own.",
     "The age is the status's lag, which is zero while the standby has everything; sampled every 5 ms, under 70 % of the \
      goodput that was found before, of which what a cut leaves gets its part. Age, goodput and TCP are measured over warm \
      connections.",
