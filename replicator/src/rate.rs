@@ -201,14 +201,16 @@ impl RateModel {
 
     /// Loss that is there also when less is sent than the path has is no overflow, and has to be made good by sending more.
     fn check_random(&mut self) {
-        // Who has no more to send sends less than the path has, too.
-        let is_less = if self.is_limited() { self.round_delivered >= OURS_MIN } else { self.round == PHASE_MEASURED };
+        // Who has no more to send sends less than the path has, too, and does so in each round.
+        let is_limited = self.is_limited();
+        let is_less = if is_limited { self.round_delivered >= OURS_MIN } else { self.round == PHASE_MEASURED };
         let had_room = is_less && self.contest.has_room() && self.contest.window().is_none();
         // More than that is an outage.
         let is_outage = self.round_lost > self.round_delivered;
         if had_room && !self.is_starting && !is_outage {
-            let (arrived, lost) = self.random;
-            self.random = (arrived * 7 / 8 + self.round_delivered, lost * 7 / 8 + self.round_lost);
+            let rounds = if is_limited { 8 * RATE_ROUNDS as u64 } else { 8 };
+            let left = |bytes: u64| bytes - bytes.div_ceil(rounds);
+            self.random = (left(self.random.0) + self.round_delivered, left(self.random.1) + self.round_lost);
         }
     }
 

@@ -233,7 +233,7 @@ fn who_has_no_more_to_send_neither_contends_nor_sticks_to_an_old_loss() {
     go(&mut model, 40_000, 20_000, 3, false);
     let (best, lossy) = (model.best(), model.capacity().unwrap());
     assert!(lossy > best * 5 / 4, "{lossy} of {best}");
-    go(&mut model, 20_000, 20_000, u64::MAX, true);
+    go(&mut model, 80_000, 20_000, u64::MAX, true);
     let capacity = model.capacity().unwrap();
     assert!(capacity < best * 21 / 20, "{capacity} of {best}");
     assert!(model.pacing_rate().unwrap() > capacity, "what is a little more would wait");
