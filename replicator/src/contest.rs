@@ -64,9 +64,9 @@ impl Contest {
         self.epoch.is_none()
     }
 
-    /// Who has no more to send contends for nothing: its window would grow unused, and be used all at once.
-    pub(crate) fn end(&mut self) {
-        self.epoch = None;
+    /// Who has no more to send contends for nothing: its window would grow unused, and be used all at once. Whether there was a contest.
+    pub(crate) fn end(&mut self) -> bool {
+        self.epoch.take().is_some()
     }
 
     /// Something was lost, not at random as far as is known, while `flying` bytes were on their way.

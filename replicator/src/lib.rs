@@ -89,7 +89,7 @@ pub struct LinkStatus {
     pub rtt_micros: Option<u64>,
     /// The part of datagrams sent that does not arrive, smoothed; `None` before it was measured.
     pub loss: Option<f64>,
-    /// What it is sent over now at most, in bytes a second, by the model of the path; `None` before anything is known.
+    /// What it is thought to carry, in bytes a second, by the model of the path; `None` before anything is known.
     pub rate: Option<u64>,
     /// Repair symbols that a full block gets for this loss.
     pub repair_symbols: usize,

@@ -66,7 +66,7 @@ pub(crate) struct Link {
     pub loss: f64,
     pub bytes: u64,
     pub load: Load,
-    /// What it is paced at, in bytes a second, if that is known.
+    /// What it is thought to carry, in bytes a second, if that is known.
     pub rate: Option<u64>,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! That something is heard over a link does not say so: a link may be cut in one direction. What the peer says over it does: each
 //! acknowledgement repeats the time of a datagram that came over the same link. As acknowledgements go over both links at once, one
-//! over which they bring nothing new, while over the other they do, is in doubt long before it counts as dead.
+//! over which something comes that is nothing new, while there is news over the other, is in doubt long before it counts as dead.
 
 use std::collections::VecDeque;
 
@@ -13,7 +13,7 @@ const DOUBT_MICROS: u64 = 40_000;
 /// what the peer said of them.
 const DOUBT_COUNT: usize = 3;
 const STEP_MICROS: u64 = 4_000;
-/// What the peer said over this link was lost if nothing came but news over the other. It is not so often one after the other.
+/// If nothing at all comes over this link, what the peer says over it may be lost: not so many times in a row.
 const DOUBT_NEWS: u32 = 4;
 /// So many such times are remembered: those of a second.
 const UNSEEN_COUNT_MAX: usize = 250;

@@ -41,6 +41,8 @@ const DRAIN_LONG: u64 = 55;
 const RANDOM_MAX: u64 = 40;
 /// Who loses more at random, in thousandths, has no loss of which something follows.
 const RANDOM_MIN: u64 = 2;
+/// So many bytes show what a sender that has no more to send loses.
+const AT_MOST_SIZE: u64 = 1 << 20;
 /// Of the highest rate before a contest so much is believed after it, in hundredths.
 const CONTESTED: u64 = 80;
 /// While there is a standing queue.
@@ -92,6 +94,8 @@ pub struct RateModel {
     drained: (u32, u64, u64),
     /// What arrived and what was lost of what was sent while there was room, lately.
     random: (u64, u64),
+    /// The same of what was sent by a sender that had no more.
+    at_most: (u64, u64),
     contest: Contest,
     /// What was on its way in the last round, in bytes.
     flying: u64,
@@ -117,6 +121,7 @@ impl RateModel {
             calm: 0,
             drained: (0, 0, 0),
             random: (0, 0),
+            at_most: (0, 0),
             contest: Contest::default(),
             flying: 0,
         }
@@ -130,10 +135,7 @@ impl RateModel {
             _ => self.rtt_min = Some((rtt.max(1), now)),
         }
         if self.contest.acknowledged(now, self.rtt) {
-            // What there was before the contest says little of what others leave.
-            let most = self.best() * CONTESTED / 100;
-            self.rates.iter_mut().for_each(|rate| *rate = most.min(*rate));
-            self.calm = 0;
+            self.leave_contest();
         }
         if self.round_start == 0 {
             (self.round_start, self.round_sent) = (now, sent);
@@ -181,8 +183,8 @@ impl RateModel {
         // What a round has delivered opens the window for twice as much.
         self.opening = self.opening.min(2 * self.path()).max(INITIAL_WINDOW);
         self.was_limited = self.is_limited();
-        if self.was_limited {
-            self.contest.end();
+        if self.was_limited && self.contest.end() {
+            self.leave_contest();
         }
         (self.round_start, self.round_sent, self.round_delivered) = (now, sent, 0);
         (self.round_limited, self.round_lost) = (0, 0);
@@ -199,23 +201,35 @@ impl RateModel {
         }
     }
 
-    /// Loss that is there also when less is sent than the path has is no overflow, and has to be made good by sending more.
+    /// What there was before the contest says little of what others leave.
+    fn leave_contest(&mut self) {
+        let most = self.best() * CONTESTED / 100;
+        self.rates.iter_mut().for_each(|rate| *rate = most.min(*rate));
+        self.calm = 0;
+    }
+
+    /// Loss that is there also when less is sent than the path has is no overflow, and has to be made good by sending more. Who has no
+    /// more to send sends less on the whole, but maybe in lumps: what that loses is random at most.
     fn check_random(&mut self) {
-        // Who has no more to send sends less than the path has, too, and does so in each round.
-        let is_limited = self.is_limited();
-        let is_less = if is_limited { self.round_delivered >= OURS_MIN } else { self.round == PHASE_MEASURED };
-        let had_room = is_less && self.contest.has_room() && self.contest.window().is_none();
-        // More than that is an outage.
         let is_outage = self.round_lost > self.round_delivered;
-        if had_room && !self.is_starting && !is_outage {
-            let rounds = if is_limited { 8 * RATE_ROUNDS as u64 } else { 8 };
-            let left = |bytes: u64| bytes - bytes.div_ceil(rounds);
-            self.random = (left(self.random.0) + self.round_delivered, left(self.random.1) + self.round_lost);
+        let is_empty = self.contest.has_room() && self.contest.window().is_none();
+        if !is_empty || is_outage || self.is_starting {
+            return;
+        }
+        let (arrived, lost) = (self.round_delivered, self.round_lost);
+        if self.is_limited() {
+            self.at_most = (self.at_most.0 + arrived, self.at_most.1 + lost);
+            if self.at_most.0 >= AT_MOST_SIZE {
+                let at_most = core::mem::take(&mut self.at_most);
+                self.random = if lost_thousandths(at_most) < self.random_thousandths() { at_most } else { self.random };
+            }
+        } else if self.round == PHASE_MEASURED {
+            self.random = (self.random.0 * 7 / 8 + arrived, self.random.1 * 7 / 8 + lost);
         }
     }
 
     fn random_thousandths(&self) -> u64 {
-        (self.random.1 * 1_000 / (self.random.0 + self.random.1).max(1)).min(10 * RANDOM_MAX)
+        lost_thousandths(self.random).min(10 * RANDOM_MAX)
     }
 
     /// What has to be sent that so much arrives.
@@ -310,7 +324,10 @@ impl RateModel {
             (false, true, (1.., _, through)) => (best.min(through), DRAIN),
             (false, true, _) => (best, DRAIN),
             // It need not probe for what it has no use for, and need not wait where it has a little more to send than before.
-            (false, false, _) if self.was_limited => (self.gross(best), PHASES[PHASE_PROBE]),
+            (false, false, _) if self.was_limited => {
+                let probe = best * PHASES[PHASE_PROBE] / 100;
+                (if self.contest.has_room() { probe.max(self.gross(best)) } else { probe }, 100)
+            }
             (false, false, _) if self.contest.has_room() => (self.gross(best), PHASES[self.round]),
             (false, false, _) if self.round == PHASE_DRAIN => (best, DRAIN_LONG),
             (false, false, _) => (best, PHASES[self.round]),
@@ -320,11 +337,18 @@ impl RateModel {
         Some((rate * gain / 100).max(least))
     }
 
-    /// Bytes a second that the path is thought to carry, whatever is sent just now to find that out; `None` before anything is known.
+    /// Bytes a second that the path is thought to carry: not what is sent to find that out or to drain a queue, but for a search and a
+    /// contest, where nobody knows; `None` before anything is known.
     pub fn capacity(&self) -> Option<u64> {
         let pacing_rate = self.pacing_rate()?;
-        let is_sought = self.is_starting || self.contest.window().is_some();
-        Some(if is_sought { pacing_rate } else { self.gross(self.best()).max(RATE_MIN) })
+        if self.is_starting || self.contest.window().is_some() {
+            return Some(pacing_rate);
+        }
+        let carried = match self.drained {
+            (1.., _, through) if self.has_queue() => self.best().min(through),
+            _ => self.gross(self.best()),
+        };
+        Some(carried.max(RATE_MIN))
     }
 
     /// Bytes that the path holds, as far as it is known.
@@ -339,6 +363,10 @@ impl RateModel {
         }
         (2 * self.path()).max(if self.is_starting { self.opening } else { WINDOW_MIN })
     }
+}
+
+fn lost_thousandths((arrived, lost): (u64, u64)) -> u64 {
+    lost * 1_000 / (arrived + lost).max(1)
 }
 
 impl Default for RateModel {

@@ -15,6 +15,8 @@ struct Line {
     queue: u64,
     /// What there is to send, in bytes a second; `None`: always more.
     offer: Option<u64>,
+    /// It comes once in so many microseconds.
+    every: u64,
     /// Acknowledgements come together, once in so many microseconds.
     clump: u64,
     /// That of a packet is kept back for so long if no other packet comes, in microseconds. The round trip does not count it.
@@ -22,7 +24,7 @@ struct Line {
 }
 
 const PLAIN: Line =
-    Line { rate: 12_500_000, delay: 10_000, loss_percent: 0, queue: 200_000, offer: None, clump: 1, hold: 0 };
+    Line { rate: 12_500_000, delay: 10_000, loss_percent: 0, queue: 200_000, offer: None, every: 1, clump: 1, hold: 0 };
 
 /// What came of it.
 struct Ran {
@@ -47,6 +49,7 @@ fn run(before: Line, change_at: u64, after: Line, from: u64) -> Ran {
     let mut arrivals: VecDeque<(u64, u64, bool)> = VecDeque::new();
     let (mut delivered, mut random) = (0u64, 7u64);
     let (mut sent, mut offered, mut limited) = (0u64, 0u64, false);
+    let mut unbounded = (0, 0);
     let mut ran = Ran { used: 0.0, offered: 0.0, queue: 0, waiting: 0, overflow: 0, best: 0 };
     let end = 20 * SECOND;
     while now < end {
@@ -64,14 +67,20 @@ fn run(before: Line, change_at: u64, after: Line, from: u64) -> Ran {
                 delivered += PACKET * u64::from(now > from);
             }
         }
-        let waiting = line.offer.map(|offer| (offer * now / SECOND).saturating_sub(sent));
+        // What was sent while there was always more has been written too.
+        if line.offer.is_none() {
+            unbounded = (sent, now);
+        }
+        let (before, since) = unbounded;
+        let written = line.offer.map(|offer| before + offer * (now - now % line.every).saturating_sub(since) / SECOND);
+        let waiting = written.map(|written| written.saturating_sub(sent));
         if now > from {
             ran.waiting = ran.waiting.max(waiting.unwrap_or_default());
             ran.best = ran.best.max(model.best());
         }
         limited = waiting.is_some_and(|waiting| waiting < PACKET);
         while now >= next_send && flying + PACKET <= model.window() {
-            if line.offer.is_some_and(|offer| offer * now / SECOND < sent + PACKET) {
+            if written.is_some_and(|written| written < sent + PACKET) {
                 break;
             }
             sent += PACKET;
@@ -311,6 +320,24 @@ fn little_more_is_sent_than_a_line_with_a_short_queue_carries() {
                     assert!(used > 0.85 * left, "{line:?}: {used}");
                 }
             }
+        }
+    }
+}
+
+/// What it is sent beyond what the path carries overflows a short queue, and is not to be made good by sending still more.
+#[test]
+fn little_more_is_sent_than_arrives_of_what_comes_in_lumps() {
+    for (delay, queue) in [(50_000, 10_000), (50_000, 3_000), (10_000, 3_000)] {
+        for every in [100_000, 200_000] {
+            let always = Line { delay, queue, ..PLAIN };
+            let lumps = Line { offer: Some(4_700_000), every, ..always };
+            let Ran { used, offered, .. } = run(lumps, 0, lumps, 10 * SECOND);
+            let Ran { used: later_used, offered: later_offered, .. } = run(always, 8 * SECOND, lumps, 12 * SECOND);
+            let (first, later) = (offered / used, later_offered / later_used);
+            assert!(
+                first.max(later) < 1.25,
+                "{delay} us, a queue of {queue} us, each {every} us: {first}, {later} times"
+            );
         }
     }
 }

@@ -169,7 +169,7 @@ impl Session {
         self.receiver.consumed(bytes);
     }
 
-    /// What a link is paced at, in bytes a second, if that is known.
+    /// What a link is thought to carry, in bytes a second, if that is known.
     pub fn handle_rate(&mut self, link: usize, rate: Option<u64>) {
         self.links[link].rate = rate;
     }

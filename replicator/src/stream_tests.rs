@@ -492,7 +492,7 @@ fn a_synchronous_write_takes_a_round_trip_and_little_more() {
             world.run(SECOND);
             for _ in 0..1_000 {
                 let begin = world.now;
-                world.send();
+                assert!(world.send());
                 while world.durable < world.written.len() as u64 {
                     world.run(TICK);
                 }

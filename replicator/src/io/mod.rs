@@ -409,7 +409,7 @@ fn transmit(now: u64, shared: &Shared, session: &mut Session, connections: &[Opt
     is_full != [false; 2]
 }
 
-/// What a connection is paced at, in bytes a second.
+/// What a connection's path is thought to carry, in bytes a second.
 fn rate(connection: &Connection) -> Option<u64> {
     connection.path_stats(PathId::ZERO).and_then(|path| path.bandwidth_estimate).map(|bits| bits / 8)
 }

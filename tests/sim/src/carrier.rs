@@ -27,7 +27,7 @@ pub struct Connection {
     heard: [u64; 2],
 }
 
-/// What a connection is said to be paced at, in bytes a second: for some a burst is a deep backlog, or the link busy. Nothing is.
+/// What a connection is said to carry, in bytes a second: for some a burst is a deep backlog, or the link busy. Nothing is.
 const RATES: [Option<u64>; 3] = [None, Some(1 << 20), Some(100 << 20)];
 
 fn seal(number: u32, bytes: &[u8]) -> Vec<u8> {
