@@ -95,8 +95,15 @@ mod tests {
         let lossy = scenarios::custom(&["delay 30ms, rate 10mbit", "delay 3ms, rate 10mbit, loss 50%"]).expect("lines");
         let line = line(&lossy);
         assert_eq!(line, LineSettings { loss: Probability::NEVER, ..lossy.links[1].clone() });
+        // What is measured is a datagram over a longer line.
+        let longer = LineSettings { delay: Duration::from_millis(40), ..LineSettings::default() };
+        let longer = Emulator::start(EmulatorSettings::local(longer, 1)).expect("a line");
+        let [from, to] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").expect("a socket"));
+        longer.set_node(Side::A, from.local_addr().expect("an address"));
+        longer.set_node(Side::B, to.local_addr().expect("an address"));
         let times = meanwhile(&lossy, 1, &mut || {
-            thread::sleep(Duration::from_millis(300));
+            from.send_to(&[1], longer.a_side())?;
+            to.recv(&mut [0])?;
             Ok(())
         })
         .expect("echoes");
