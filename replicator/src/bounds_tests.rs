@@ -83,7 +83,7 @@ fn the_credit_of_all_that_is_used_comes_back() {
 fn as_much_can_be_under_way_as_the_window_holds() {
     let mut sender = Sender::new();
     (0..32).for_each(|number| sender.push(frame(number)));
-    let symbols = std::iter::from_fn(|| sender.poll(1, 0, [true; 2], Mode::Auto, sender::Path::default()));
+    let symbols = std::iter::from_fn(|| sender.poll(1, 0, [true; 2], Mode::Auto, crate::sender::Path::default()));
     let source = symbols.filter(|symbol| symbol.index < symbol.shape.source_count);
     let bytes: usize = source.map(|symbol| symbol.data.len()).sum();
     assert!(bytes >= 32 << 20, "{bytes} bytes, which is less than a gigabit link holds while a block is asked for");

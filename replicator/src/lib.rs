@@ -13,6 +13,7 @@ pub mod io;
 mod line;
 mod marks;
 pub mod packet;
+mod parity;
 mod proof;
 pub mod rate;
 mod receiver;

@@ -16,9 +16,10 @@ use crate::{
     line::Link,
     marks::Marks,
     packet::{self, Acknowledgement, Body, Header, PacketError},
+    parity,
     proof::Proof,
     receiver::Receiver,
-    sender::{self, Sender},
+    sender::Sender,
     testing::{Plant, planted},
 };
 use bytes::Bytes;
@@ -499,7 +500,7 @@ impl Session {
             rtt_micros: line.rtt,
             loss: line.seen_loss,
             rate: None,
-            repair_symbols: sender::full_block_repair_count(line.loss),
+            repair_symbols: parity::full_block_repair_count(line.loss),
             is_farther: self.is_farther(index),
             sent_datagrams: line.sequence.into(),
             sent_bytes: line.bytes,

@@ -495,6 +495,7 @@ fn a_synchronous_write_takes_a_round_trip_and_little_more() {
                 assert!(world.send());
                 while world.durable < world.written.len() as u64 {
                     world.run(TICK);
+                    assert!(world.now < begin + 10 * SECOND, "{delay} us, bursts of {burst}: never answered");
                 }
                 times.push(world.now - begin);
                 let pause = world.random(4) * 1_000;

@@ -14,11 +14,11 @@ use std::{
 
 /// As large as one of ours.
 const SIZE: usize = 1_200;
-/// How often what waits looks whether it is to end.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// Who waits for longer than this and the line's round trip has lost a datagram in this machine: the next one is sent.
+const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Does something, and sends one datagram after the other meanwhile, each when the echo of the former one has come. How many
-/// milliseconds each took.
+/// Does something, and sends one datagram after the other meanwhile, each when the echo of the former one has come; at least one. How
+/// many milliseconds each took.
 ///
 /// # Errors
 /// When that fails, or there are no sockets for it.
@@ -27,10 +27,12 @@ pub fn meanwhile(
     seed: u64,
     measure: &mut dyn FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<Vec<f64>> {
-    let emulator = Emulator::start(EmulatorSettings::local(line(scenario), seed)).context("The line for the echo")?;
+    let line = line(scenario);
+    let patience = PATIENCE + 2 * (line.delay + line.jitter);
+    let emulator = Emulator::start(EmulatorSettings::local(line, seed)).context("The line for the echo")?;
     let socket = || -> anyhow::Result<UdpSocket> {
         let socket = UdpSocket::bind("127.0.0.1:0").context("A socket for the echo")?;
-        socket.set_read_timeout(Some(PATIENCE)).context("A socket for the echo")?;
+        socket.set_read_timeout(Some(patience)).context("A socket for the echo")?;
         Ok(socket)
     };
     let [near, far] = [socket()?, socket()?];
@@ -38,30 +40,59 @@ pub fn meanwhile(
     emulator.set_node(Side::B, far.local_addr()?);
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let echo = scope.spawn(|| -> anyhow::Result<()> {
-            while receive(&far, &is_over)? {
-                far.send_to(&[0; SIZE], emulator.b_side())?;
-            }
-            Ok(())
-        });
         let times = scope.spawn(|| -> anyhow::Result<Vec<f64>> {
             let mut times = Vec::new();
-            loop {
+            for number in 0u64.. {
                 let start = Instant::now();
-                near.send_to(&[0; SIZE], emulator.a_side())?;
-                if !receive(&near, &is_over)? {
-                    return Ok(times);
+                near.send_to(&datagram(number), emulator.a_side())?;
+                if receive(&far, number)? {
+                    far.send_to(&datagram(number), emulator.b_side())?;
+                    if receive(&near, number)? {
+                        times.push(start.elapsed().as_secs_f64() * 1e3);
+                    }
                 }
-                times.push(start.elapsed().as_secs_f64() * 1e3);
+                if is_over.load(Relaxed) {
+                    break;
+                }
             }
+            Ok(times)
         });
-        let done = measure();
-        is_over.store(true, Relaxed);
-        let ended = || anyhow!("The echo ended");
-        echo.join().map_err(|_| ended())?.context("The echo")?;
-        let times = times.join().map_err(|_| ended())?.context("The echo")?;
+        let done = {
+            // Also when it panics: the scope waits for the echo.
+            let _over = Over(&is_over);
+            measure()
+        };
+        let times = times.join().map_err(|_| anyhow!("The echo ended"))?.context("The echo")?;
         done.map(|()| times)
     })
+}
+
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+fn datagram(number: u64) -> [u8; SIZE] {
+    let mut bytes = [0; SIZE];
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
+    bytes
+}
+
+/// Waits for this datagram; whether it came. What was waited for in vain before may come first.
+fn receive(socket: &UdpSocket, number: u64) -> anyhow::Result<bool> {
+    let mut space = [0; SIZE];
+    loop {
+        match socket.recv(&mut space) {
+            Ok(_) if space == datagram(number) => return Ok(true),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(error).context("Receiving"),
+        }
+    }
 }
 
 /// The nearer link without its losses.
@@ -69,19 +100,6 @@ fn line(scenario: &Scenario) -> LineSettings {
     let nearer = scenario.links.iter().min_by_key(|line| line.delay).cloned().unwrap_or_default();
     let LineSettings { delay, jitter, rate_bits, queue, .. } = nearer;
     LineSettings { delay, jitter, rate_bits, queue, ..LineSettings::default() }
-}
-
-/// Waits for a datagram; whether one came before it was over.
-fn receive(socket: &UdpSocket, is_over: &AtomicBool) -> anyhow::Result<bool> {
-    let mut space = [0; SIZE];
-    while !is_over.load(Relaxed) {
-        match socket.recv(&mut space) {
-            Ok(_) => return Ok(true),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-            Err(error) => return Err(error).context("Receiving"),
-        }
-    }
-    Ok(false)
 }
 
 #[cfg(test)]
@@ -95,20 +113,9 @@ mod tests {
         let lossy = scenarios::custom(&["delay 30ms, rate 10mbit", "delay 3ms, rate 10mbit, loss 50%"]).expect("lines");
         let line = line(&lossy);
         assert_eq!(line, LineSettings { loss: Probability::NEVER, ..lossy.links[1].clone() });
-        // What is measured is a datagram over a longer line.
-        let longer = LineSettings { delay: Duration::from_millis(40), ..LineSettings::default() };
-        let longer = Emulator::start(EmulatorSettings::local(longer, 1)).expect("a line");
-        let [from, to] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").expect("a socket"));
-        longer.set_node(Side::A, from.local_addr().expect("an address"));
-        longer.set_node(Side::B, to.local_addr().expect("an address"));
-        let times = meanwhile(&lossy, 1, &mut || {
-            from.send_to(&[1], longer.a_side())?;
-            to.recv(&mut [0])?;
-            Ok(())
-        })
-        .expect("echoes");
+        let times = meanwhile(&lossy, 1, &mut || Ok(())).expect("echoes");
         // Both ways, each with a millisecond for the rate.
-        assert!(times.iter().all(|millis| *millis > 7.0), "{times:?}");
+        assert!(!times.is_empty() && times.iter().all(|millis| *millis > 7.0), "{times:?}");
         assert!(meanwhile(&lossy, 1, &mut || Err(anyhow!("no"))).is_err());
     }
 }
