@@ -383,8 +383,7 @@ impl Sender {
             let Some(block) = self.blocks.get_mut(&number) else {
                 continue;
             };
-            let used = (0..2).filter(|link| block.sent_on[*link] != 0).map(|link| rtts[link]);
-            let rtt = used.max().unwrap_or_default();
+            let rtt = block.rtt(rtts).unwrap_or_default();
             // The same request comes over both links, and again before the answer can have arrived; and it comes before what
             // went over the link that is farther away. A question that was sent meanwhile is no answer.
             if now < block.last_asked + rtt || now < block.last_meant + rtt + (rtt / 8).min(LATE_MICROS_MAX) {
@@ -470,10 +469,11 @@ impl Sender {
     }
 
     /// Asks about blocks of which nothing was heard for long: over both links, or in a backlog the first, then the second, and so on.
-    pub fn probe(&mut self, now: u64, rtt: u64, links: [usize; 2]) {
+    /// `rtts`: round trips of both links in microseconds.
+    pub fn probe(&mut self, now: u64, rtts: [u64; 2], links: [usize; 2]) {
         let mut due = Vec::new();
         for (number, block) in &mut self.blocks {
-            let is_due = block.last_sent > 0 && now >= block.last_sent + wait(rtt, block.probes);
+            let is_due = block.last_sent > 0 && now >= block.last_sent + block.patience(rtts);
             if is_due && !planted(Plant::TailNotProbed) {
                 due.push((*number, block.source.len(), block.probes as usize % 2));
                 block.probes += 1;
@@ -488,9 +488,9 @@ impl Sender {
     }
 
     /// When [`Sender::probe`] is due.
-    pub fn timeout(&self, rtt: u64) -> Option<u64> {
+    pub fn timeout(&self, rtts: [u64; 2]) -> Option<u64> {
         let sent = self.blocks.values().filter(|block| block.last_sent > 0 && !planted(Plant::TailNotProbed));
-        sent.map(|block| block.last_sent + wait(rtt, block.probes)).min()
+        sent.map(|block| block.last_sent + block.patience(rtts)).min()
     }
 
     /// Bytes taken that are not acknowledged.
@@ -505,8 +505,17 @@ impl Default for Sender {
     }
 }
 
-fn wait(rtt: u64, probes: u32) -> u64 {
-    ((rtt * 3 / 2 + PROBE_MICROS) << probes.min(6)).min(PROBE_MICROS_MAX.max(2 * rtt))
+impl Block {
+    /// The longest round trip of the links that it went over.
+    fn rtt(&self, rtts: [u64; 2]) -> Option<u64> {
+        (0..2).filter(|link| self.sent_on[*link] != 0).map(|link| rtts[link]).max()
+    }
+
+    /// How long nothing may be heard of it before it is asked about.
+    fn patience(&self, rtts: [u64; 2]) -> u64 {
+        let rtt = self.rtt(rtts).unwrap_or(rtts[0].max(rtts[1]));
+        ((rtt * 3 / 2 + PROBE_MICROS) << self.probes.min(6)).min(PROBE_MICROS_MAX.max(2 * rtt))
+    }
 }
 
 #[cfg(test)]

@@ -117,8 +117,8 @@ fn a_block_of_which_nothing_is_heard_is_asked_about_over_both_links() {
     while sender.poll(1, 0, both, Mode::Auto, path).is_some() {}
     let mut now = 1;
     for _ in 0..3 {
-        now = sender.timeout(rtt).unwrap();
-        sender.probe(now, rtt, [0, 1]);
+        now = sender.timeout([rtt; 2]).unwrap();
+        sender.probe(now, [rtt; 2], [0, 1]);
         for link in [0, 1] {
             // In this mode no link takes what another one has in line.
             let asked = std::iter::from_fn(|| sender.poll(now, link, both, Mode::Mirror, path)).count();
@@ -126,6 +126,16 @@ fn a_block_of_which_nothing_is_heard_is_asked_about_over_both_links() {
         }
     }
     assert!(now < 300_000, "only after {now} us");
+}
+
+/// The other link may be far away: what goes over this one need not wait as long.
+#[test]
+fn a_block_is_asked_about_by_the_round_trip_of_the_link_that_it_went_over() {
+    for (link, rtt) in [(0, 20_000), (1, 300_000)] {
+        let (mut sender, _) = sending(2_000);
+        while sender.poll(1, link, [true; 2], Mode::Stripe, Path::default()).is_some() {}
+        assert_eq!(sender.timeout([20_000, 300_000]), Some(1 + rtt * 3 / 2 + PROBE_MICROS));
+    }
 }
 
 #[test]
@@ -165,7 +175,7 @@ fn what_stands_in_line_is_not_sent_again() {
     };
     for (now, count) in [(100_000, 3), (200_000, 3), (300_000, 4)] {
         ask(&mut sender, now, count);
-        sender.probe(now + 50_000, rtt, [0, 0]);
+        sender.probe(now + 50_000, [rtt; 2], [0, 0]);
         sender.link_lost(1);
     }
     let again = |sender: &mut Sender| std::iter::from_fn(|| sender.poll(400_000, 0, alone, Mode::Auto, path)).count();
@@ -258,8 +268,8 @@ fn a_request_that_comes_behind_a_question_is_answered() {
     let (rtt, both, path) = (20_000, [true; 2], Path::default());
     let symbols: Vec<_> = std::iter::from_fn(|| sender.poll(1, 0, both, Mode::Auto, path)).collect();
     symbols.into_iter().skip(9).for_each(|symbol| receiver.handle(10_000, symbol, rtt).unwrap());
-    let asked = sender.timeout(rtt).unwrap();
-    sender.probe(asked, rtt, [0, 1]);
+    let asked = sender.timeout([rtt; 2]).unwrap();
+    sender.probe(asked, [rtt; 2], [0, 1]);
     while sender.poll(asked, 0, both, Mode::Mirror, path).is_some() {}
     let mut ack = Acknowledgement::default();
     receiver.tell(asked, rtt, &mut ack);

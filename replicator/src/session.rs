@@ -331,7 +331,7 @@ impl Session {
             self.ack_at = Some(now);
         }
         if let Some(links) = self.links_in_turn() {
-            self.sender.probe(now, rtt, links);
+            self.sender.probe(now, [0, 1].map(|link| self.rtt_of(link)), links);
         }
         let is_due = |at: Option<u64>| at.is_some_and(|at| now >= at);
         let heard = self.are_heard();
@@ -390,7 +390,7 @@ impl Session {
             at.extend(self.sender.held_until());
             at.extend(self.repeat_at);
             at.extend(self.receiver.timeout());
-            at.extend(self.best_link().and_then(|_| self.sender.timeout(self.rtt())));
+            at.extend(self.best_link().and_then(|_| self.sender.timeout([0, 1].map(|link| self.rtt_of(link)))));
         }
         at.into_iter().min()
     }
