@@ -3,9 +3,9 @@
 //! ```text
 //!  header: 0 magic  2 version  3 kind  4 sequence  8 from  16 to  24 time  32
 //!  symbol: 32 block  40 block size  44 symbol size  46 N  47 index  48 code  49 R  50 0  56: the symbol
-//!  acknowledgement: 32 next block  40 limit  48 echo  56 hold  60 received  64 lost  68 0
-//!          72 complete (1,024 bits)  200 lacking count  201 mark count  202 0  208: (block 8, count 1, missing 4,
-//!          0 3) each, then (channel 16, value 8) each
+//!  acknowledgement: 32 next block  40 limit  48 echo  56 hold  60 received  64 lost  68 complete size  70 lacking count
+//!          71 mark count  72: complete, a bit for each block, up to the last byte that is not 0; then (block 8, count 1,
+//!          missing 4, 0 3) each, then (channel 16, value 8) each
 //!  hello: nothing more
 //! ```
 
@@ -20,11 +20,11 @@ use zerocopy::{
 };
 
 /// Version of the datagrams. Another one is refused.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 /// Bytes of a source or repair symbol: with all headers they fit a path with the smallest MTU that QUIC allows.
 pub const SYMBOL_SIZE: usize = 1_100;
-/// Blocks behind the first incomplete one that an acknowledgement tells of.
-pub const COMPLETE_BIT_COUNT: u64 = 1_024;
+/// Blocks behind the first incomplete one that an acknowledgement can tell of.
+pub const COMPLETE_BIT_COUNT: u64 = 4_096;
 /// Most requests for repair in an acknowledgement.
 pub const LACKING_COUNT_MAX: usize = 24;
 /// Most durable marks in an acknowledgement.
@@ -69,11 +69,9 @@ struct RawAcknowledgement {
     hold: U32,
     received: U32,
     lost: U32,
-    reserved0: U32,
-    complete: [u8; 128],
+    complete_size: U16,
     lacking_count: u8,
     mark_count: u8,
-    reserved1: [u8; 6],
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -93,7 +91,10 @@ struct RawMark {
 }
 
 const _: () = assert!(size_of::<RawHeader>() == 32 && size_of::<RawSymbol>() == 24);
-const _: () = assert!(size_of::<RawAcknowledgement>() == 176);
+const _: () = assert!(size_of::<RawAcknowledgement>() == 40);
+/// What follows an acknowledgement's fields: no more than makes it as long as the longest symbol.
+const LISTS_SIZE_MAX: usize = size_of::<RawSymbol>() + SYMBOL_SIZE - size_of::<RawAcknowledgement>();
+const _: () = assert!(COMPLETE_BIT_COUNT as usize / 8 <= LISTS_SIZE_MAX);
 
 /// What every datagram says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -254,12 +255,19 @@ pub fn encode(header: &Header, body: &Body) -> Bytes {
 }
 
 fn encode_acknowledgement(ack: &Acknowledgement, bytes: &mut BytesMut) {
-    let mut complete = [0; 128];
-    for offset in ack.complete.iter().filter(|offset| **offset < COMPLETE_BIT_COUNT) {
-        complete[(offset / 8) as usize] |= 1 << (offset % 8);
-    }
     let lacking = &ack.lacking[..ack.lacking.len().min(LACKING_COUNT_MAX)];
     let marks = &ack.marks[..ack.marks.len().min(MARK_COUNT_MAX)];
+    let mut complete = [0; COMPLETE_BIT_COUNT as usize / 8];
+    let mut complete_size = 0;
+    // A later one tells of those that are so far behind that there is no room for them.
+    let room = LISTS_SIZE_MAX - lacking.len() * size_of::<RawLacking>() - marks.len() * size_of::<RawMark>();
+    for offset in &ack.complete {
+        let byte = (offset / 8) as usize;
+        if let Some(bits) = complete.get_mut(byte).filter(|_| byte < room) {
+            *bits |= 1 << (offset % 8);
+            complete_size = complete_size.max(byte + 1);
+        }
+    }
     let raw = RawAcknowledgement {
         next_block: ack.next_block.into(),
         limit: ack.limit.into(),
@@ -267,13 +275,12 @@ fn encode_acknowledgement(ack: &Acknowledgement, bytes: &mut BytesMut) {
         hold: ack.hold.into(),
         received: ack.received.into(),
         lost: ack.lost.into(),
-        reserved0: 0.into(),
-        complete,
+        complete_size: (complete_size as u16).into(),
         lacking_count: lacking.len() as u8,
         mark_count: marks.len() as u8,
-        reserved1: [0; 6],
     };
     bytes.put_slice(raw.as_bytes());
+    bytes.put_slice(&complete[..complete_size]);
     for Lacking { block, count, missing } in lacking {
         let raw = RawLacking { block: (*block).into(), count: *count, missing: (*missing).into(), reserved: [0; 3] };
         bytes.put_slice(raw.as_bytes());
@@ -328,11 +335,16 @@ fn parse_symbol(whole: &Bytes, rest: &[u8]) -> Result<Symbol, PacketError> {
 }
 
 fn parse_acknowledgement(rest: &[u8]) -> Result<Acknowledgement, PacketError> {
-    let (raw, mut rest) = RawAcknowledgement::ref_from_prefix(rest).map_err(|_| PacketError::Foreign)?;
-    require(raw.reserved0.get() == 0 && raw.reserved1 == [0; 6], "reserved field")?;
+    let (raw, rest) = RawAcknowledgement::ref_from_prefix(rest).map_err(|_| PacketError::Foreign)?;
+    let complete_size = usize::from(raw.complete_size.get());
+    require(complete_size <= COMPLETE_BIT_COUNT as usize / 8, "count")?;
+    let (complete, mut rest) = rest.split_at_checked(complete_size).ok_or(PacketError::Foreign)?;
     require(usize::from(raw.lacking_count) <= LACKING_COUNT_MAX, "count")?;
     require(usize::from(raw.mark_count) <= MARK_COUNT_MAX, "count")?;
-    let bit = |offset: &u64| raw.complete[(offset / 8) as usize] >> (offset % 8) & 1 == 1;
+    let bits = |(byte, at): (&u8, u64)| {
+        let byte = *byte;
+        (0..8).filter(move |bit| byte >> bit & 1 == 1).map(move |bit| 8 * at + bit)
+    };
     let mut ack = Acknowledgement {
         next_block: raw.next_block.get(),
         limit: raw.limit.get(),
@@ -340,7 +352,7 @@ fn parse_acknowledgement(rest: &[u8]) -> Result<Acknowledgement, PacketError> {
         hold: raw.hold.get(),
         received: raw.received.get(),
         lost: raw.lost.get(),
-        complete: (0..COMPLETE_BIT_COUNT).filter(bit).collect(),
+        complete: complete.iter().zip(0..).flat_map(bits).collect(),
         lacking: Vec::new(),
         marks: Vec::new(),
     };
@@ -379,7 +391,7 @@ mod tests {
             hold: 8,
             received: 9,
             lost: 10,
-            complete: vec![1, 9, 1_023],
+            complete: vec![1, 9, 4_095],
             lacking: vec![Lacking { block: 5, count: 2, missing: 0x11 }],
             marks: vec![(ChannelId([1; 16]), 3)],
         }
@@ -388,16 +400,38 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let bytes = encode(&HEADER, &Body::Symbol(symbol()));
-        let head = b"HR\x02\x01\x07\0\0\0\x11\x11\0\0\0\0\0\0\x22\x22\0\0\0\0\0\0\x33\x33\0\0\0\0\0\0";
+        let head = b"HR\x03\x01\x07\0\0\0\x11\x11\0\0\0\0\0\0\x22\x22\0\0\0\0\0\0\x33\x33\0\0\0\0\0\0";
         assert_eq!(&bytes[..32], head);
         assert_eq!(&bytes[32..], b"\x09\0\0\0\0\0\0\0\x05\0\0\0\x04\0\x02\x03\x02\x04\0\0\0\0\0\0abcd");
-        assert_eq!(encode(&HEADER, &Body::Hello)[..4], *b"HR\x02\x03");
+        assert_eq!(encode(&HEADER, &Body::Hello)[..4], *b"HR\x03\x03");
         let bytes = encode(&HEADER, &Body::Acknowledgement(acknowledgement()));
         assert_eq!(&bytes[32..48], b"\x05\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0");
-        assert_eq!(bytes[72..74], [2, 2]);
-        assert_eq!(bytes[199], 0x80);
-        assert_eq!(&bytes[208..224], b"\x05\0\0\0\0\0\0\0\x02\x11\0\0\0\0\0\0");
-        assert_eq!(bytes.len(), 208 + 16 + 24);
+        assert_eq!(bytes[68..74], [0, 2, 1, 1, 2, 2]);
+        assert_eq!(bytes[583], 0x80);
+        assert_eq!(&bytes[584..600], b"\x05\0\0\0\0\0\0\0\x02\x11\0\0\0\0\0\0");
+        assert_eq!(bytes.len(), 584 + 16 + 24);
+        // Nothing is said of blocks behind the last one that is complete.
+        let ack = Acknowledgement { complete: vec![1, 9], ..acknowledgement() };
+        let bytes = encode(&HEADER, &Body::Acknowledgement(ack));
+        assert_eq!(bytes[68..75], [2, 0, 1, 1, 2, 2, 5]);
+        assert_eq!(bytes.len(), 74 + 16 + 24);
+    }
+
+    #[test]
+    fn an_acknowledgement_that_has_much_to_tell_is_no_longer_than_a_symbol() {
+        let mut ack = Acknowledgement {
+            complete: (0..COMPLETE_BIT_COUNT).collect(),
+            lacking: vec![Lacking { block: 5, count: 2, missing: 0x11 }; LACKING_COUNT_MAX],
+            marks: vec![(ChannelId([1; 16]), 3); MARK_COUNT_MAX],
+            ..acknowledgement()
+        };
+        let bytes = encode(&HEADER, &Body::Acknowledgement(ack.clone()));
+        assert_eq!(bytes.len(), 32 + 24 + SYMBOL_SIZE);
+        let (_, Body::Acknowledgement(told)) = parse(&bytes).unwrap() else { panic!("it is something else") };
+        // What there was room for.
+        assert!(told.complete.len() > 2_500);
+        ack.complete.truncate(told.complete.len());
+        assert_eq!(told, ack);
     }
 
     #[test]
@@ -419,7 +453,7 @@ mod tests {
         }
 
         #[test]
-        fn damaged_bytes_are_refused_or_in_range(at in 0usize..260, to: u8, cut in 0usize..260) {
+        fn damaged_bytes_are_refused_or_in_range(at in 0usize..640, to: u8, cut in 0usize..640) {
             for body in [Body::Symbol(symbol()), Body::Acknowledgement(acknowledgement())] {
                 let mut bytes = encode(&HEADER, &body).to_vec();
                 if let Some(byte) = bytes.get_mut(at) {
@@ -433,7 +467,7 @@ mod tests {
         }
 
         #[test]
-        fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..700)) {
             let _ = parse(&bytes.into());
         }
     }

@@ -3,7 +3,7 @@
 use crate::{
     ChannelId, Received,
     coder::{Code, Coder, SYMBOL_COUNT_MAX},
-    packet::{Acknowledgement, BlockShape, COMPLETE_BIT_COUNT, LACKING_COUNT_MAX, Lacking, SYMBOL_SIZE, Symbol},
+    packet::{Acknowledgement, BlockShape, COMPLETE_BIT_COUNT, LACKING_COUNT_MAX, Lacking, Symbol},
     sender::FRAME_HEADER_SIZE,
     testing::{Plant, planted},
 };
@@ -14,12 +14,17 @@ use std::collections::{BTreeMap, VecDeque};
 pub const FRAME_SIZE_MAX: usize = (1 << 20) + (4 << 10);
 /// Bytes of the stream that the receiver takes before the application has used any.
 pub const INITIAL_LIMIT: u64 = 32 << 20;
+/// The most that it takes beyond what the application has used, and of how many round trips' use: a block that is asked for twice is
+/// there after three and a half, and all that comes behind it waits.
+const LIMIT_MAX: u64 = 128 << 20;
+const LIMIT_ROUNDS: u64 = 4;
+/// What is used is counted for at least so long, in microseconds.
+const ROUND_MICROS_MIN: u64 = 10_000;
 /// What a symbol or a whole block that is kept costs beside its bytes: a place, and what an allocation takes.
 const KEPT_OVERHEAD: u64 = 64;
-/// Bytes of symbols and blocks that are kept until they are whole and in order, at most: as many full blocks as an acknowledgement
-/// can tell of, which is more than the limit of the stream lets a correct sender have beyond a block that is not whole.
-const HELD_MAX: u64 =
-    COMPLETE_BIT_COUNT * (SYMBOL_COUNT_MAX as u64 / 2) * (SYMBOL_SIZE as u64 + KEPT_OVERHEAD) + (1 << 20);
+/// What the blocks that an acknowledgement can tell of cost beside the bytes of the stream in them, at most: that for each symbol of
+/// full blocks, and an even size.
+const HELD_OVERHEAD: u64 = COMPLETE_BIT_COUNT * (SYMBOL_COUNT_MAX as u64 / 2 + 1) * (KEPT_OVERHEAD + 2);
 /// Symbols may overtake each other by so long before one counts as lost, in microseconds: a quarter of the round trip
 /// within these bounds.
 const REORDER_MICROS: std::ops::RangeInclusive<u64> = 2_000..=50_000;
@@ -85,8 +90,33 @@ pub struct Receiver {
     /// Bytes of the stream that came in order, and how many may.
     taken: u64,
     limit: u64,
+    credit: Credit,
     /// What came in.
     pub counters: ReceiveCounters,
+}
+
+/// How far ahead of the application the sender may be: as Dynamic Right-Sizing has it for TCP (Fisk and Feng, 2001), some round trips
+/// of what is used, so that a long fast line is filled, and an application that is slow does not have much waiting for it.
+struct Credit {
+    /// Bytes that were used, with the frames' headers.
+    used: u64,
+    window: u64,
+    /// Since when a round lasts, and what had been used then.
+    since: u64,
+    used_before: u64,
+}
+
+impl Credit {
+    /// How far the stream may go, as of now. `rtt` in microseconds.
+    fn limit(&mut self, now: u64, rtt: u64) -> u64 {
+        if now >= self.since + rtt.max(ROUND_MICROS_MIN) {
+            let wanted = LIMIT_ROUNDS * (self.used - self.used_before);
+            // A block that is asked for may keep everything waiting for some rounds.
+            self.window = wanted.max(self.window - self.window / 8).clamp(INITIAL_LIMIT, LIMIT_MAX);
+            (self.since, self.used_before) = (now, self.used);
+        }
+        self.used + self.window
+    }
 }
 
 impl Receiver {
@@ -105,6 +135,7 @@ impl Receiver {
             held: 0,
             taken: 0,
             limit: INITIAL_LIMIT,
+            credit: Credit { used: 0, window: INITIAL_LIMIT, since: 0, used_before: 0 },
             counters: ReceiveCounters::default(),
         }
     }
@@ -167,8 +198,9 @@ impl Receiver {
             self.finish(number, shape)?;
         }
         // No correct sender has more under way: its blocks are parts of what it may send, and each is held at most once.
-        if self.held > HELD_MAX {
-            return Err(ProtocolError::Limit(self.held, HELD_MAX));
+        let held_max = self.limit.saturating_sub(self.taken) + HELD_OVERHEAD;
+        if self.held > held_max {
+            return Err(ProtocolError::Limit(self.held, held_max));
         }
         Ok(())
     }
@@ -269,10 +301,10 @@ impl Receiver {
         self.used += bytes;
         while let Some(size) = self.unused.pop_front_if(|size| u64::from(*size) <= self.used) {
             self.used -= u64::from(size);
-            self.limit += FRAME_HEADER_SIZE as u64;
+            self.credit.used += FRAME_HEADER_SIZE as u64;
         }
         if !planted(Plant::CreditLost) {
-            self.limit += bytes;
+            self.credit.used += bytes;
         }
     }
 
@@ -284,6 +316,7 @@ impl Receiver {
     /// Puts into an acknowledgement what is complete and what is lacking.
     pub fn tell(&mut self, now: u64, rtt: u64, ack: &mut Acknowledgement) {
         ack.next_block = if planted(Plant::AcknowledgedUnseen) { self.highest } else { self.next_block };
+        self.limit = self.limit.max(self.credit.limit(now, rtt));
         ack.limit = self.limit;
         ack.complete = self.complete.keys().map(|number| number - self.next_block).collect();
         for (number, block) in &mut self.blocks {

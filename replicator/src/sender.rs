@@ -11,8 +11,8 @@ use crate::{
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::collections::{BTreeMap, VecDeque};
 
-/// Bytes that wait to be sent or acknowledged, at most; then the session is full.
-pub const WINDOW_SIZE: u64 = 32 << 20;
+/// Bytes that wait to be sent, at most; then the session is full.
+pub const QUEUE_SIZE: u64 = 32 << 20;
 /// Bytes before each frame in the stream: channel and size.
 pub const FRAME_HEADER_SIZE: usize = 20;
 /// A block that is not acknowledged for so long beyond one and a half round trips is asked about.
@@ -32,8 +32,6 @@ const LITTLE_BLOCK: usize = 8;
 const BACKLOG_BLOCKS: u64 = 8;
 /// So many round trips pass before a block is whole that was asked for, and where the answer to that was lost too, nearly always.
 const REPAIR_ROUNDS: u64 = 2;
-/// Blocks wait for one that is asked for; while so many round trips fit into what can be under way, none waits for room.
-const ROOM_ROUNDS: u64 = 8;
 /// Symbols that stand in line for both links together, at most, before more of them are sent again: all of the blocks that can be
 /// under way.
 const LINE_LENGTH_MAX: usize = COMPLETE_BIT_COUNT as usize * SYMBOL_COUNT_MAX;
@@ -146,7 +144,7 @@ impl Sender {
 
     /// Whether another frame can be taken.
     pub fn has_room(&self) -> bool {
-        self.queued + self.unacknowledged < WINDOW_SIZE
+        self.queued < QUEUE_SIZE
     }
 
     /// Takes a frame.
@@ -257,8 +255,7 @@ impl Sender {
     /// Whether so much waits that what a block lacks has been asked for and sent before the last of it goes. Then nothing is gained by
     /// sending more than it takes.
     fn is_deep(&self, under_way: Option<u64>) -> bool {
-        let room = COMPLETE_BIT_COUNT * BLOCK_SIZE_MAX / ROOM_ROUNDS;
-        under_way.is_some_and(|bytes| bytes <= room && self.queued >= REPAIR_ROUNDS * bytes)
+        under_way.is_some_and(|bytes| self.queued >= REPAIR_ROUNDS * bytes)
     }
 
     /// Cuts blocks from the queue and lines their symbols up.
