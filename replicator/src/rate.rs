@@ -28,11 +28,12 @@ const PHASE_DRAIN: usize = 1;
 /// When this phase begins, what arrived in the one after the drain is known.
 const PHASE_MEASURED: usize = (PHASE_DRAIN + 2) % RATE_ROUNDS;
 /// A round lasts until so many bytes were delivered, but no longer than this in microseconds: a packet or two show no rate.
-const ROUND_SIZE_MIN: u64 = 4 * 1_200;
+const PACKET_SIZE: u64 = 1_200;
+const ROUND_SIZE_MIN: u64 = 4 * PACKET_SIZE;
 const ROUND_MICROS_MAX: u64 = 100_000;
 /// A probe sends so many bytes more than was delivered, at least, in a round trip and the time for which an acknowledgement may be
 /// kept back, in microseconds: a part of a packet nobody would see.
-const PROBE_MIN: u64 = 2 * 1_200;
+const PROBE_MIN: u64 = 2 * PACKET_SIZE;
 const ACKNOWLEDGE_MICROS: u64 = 25_000;
 /// The drain of a queue that is shorter than a standing one and is there for longer than a probe: else nobody would ever see the
 /// shortest round trip again.
@@ -64,6 +65,14 @@ const SEARCH_QUEUE: u64 = 20_000;
 /// room for it.
 const OVERFLOW: u64 = 20;
 const OVERFLOW_MIN: u64 = 32 << 10;
+/// An acknowledgement that comes so much later behind the one before it than its packet was sent behind that one's, in microseconds, and
+/// by so many packets' time, was kept back, and many others with it: one of the ends has stood still. A queue of ours grows packet by packet.
+const STALL: u64 = 5_000;
+const STALL_PACKETS: u64 = 8;
+const STALL_RATE_MIN: u64 = 512 << 10;
+/// For a quarter of the shortest round trip after that, and at least so long, in microseconds, round trips tell of it and of nothing
+/// else; for as long again they count, whatever comes.
+const STALL_ECHO_MIN: u64 = 10_000;
 /// A round that delivers so much of what the path was thought to have, in hundredths, has found that there is more.
 const FOUND_MORE: u64 = 118;
 
@@ -82,6 +91,9 @@ pub struct RateModel {
     was_limited: bool,
     rtt_min: Option<(u64, u64)>,
     rtt: u64,
+    /// When the last acknowledgement came and when its packet was sent; and until when round trips tell of a stall.
+    last: (u64, u64),
+    stalled_until: u64,
     round_lost: u64,
     /// The best rate when it last grew by a quarter, and rounds since.
     plateau: (u64, u32),
@@ -115,6 +127,8 @@ impl RateModel {
             round_lost: 0,
             rtt_min: None,
             rtt: 0,
+            last: (0, 0),
+            stalled_until: 0,
             plateau: (0, 0),
             is_starting: true,
             opening: INITIAL_WINDOW,
@@ -129,7 +143,10 @@ impl RateModel {
 
     /// `bytes` that were sent at `sent` were delivered; round trips take `rtt` now. `limited`: the sender had no more to send.
     pub fn acknowledged(&mut self, now: u64, sent: u64, bytes: u64, rtt: u64, limited: bool) {
-        self.rtt = if self.rtt == 0 { rtt } else { (7 * self.rtt + rtt) / 8 };
+        self.check_stall(now, sent);
+        if now >= self.stalled_until {
+            self.rtt = if self.rtt == 0 { rtt } else { (7 * self.rtt + rtt) / 8 };
+        }
         match self.rtt_min {
             Some((shortest, at)) if rtt > shortest && now < at + RTT_WINDOW_MICROS => {}
             _ => self.rtt_min = Some((rtt.max(1), now)),
@@ -188,6 +205,18 @@ impl RateModel {
         }
         (self.round_start, self.round_sent, self.round_delivered) = (now, sent, 0);
         (self.round_limited, self.round_lost) = (0, 0);
+    }
+
+    /// Notices that one of the ends has stood still.
+    fn check_stall(&mut self, now: u64, sent: u64) {
+        let (last, last_sent) = core::mem::replace(&mut self.last, (now, sent));
+        let late = (now - last).saturating_sub(sent.saturating_sub(last_sent));
+        // As long as nothing is known, as if it were little.
+        let packets = STALL_PACKETS * PACKET_SIZE * 1_000_000 / self.best().max(STALL_RATE_MIN);
+        let echo = (self.shortest() / 4).max(STALL_ECHO_MIN);
+        if late > STALL.max(packets) && last > 0 && now >= self.stalled_until + echo {
+            self.stalled_until = now + echo;
+        }
     }
 
     /// `bytes` were lost.

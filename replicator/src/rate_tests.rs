@@ -21,10 +21,21 @@ struct Line {
     clump: u64,
     /// That of a packet is kept back for so long if no other packet comes, in microseconds. The round trip does not count it.
     hold: u64,
+    /// From this moment on this end does nothing for so long once in so long, in microseconds, as a machine does that others share.
+    stall: (u64, u64, u64),
 }
 
-const PLAIN: Line =
-    Line { rate: 12_500_000, delay: 10_000, loss_percent: 0, queue: 200_000, offer: None, every: 1, clump: 1, hold: 0 };
+const PLAIN: Line = Line {
+    rate: 12_500_000,
+    delay: 10_000,
+    loss_percent: 0,
+    queue: 200_000,
+    offer: None,
+    every: 1,
+    clump: 1,
+    hold: 0,
+    stall: (0, 0, 1),
+};
 
 /// What came of it.
 struct Ran {
@@ -43,6 +54,10 @@ struct Ran {
 }
 
 fn run(before: Line, change_at: u64, after: Line, from: u64) -> Ran {
+    run_until(before, change_at, after, from, 20 * SECOND)
+}
+
+fn run_until(before: Line, change_at: u64, after: Line, from: u64, end: u64) -> Ran {
     const PACKET: u64 = 1_200;
     let (mut model, mut now) = (RateModel::new(), 1u64);
     let (mut busy_until, mut next_send, mut flying) = (0u64, 0u64, 0u64);
@@ -51,9 +66,13 @@ fn run(before: Line, change_at: u64, after: Line, from: u64) -> Ran {
     let (mut sent, mut offered, mut limited) = (0u64, 0u64, false);
     let mut unbounded = (0, 0);
     let mut ran = Ran { used: 0.0, offered: 0.0, queue: 0, waiting: 0, overflow: 0, best: 0 };
-    let end = 20 * SECOND;
     while now < end {
         let line = if now < change_at { before } else { after };
+        let (begin, micros, every) = line.stall;
+        if now > begin && (now - begin) % every < micros {
+            now += 50;
+            continue;
+        }
         let heard = now - now % line.clump;
         let is_pair = arrivals.get(1).is_some_and(|(at, ..)| *at <= heard);
         let heard = if is_pair { heard } else { heard.saturating_sub(line.hold) };
@@ -373,5 +392,39 @@ fn an_outage_is_not_made_good() {
         model.lost(40 * BYTES);
         go_on(&mut model, &mut now, 3);
         assert!(model.random_thousandths() < RANDOM_MIN, "{} of 1,000", model.random_thousandths());
+    }
+}
+
+/// It stands still for 60 ms at some moment of the search for the rate.
+#[test]
+fn a_machine_that_stands_still_once_does_not_end_the_search() {
+    for (rate, delay) in [(12_500_000, 10_000), (12_500_000, 50_000), (62_500_000, 50_000), (12_500_000, 150_000)] {
+        for (loss_percent, quarter) in [0, 1].into_iter().flat_map(|loss| (10..30).map(move |quarter| (loss, quarter)))
+        {
+            let stall = (2 * delay * quarter / 4, 60_000, u64::MAX);
+            let line = Line { rate, delay, loss_percent, stall, queue: 100_000, ..PLAIN };
+            let from = 40 * delay;
+            let Ran { used, .. } = run_until(line, 0, line, from, 2 * from);
+            assert!(used > 0.88, "{rate} B/s, {delay} us, {loss_percent} %, {stall:?}: {used}");
+        }
+    }
+}
+
+/// Nothing is sent meanwhile, but what is sent between is sent as fast as before.
+#[test]
+fn a_machine_that_stands_still_all_the_time_does_not_bring_the_rate_down() {
+    for (rate, delay) in [(12_500_000, 10_000), (12_500_000, 50_000), (62_500_000, 50_000)] {
+        for loss_percent in [0, 1] {
+            for (begin, micros, every) in [(33_000, 30_000, 170_000), (0, 60_000, 300_000), (33_000, 60_000, 300_000)] {
+                let stall = (begin, micros, every);
+                let line = Line { rate, delay, loss_percent, stall, queue: 100_000, ..PLAIN };
+                let Ran { used, .. } = run_until(line, 0, line, 40 * delay, 120 * delay);
+                let part = used / (1.0 - micros as f64 / every as f64);
+                assert!(
+                    part > 0.85,
+                    "{rate} B/s, {delay} us, {loss_percent} %, {stall:?}: {part} of what there is time for"
+                );
+            }
+        }
     }
 }
