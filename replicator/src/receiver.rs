@@ -3,7 +3,7 @@
 use crate::{
     ChannelId, Received,
     coder::{Code, Coder, SYMBOL_COUNT_MAX},
-    packet::{Acknowledgement, BlockShape, COMPLETE_BIT_COUNT, LACKING_COUNT_MAX, Lacking, Symbol},
+    packet::{Acknowledgement, BlockShape, COMPLETE_BIT_COUNT, LACKING_COUNT_MAX, Lacking, SYMBOL_SIZE, Symbol},
     sender::FRAME_HEADER_SIZE,
     testing::{Plant, planted},
 };
@@ -20,6 +20,10 @@ const LIMIT_MAX: u64 = 128 << 20;
 const LIMIT_ROUNDS: u64 = 4;
 /// What is used is counted for at least so long, in microseconds.
 const ROUND_MICROS_MIN: u64 = 10_000;
+/// Bytes of the stream in a block, at most.
+const BLOCK_SIZE_MAX: usize = SYMBOL_COUNT_MAX * SYMBOL_SIZE;
+/// Frames share pieces of memory of so many bytes.
+const PIECE_SIZE: usize = 64 << 10;
 /// What a symbol or a whole block that is kept costs beside its bytes: a place, and what an allocation takes.
 const KEPT_OVERHEAD: u64 = 64;
 /// What the blocks that an acknowledgement can tell of cost beside the bytes of the stream in them, at most: that for each symbol of
@@ -228,6 +232,7 @@ impl Receiver {
         });
         self.held = self.held.saturating_sub(held);
         if number == self.next_block {
+            make_room(&mut self.stream, shape.size as usize);
             let before = self.stream.len();
             pieces.for_each(|piece| self.stream.extend_from_slice(piece));
             self.admit((self.stream.len() - before) as u64)?;
@@ -242,6 +247,7 @@ impl Receiver {
         while let Some(data) = self.next_complete() {
             self.held = self.held.saturating_sub(cost(&data));
             self.admit(data.len() as u64)?;
+            make_room(&mut self.stream, data.len());
             self.stream.extend_from_slice(&data);
             if planted(Plant::BlockTwice) {
                 self.stream.extend_from_slice(&data);
@@ -275,8 +281,8 @@ impl Receiver {
             channel.copy_from_slice(&head[..16]);
             let lacking = (FRAME_HEADER_SIZE + size).saturating_sub(self.stream.len());
             if lacking > 0 {
-                // At once, or what is here would be copied again each time the room doubles.
-                self.stream.reserve(lacking);
+                // At once, or what is here would be copied again for each block; the last of them has more than this frame lacks.
+                make_room(&mut self.stream, lacking + BLOCK_SIZE_MAX);
                 break;
             }
             self.stream.advance(FRAME_HEADER_SIZE);
@@ -332,6 +338,16 @@ impl Receiver {
             self.counters.requests += 1;
             ack.lacking.push(Lacking { block: *number, count, missing });
         }
+    }
+}
+
+/// Makes room at the end of the stream's part that is here. Its own growth takes along what was cut off already, as long as that is in
+/// use, or doubles: then nearly all of what comes goes into memory that was never touched before, which costs more than the copy.
+fn make_room(stream: &mut BytesMut, size: usize) {
+    if stream.capacity() - stream.len() < size {
+        let mut roomy = BytesMut::with_capacity((stream.len() + size).max(PIECE_SIZE));
+        roomy.extend_from_slice(stream);
+        *stream = roomy;
     }
 }
 

@@ -308,7 +308,9 @@ impl Sender {
         if size == 0 || in_flight >= COMPLETE_BIT_COUNT {
             return None;
         }
-        let mut data = BytesMut::with_capacity(size as usize);
+        let count = (size as usize).div_ceil(SYMBOL_SIZE);
+        let symbol_size = (size as usize).div_ceil(count).next_multiple_of(2);
+        let mut data = BytesMut::with_capacity(count * symbol_size);
         while (data.len() as u64) < size {
             let Some(front) = self.queue.front_mut() else {
                 break;
@@ -320,8 +322,6 @@ impl Sender {
                 self.queue.pop_front();
             }
         }
-        let count = data.len().div_ceil(SYMBOL_SIZE);
-        let symbol_size = data.len().div_ceil(count).next_multiple_of(2);
         data.resize(count * symbol_size, 0);
         let data = data.freeze();
         let source: Vec<Bytes> =
