@@ -71,7 +71,7 @@ const STALL: u64 = 5_000;
 const STALL_PACKETS: u64 = 8;
 const STALL_RATE_MIN: u64 = 512 << 10;
 /// For a quarter of the shortest round trip after that, and at least so long, in microseconds, round trips tell of it and of nothing
-/// else; for as long again they count, whatever comes.
+/// else. From the next one on they count for as long, whatever comes: acknowledgements may always come in clumps.
 const STALL_ECHO_MIN: u64 = 10_000;
 /// A round that delivers so much of what the path was thought to have, in hundredths, has found that there is more.
 const FOUND_MORE: u64 = 118;
@@ -91,9 +91,11 @@ pub struct RateModel {
     was_limited: bool,
     rtt_min: Option<(u64, u64)>,
     rtt: u64,
-    /// When the last acknowledgement came and when its packet was sent; and until when round trips tell of a stall.
+    /// When the last acknowledgement came and when its packet was sent; until when round trips tell of a stall, if there was one; and
+    /// until when no stall is believed.
     last: (u64, u64),
-    stalled_until: u64,
+    stalled_until: Option<u64>,
+    counts_until: u64,
     round_lost: u64,
     /// The best rate when it last grew by a quarter, and rounds since.
     plateau: (u64, u32),
@@ -128,7 +130,8 @@ impl RateModel {
             rtt_min: None,
             rtt: 0,
             last: (0, 0),
-            stalled_until: 0,
+            stalled_until: None,
+            counts_until: 0,
             plateau: (0, 0),
             is_starting: true,
             opening: INITIAL_WINDOW,
@@ -144,7 +147,7 @@ impl RateModel {
     /// `bytes` that were sent at `sent` were delivered; round trips take `rtt` now. `limited`: the sender had no more to send.
     pub fn acknowledged(&mut self, now: u64, sent: u64, bytes: u64, rtt: u64, limited: bool) {
         self.check_stall(now, sent);
-        if now >= self.stalled_until {
+        if self.stalled_until.is_none() {
             self.rtt = if self.rtt == 0 { rtt } else { (7 * self.rtt + rtt) / 8 };
         }
         match self.rtt_min {
@@ -214,8 +217,11 @@ impl RateModel {
         // As long as nothing is known, as if it were little.
         let packets = STALL_PACKETS * PACKET_SIZE * 1_000_000 / self.best().max(STALL_RATE_MIN);
         let echo = (self.shortest() / 4).max(STALL_ECHO_MIN);
-        if late > STALL.max(packets) && last > 0 && now >= self.stalled_until + echo {
-            self.stalled_until = now + echo;
+        if self.stalled_until.take_if(|until| now >= *until).is_some() {
+            self.counts_until = now + echo;
+        }
+        if late > STALL.max(packets) && last > 0 && now >= self.counts_until && self.stalled_until.is_none() {
+            self.stalled_until = Some(now + echo);
         }
     }
 

@@ -286,6 +286,18 @@ fn acknowledgements_that_come_together_do_not_make_the_line_faster() {
 }
 
 #[test]
+fn acknowledgements_that_come_together_hide_no_queue() {
+    for clump in [12_000, 20_000, 29_000] {
+        for delay in [10_000, 20_000, 50_000] {
+            let line = Line { clump, delay, ..PLAIN };
+            let Ran { used, queue, .. } = run(line, 5 * SECOND, Line { rate: 5_000_000, ..line }, 8 * SECOND);
+            assert!(used > 0.7, "{clump} us, {delay} us: {used}");
+            assert!(queue <= 15_000 + delay / 2, "{clump} us, {delay} us: a queue of {queue} us");
+        }
+    }
+}
+
+#[test]
 fn a_handshake_that_took_long_is_no_queue() {
     let mut model = RateModel::new();
     for (now, rtt) in [(1, 101_000), (180_000, 400_000), (360_000, 400_000), (480_000, 400_000)] {
