@@ -148,7 +148,7 @@ pub struct Acknowledgement {
     pub received: u32,
     /// Datagrams that were sent over this link and did not come.
     pub lost: u32,
-    /// Bit i: the block `next_block + i` is complete.
+    /// The block `next_block + i` is complete; each is greater than the one before.
     pub complete: Vec<u64>,
     /// Blocks that are not, and what they lack.
     pub lacking: Vec<Lacking>,
@@ -336,6 +336,7 @@ fn parse_symbol(whole: &Bytes, rest: &[u8]) -> Result<Symbol, PacketError> {
 
 fn parse_acknowledgement(rest: &[u8]) -> Result<Acknowledgement, PacketError> {
     let (raw, rest) = RawAcknowledgement::ref_from_prefix(rest).map_err(|_| PacketError::Foreign)?;
+    require(rest.len() <= LISTS_SIZE_MAX, "size")?;
     let complete_size = usize::from(raw.complete_size.get());
     require(complete_size <= COMPLETE_BIT_COUNT as usize / 8, "count")?;
     let (complete, mut rest) = rest.split_at_checked(complete_size).ok_or(PacketError::Foreign)?;

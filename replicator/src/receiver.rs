@@ -16,14 +16,14 @@ pub const FRAME_SIZE_MAX: usize = (1 << 20) + (4 << 10);
 pub const INITIAL_LIMIT: u64 = 32 << 20;
 /// The most that it takes beyond what the application has used, and of how many round trips' use: a block that is asked for twice is
 /// there after three and a half, and all that comes behind it waits.
-const LIMIT_MAX: u64 = 128 << 20;
+pub const LIMIT_MAX: u64 = 128 << 20;
 const LIMIT_ROUNDS: u64 = 4;
 /// What is used is counted for at least so long, in microseconds.
 const ROUND_MICROS_MIN: u64 = 10_000;
 /// Bytes of the stream in a block, at most.
 const BLOCK_SIZE_MAX: usize = SYMBOL_COUNT_MAX * SYMBOL_SIZE;
 /// Frames share pieces of memory of so many bytes.
-const PIECE_SIZE: usize = 64 << 10;
+const PIECE_SIZE: usize = 128 << 10;
 /// What a symbol or a whole block that is kept costs beside its bytes: a place, and what an allocation takes.
 const KEPT_OVERHEAD: u64 = 64;
 /// What the blocks that an acknowledgement can tell of cost beside the bytes of the stream in them, at most: that for each symbol of
@@ -282,7 +282,9 @@ impl Receiver {
             let lacking = (FRAME_HEADER_SIZE + size).saturating_sub(self.stream.len());
             if lacking > 0 {
                 // At once, or what is here would be copied again for each block; the last of them has more than this frame lacks.
-                make_room(&mut self.stream, lacking + BLOCK_SIZE_MAX);
+                if self.stream.capacity() - self.stream.len() < lacking {
+                    make_room(&mut self.stream, lacking + BLOCK_SIZE_MAX);
+                }
                 break;
             }
             self.stream.advance(FRAME_HEADER_SIZE);
@@ -365,5 +367,21 @@ impl Default for Receiver {
 impl Incoming {
     fn new(ask_at: u64) -> Self {
         Self { shape: None, symbols: Vec::new(), count: 0, ask_at }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_in_which_nothing_is_used_closes_the_window_a_little() {
+        let mut credit = Credit { used: 0, window: INITIAL_LIMIT, since: 0, used_before: 0 };
+        credit.used = 30 << 20;
+        assert_eq!(credit.limit(100_000, 100_000), (30 + 120) << 20);
+        assert_eq!(credit.limit(199_999, 100_000), (30 + 120) << 20);
+        assert_eq!(credit.limit(200_000, 100_000), (30 + 105) << 20);
+        credit.used = 31 << 20;
+        assert!(credit.limit(300_000, 100_000) > (31 + 90) << 20);
     }
 }

@@ -5,7 +5,7 @@ use crate::{
     coder::{Code, Coder, SYMBOL_COUNT_MAX},
     packet::{Acknowledgement, BlockShape, COMPLETE_BIT_COUNT, Lacking, SYMBOL_SIZE, Symbol},
     parity::{RESIDUAL, RESIDUAL_BACKLOG, RESIDUAL_DEEP, repair_count},
-    receiver::INITIAL_LIMIT,
+    receiver::{INITIAL_LIMIT, LIMIT_MAX},
     testing::{Plant, planted},
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -305,7 +305,9 @@ impl Sender {
         let in_flight = self.next_block - self.acknowledged_block;
         let allowed = self.limit.saturating_sub(self.offset);
         let size = self.queued.min(BLOCK_SIZE_MAX).min(allowed);
-        if size == 0 || in_flight >= COMPLETE_BIT_COUNT {
+        // Whatever the peer allows.
+        let is_full = in_flight >= COMPLETE_BIT_COUNT || self.unacknowledged >= LIMIT_MAX;
+        if size == 0 || is_full {
             return None;
         }
         let count = (size as usize).div_ceil(SYMBOL_SIZE);
@@ -371,10 +373,14 @@ impl Sender {
             self.unacknowledged -= entry.remove().bytes;
         }
         self.acknowledged_block = self.acknowledged_block.max(ack.next_block);
-        for offset in &ack.complete {
-            if let Some(block) = self.blocks.remove(&(ack.next_block + offset)) {
-                self.unacknowledged -= block.bytes;
-            }
+        // Most of what it tells of was told before.
+        let mut complete = ack.complete.iter().map(|offset| ack.next_block + offset).peekable();
+        let is_complete = |number: &&u64| {
+            while complete.next_if(|other| other < *number).is_some() {}
+            complete.peek() == Some(*number)
+        };
+        for number in self.blocks.keys().filter(is_complete).copied().collect::<Vec<_>>() {
+            self.unacknowledged -= self.blocks.remove(&number).map_or(0, |block| block.bytes);
         }
         for Lacking { block: number, count, missing } in ack.lacking.iter().copied() {
             let Some(block) = self.blocks.get_mut(&number) else {

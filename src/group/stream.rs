@@ -22,7 +22,7 @@ use bytes::Bytes;
 const UNKNOWN: Position = Position { epoch: crate::units::Epoch(u64::MAX), seq: Seq(u64::MAX) };
 
 /// Bytes of journalled frames that the peer has not said to be durable, at most; one frame may go beyond. A peer whose pool and journal
-/// are full holds them in memory. More than the carrier has on its way over the longest line.
+/// are full holds them in memory. Five round trips of a line of 1 Gbit/s and 100 ms.
 const SENT_SIZE_MAX: u64 = 64 << 20;
 
 /// A journalled frame that was sent in this session and is not acknowledged.
