@@ -9,15 +9,14 @@
 //! before the window has grown. Then the contest is over and loss means nothing for a while. The same goes for rivals that do not
 //! back off either, such as BBR's first version.
 
-use crate::rate::OURS_MIN;
+use crate::rate::{OURS_MIN, PACKET_SIZE};
 
 /// The reduced window is so much of the former one, and grows by so many packets in a second cubed: RFC 9438.
 const BETA: f64 = 0.7;
 const CUBIC: f64 = 0.4;
 /// What grows as fast as Reno's window: packets a round.
 const RENO: f64 = 3.0 * (1.0 - BETA) / (1.0 + BETA);
-/// Bytes of a packet.
-const PACKET: f64 = 1_200.0;
+const PACKET: f64 = PACKET_SIZE as f64;
 /// A window that has grown so far beyond the former one without loss has no rival.
 const OUTGROWN: f64 = 1.3;
 /// Round trips that are longer by no more than this, in microseconds, are scheduling; and by this part of the shortest, chance.

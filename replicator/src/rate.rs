@@ -27,8 +27,9 @@ const PHASE_PROBE: usize = 0;
 const PHASE_DRAIN: usize = 1;
 /// When this phase begins, what arrived in the one after the drain is known.
 const PHASE_MEASURED: usize = (PHASE_DRAIN + 2) % RATE_ROUNDS;
+/// Bytes of a packet.
+pub(crate) const PACKET_SIZE: u64 = 1_200;
 /// A round lasts until so many bytes were delivered, but no longer than this in microseconds: a packet or two show no rate.
-const PACKET_SIZE: u64 = 1_200;
 const ROUND_SIZE_MIN: u64 = 4 * PACKET_SIZE;
 const ROUND_MICROS_MAX: u64 = 100_000;
 /// A probe sends so many bytes more than was delivered, at least, in a round trip and the time for which an acknowledgement may be

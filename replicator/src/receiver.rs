@@ -3,8 +3,8 @@
 use crate::{
     ChannelId, Received,
     coder::{Code, Coder, SYMBOL_COUNT_MAX},
-    packet::{Acknowledgement, BlockShape, COMPLETE_BIT_COUNT, LACKING_COUNT_MAX, Lacking, SYMBOL_SIZE, Symbol},
-    sender::FRAME_HEADER_SIZE,
+    packet::{Acknowledgement, BlockShape, COMPLETE_BIT_COUNT, LACKING_COUNT_MAX, Lacking, Symbol},
+    sender::{BLOCK_SIZE_MAX, FRAME_HEADER_SIZE},
     testing::{Plant, planted},
 };
 use bytes::{Buf, Bytes, BytesMut};
@@ -18,17 +18,17 @@ pub const INITIAL_LIMIT: u64 = 32 << 20;
 /// there after three and a half, and all that comes behind it waits.
 pub const LIMIT_MAX: u64 = 128 << 20;
 const LIMIT_ROUNDS: u64 = 4;
+/// Frames that nobody has used, at most: as many empty ones as the first window holds.
+const UNUSED_COUNT_MAX: usize = INITIAL_LIMIT as usize / FRAME_HEADER_SIZE;
 /// What is used is counted for at least so long, in microseconds.
 const ROUND_MICROS_MIN: u64 = 10_000;
-/// Bytes of the stream in a block, at most.
-const BLOCK_SIZE_MAX: usize = SYMBOL_COUNT_MAX * SYMBOL_SIZE;
 /// Frames share pieces of memory of so many bytes.
 const PIECE_SIZE: usize = 128 << 10;
 /// What a symbol or a whole block that is kept costs beside its bytes: a place, and what an allocation takes.
 const KEPT_OVERHEAD: u64 = 64;
 /// What the blocks that an acknowledgement can tell of cost beside the bytes of the stream in them, at most: that for each symbol of
-/// full blocks, and an even size.
-const HELD_OVERHEAD: u64 = COMPLETE_BIT_COUNT * (SYMBOL_COUNT_MAX as u64 / 2 + 1) * (KEPT_OVERHEAD + 2);
+/// full blocks but one, with which they are whole, and an even size.
+const HELD_OVERHEAD: u64 = COMPLETE_BIT_COUNT * (SYMBOL_COUNT_MAX as u64 / 2 - 1) * (KEPT_OVERHEAD + 2);
 /// Symbols may overtake each other by so long before one counts as lost, in microseconds: a quarter of the round trip
 /// within these bounds.
 const REORDER_MICROS: std::ops::RangeInclusive<u64> = 2_000..=50_000;
@@ -68,6 +68,9 @@ pub enum ProtocolError {
     /// A frame is too long.
     #[error("A frame of {0} bytes came; at most {FRAME_SIZE_MAX} are allowed")]
     FrameSize(usize),
+    /// So many frames were not used, each of which costs more than its bytes.
+    #[error("More than {0} frames came that nobody has used")]
+    FrameCount(usize),
     /// Two symbols of a block disagree on what it is.
     #[error("Symbols of block {0} contradict each other")]
     Shape(u64),
@@ -283,13 +286,16 @@ impl Receiver {
             if lacking > 0 {
                 // At once, or what is here would be copied again for each block; the last of them has more than this frame lacks.
                 if self.stream.capacity() - self.stream.len() < lacking {
-                    make_room(&mut self.stream, lacking + BLOCK_SIZE_MAX);
+                    make_room(&mut self.stream, lacking + BLOCK_SIZE_MAX as usize);
                 }
                 break;
             }
             self.stream.advance(FRAME_HEADER_SIZE);
             let body = self.stream.split_to(size).freeze();
             self.unused.push_back(size as u32);
+            if self.unused.len() > UNUSED_COUNT_MAX {
+                return Err(ProtocolError::FrameCount(UNUSED_COUNT_MAX));
+            }
             self.counters.frames += 1;
             self.counters.bytes += size as u64;
             self.frames.push_back(Received { channel: ChannelId(channel), body });

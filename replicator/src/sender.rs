@@ -39,7 +39,7 @@ const LINE_LENGTH_MAX: usize = COMPLETE_BIT_COUNT as usize * SYMBOL_COUNT_MAX;
 const INTERLEAVED_BLOCKS: usize = 4;
 
 /// Bytes of the stream in a block at most.
-const BLOCK_SIZE_MAX: u64 = (SYMBOL_COUNT_MAX / 2 * SYMBOL_SIZE) as u64;
+pub const BLOCK_SIZE_MAX: u64 = (SYMBOL_COUNT_MAX / 2 * SYMBOL_SIZE) as u64;
 
 /// What a link is like.
 #[derive(Clone, Copy, Debug, Default)]

@@ -87,6 +87,7 @@ fn repair_counts(queue: usize, path: Path) -> [usize; 2] {
 fn a_deep_backlog_has_few_repair_symbols_and_its_end_all() {
     let path = Path { loss: 0.05, under_way: Some(400_000), ..Path::default() };
     assert_eq!(repair_counts(1 << 20, path), [3, 11]);
+    assert_eq!(repair_counts(16 << 20, Path { under_way: Some(5_000_000), ..path }), [3, 11]);
     let many = repair_count(32, 0.05, RESIDUAL_BACKLOG);
     // Less waits than it takes; nothing is known.
     for (queue, under_way) in [(700_000, Some(400_000)), (1 << 20, None)] {
