@@ -11,7 +11,7 @@ use system_tests::{
     sites::{self, GROUP, Sites},
 };
 use tools::{
-    emulator::{LineSettings, Probability},
+    emulator::{LineSettings, Probability, Statistics},
     nbd_client::NbdClient,
 };
 
@@ -177,6 +177,21 @@ fn doubled_and_reordered_packets_change_nothing() {
         ..line(1)
     };
     story(&sites::paired(settings, 7).unwrap(), 7, |_| {});
+}
+
+/// A queue that marks loses what takes no part in that.
+#[test]
+fn queues_that_mark_need_not_lose_anything() {
+    let settings =
+        LineSettings { rate_bits: Some(100_000_000), codel: Some(Duration::ZERO), ..LineSettings::default() };
+    story(&sites::paired(settings, 16).unwrap(), 16, |sites| {
+        for link in &sites.links {
+            let is_marked = |way: &Statistics| way.a_to_b.marked > 0 && way.b_to_a.marked > 0;
+            assert!(link.wait_until(Duration::from_secs(60), is_marked), "{:?}", link.statistics());
+            let Statistics { a_to_b, b_to_a, .. } = link.statistics();
+            assert_eq!((a_to_b.lost(), b_to_a.lost()), (0, 0));
+        }
+    });
 }
 
 #[test]

@@ -238,8 +238,8 @@ impl World {
         }
         for link in 0..2 {
             for from in 0..2 {
-                if let Some(bytes) = self.lines[link][from].poll_delivery(Duration::from_micros(self.now)) {
-                    self.arrive(link, 1 - from, bytes);
+                if let Some(packet) = self.lines[link][from].poll_delivery(Duration::from_micros(self.now)) {
+                    self.arrive(link, 1 - from, packet.bytes);
                     return;
                 }
             }

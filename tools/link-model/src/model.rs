@@ -1,7 +1,7 @@
 //! One direction of a line between two nodes, as a pure model.
 //!
 //! A packet goes through these stations in order: the cable may be cut, the packet may be too large, the queue in front
-//! of the rate may be full; then, on the way, it is lost alone or in a burst, changed, doubled, delayed and held back.
+//! of the rate may be full, or stand and mark it; then, on the way, it is lost alone or in a burst, changed, doubled, delayed and held back.
 //! What is lost on the way has used the rate, as on a real line.
 //!
 //! Invariants:
@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::codel::{Codel, Ecn};
 use crate::random::Random;
 use crate::settings::{LineSettings, QueueLimit};
 
@@ -42,6 +43,8 @@ pub struct LineCounters {
     pub lost_burst: u64,
     /// Lost because too much was waiting.
     pub lost_queue: u64,
+    /// Marked because too much was waiting.
+    pub marked: u64,
     /// Lost because larger than the line's limit.
     pub lost_size: u64,
     /// Lost because the line was cut.
@@ -61,6 +64,22 @@ impl LineCounters {
     }
 }
 
+/// What a line carries.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Packet {
+    /// What its header says of congestion.
+    pub ecn: Ecn,
+    /// All that counts for the rate.
+    pub bytes: Vec<u8>,
+}
+
+/// One whose sender takes no part in explicit congestion notification.
+impl From<Vec<u8>> for Packet {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { ecn: Ecn::Absent, bytes }
+    }
+}
+
 /// One direction of a line.
 #[derive(Debug)]
 pub struct Line {
@@ -73,6 +92,7 @@ pub struct Line {
     rate_free_at: Duration,
     /// When the last packet arrives that was not held back.
     ordered_until: Duration,
+    codel: Codel,
     burst_bad: bool,
     copies_made: u64,
     /// The highest packet number that went out.
@@ -90,6 +110,7 @@ impl Line {
             waiting_bytes: 0,
             rate_free_at: Duration::ZERO,
             ordered_until: Duration::ZERO,
+            codel: Codel::default(),
             burst_bad: false,
             copies_made: 0,
             delivered_number: 0,
@@ -111,6 +132,9 @@ impl Line {
         if self.settings.burst.is_none() {
             self.burst_bad = false;
         }
+        if self.settings.codel.is_none() {
+            self.codel = Codel::default();
+        }
         if self.settings.cut {
             let originals = self.waiting.drain().filter(|Reverse(one)| !one.is_copy);
             self.counters.lost_cut += originals.count() as u64;
@@ -129,7 +153,8 @@ impl Line {
     }
 
     /// A packet comes in at `now`.
-    pub fn handle_packet(&mut self, now: Duration, bytes: Vec<u8>) {
+    pub fn handle_packet(&mut self, now: Duration, packet: impl Into<Packet>) {
+        let Packet { mut ecn, bytes } = packet.into();
         let size = bytes.len() as u64;
         self.counters.taken += 1;
         self.counters.taken_bytes += size;
@@ -141,7 +166,7 @@ impl Line {
             self.counters.lost_size += 1;
             return;
         }
-        let Some(sent_at) = self.pass_rate(now, size) else {
+        let Some(sent_at) = self.pass_rate(now, size, &mut ecn) else {
             self.counters.lost_queue += 1;
             return;
         };
@@ -153,17 +178,17 @@ impl Line {
         } else if lost_alone {
             self.counters.lost_random += 1;
         } else {
-            self.send_on_the_way(sent_at, bytes);
+            self.send_on_the_way(sent_at, Packet { ecn, bytes });
         }
     }
 
     /// The next packet whose time has come, if any.
-    pub fn poll_delivery(&mut self, now: Duration) -> Option<Vec<u8>> {
+    pub fn poll_delivery(&mut self, now: Duration) -> Option<Packet> {
         if self.poll_timeout()? > now {
             return None;
         }
         let Reverse(one) = self.waiting.pop()?;
-        let size = one.bytes.len() as u64;
+        let size = one.packet.bytes.len() as u64;
         self.waiting_bytes -= size;
         self.counters.delivered += 1;
         self.counters.delivered_bytes += size;
@@ -172,7 +197,7 @@ impl Line {
         } else if one.number < self.delivered_number && !one.is_copy {
             self.counters.reordered += 1;
         }
-        Some(one.bytes)
+        Some(one.packet)
     }
 
     /// When the next packet is due.
@@ -180,8 +205,9 @@ impl Line {
         self.waiting.peek().map(|Reverse(one)| one.due_at)
     }
 
-    /// When a packet of `size` bytes has left the rate's queue; none when it finds no room.
-    fn pass_rate(&mut self, now: Duration, size: u64) -> Option<Duration> {
+    /// When a packet of `size` bytes has left the rate's queue, which may mark it; none when it finds no room, or is told by its loss that the
+    /// queue stands.
+    fn pass_rate(&mut self, now: Duration, size: u64, ecn: &mut Ecn) -> Option<Duration> {
         if self.waiting_bytes + size > BYTES_WAITING_MAX {
             return None;
         }
@@ -200,6 +226,13 @@ impl Line {
         if !room {
             return None;
         }
+        if self.settings.codel.is_some_and(|target| self.codel.tells(now + backlog, backlog, target)) {
+            if *ecn == Ecn::Absent {
+                return None;
+            }
+            *ecn = Ecn::Experienced;
+            self.counters.marked += 1;
+        }
         let nanoseconds = u128::from(size) * 8_000_000_000 / u128::from(rate_bits.max(1));
         let sending = Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
         self.rate_free_at = self.rate_free_at.max(now).saturating_add(sending);
@@ -217,20 +250,20 @@ impl Line {
         self.burst_bad && burst.loss.happens(&mut self.random)
     }
 
-    fn send_on_the_way(&mut self, sent_at: Duration, mut bytes: Vec<u8>) {
-        if self.settings.corrupt.happens(&mut self.random) && !bytes.is_empty() {
+    fn send_on_the_way(&mut self, sent_at: Duration, mut packet: Packet) {
+        if self.settings.corrupt.happens(&mut self.random) && !packet.bytes.is_empty() {
             self.counters.corrupted += 1;
-            self.corrupt(&mut bytes);
+            self.corrupt(&mut packet.bytes);
         }
         // The number of a packet is its place in the order of coming in.
         let number = self.counters.taken;
         if self.settings.duplicate.happens(&mut self.random) {
             self.counters.duplicated += 1;
             let due_at = self.draw_arrival(sent_at);
-            self.wait(due_at, number, true, bytes.clone());
+            self.wait(due_at, number, true, packet.clone());
         }
         let due_at = self.draw_arrival(sent_at);
-        self.wait(due_at, number, false, bytes);
+        self.wait(due_at, number, false, packet);
     }
 
     fn draw_arrival(&mut self, sent_at: Duration) -> Duration {
@@ -244,10 +277,10 @@ impl Line {
         self.ordered_until
     }
 
-    fn wait(&mut self, due_at: Duration, number: u64, is_copy: bool, bytes: Vec<u8>) {
+    fn wait(&mut self, due_at: Duration, number: u64, is_copy: bool, packet: Packet) {
         self.copies_made += 1;
-        self.waiting_bytes += bytes.len() as u64;
-        self.waiting.push(Reverse(Waiting { due_at, order: self.copies_made, number, is_copy, bytes }));
+        self.waiting_bytes += packet.bytes.len() as u64;
+        self.waiting.push(Reverse(Waiting { due_at, order: self.copies_made, number, is_copy, packet }));
     }
 
     /// Changes one to three bytes. Two changes of one byte may undo each other, so the first place is changed only once
@@ -276,7 +309,7 @@ struct Waiting {
     order: u64,
     number: u64,
     is_copy: bool,
-    bytes: Vec<u8>,
+    packet: Packet,
 }
 
 #[cfg(test)]

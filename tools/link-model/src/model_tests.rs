@@ -26,7 +26,7 @@ fn drain(line: &mut Line, until: Duration, arrived: &mut Vec<(Duration, Vec<u8>)
             assert!(line.poll_delivery(early).is_none(), "delivered before {due_at:?}");
         }
         let packet = line.poll_delivery(due_at).expect("a packet is due");
-        arrived.push((due_at, packet));
+        arrived.push((due_at, packet.bytes));
     }
 }
 
@@ -166,6 +166,36 @@ fn a_queue_that_drains_takes_packets_again() {
     assert!((998..=1_003).contains(&arrived.len()), "{}", arrived.len());
 }
 
+/// A packet each millisecond over a line that carries one in two, but for what goes beyond the longest queue.
+#[test]
+fn a_queue_that_stands_marks_packets_or_loses_those_of_who_takes_no_part() {
+    let settings = with(|line| {
+        line.rate_bits = Some(4_000_000);
+        line.queue = QueueLimit::Time(60 * MILLISECOND);
+        line.codel = Some(5 * MILLISECOND);
+    });
+    let sent = |ecn: Ecn, settings: &LineSettings| {
+        let mut line = Line::new(settings.clone(), 14);
+        (0..1_000).for_each(|at| line.handle_packet(at * MILLISECOND, Packet { ecn, bytes: vec![0; 1_000] }));
+        let arrived: Vec<Ecn> = std::iter::from_fn(|| line.poll_delivery(Duration::MAX)).map(|one| one.ecn).collect();
+        (arrived, line.counters())
+    };
+    for ecn in [Ecn::Capable0, Ecn::Capable1, Ecn::Experienced] {
+        let (arrived, counters) = sent(ecn, &settings);
+        let (marked, lost) = (counters.marked, counters.lost_queue);
+        assert!((15..40).contains(&marked) && arrived.len() as u64 == 1_000 - lost, "{marked} marked, {lost} lost");
+        let count = arrived.iter().filter(|ecn| **ecn == Ecn::Experienced).count() as u64;
+        assert_eq!(count, if ecn == Ecn::Experienced { 1_000 - lost } else { marked });
+        assert!(arrived.iter().all(|one| *one == ecn || *one == Ecn::Experienced));
+    }
+    let (arrived, counters) = sent(Ecn::Absent, &settings);
+    assert!(counters.marked == 0 && arrived.iter().all(|ecn| *ecn == Ecn::Absent));
+    // Where nothing waits nobody is told.
+    let fast = LineSettings { rate_bits: Some(8_000_000), ..settings.clone() };
+    assert_eq!(sent(Ecn::Capable0, &fast).1.marked, 0);
+    assert_eq!(sent(Ecn::Capable0, &LineSettings { codel: None, ..settings }).1.marked, 0);
+}
+
 #[test]
 fn duplicates_are_the_same_bytes_twice() {
     let mut line = Line::new(with(|line| line.duplicate = Probability::from_percent(10)), 8);
@@ -201,7 +231,7 @@ fn corruption_changes_up_to_three_bytes_and_keeps_the_size() {
     let mut by_count = [0u32; 4];
     for _ in 0..1_000 {
         line.handle_packet(Duration::ZERO, vec![0x11; 64]);
-        let packet = line.poll_delivery(Duration::ZERO).expect("a packet");
+        let packet = line.poll_delivery(Duration::ZERO).expect("a packet").bytes;
         assert_eq!(packet.len(), 64);
         by_count[packet.iter().filter(|&&byte| byte != 0x11).count()] += 1;
     }
@@ -210,7 +240,7 @@ fn corruption_changes_up_to_three_bytes_and_keeps_the_size() {
     assert_eq!(line.counters().corrupted, 1_000);
     // A packet without bytes has nothing to change.
     line.handle_packet(Duration::ZERO, Vec::new());
-    assert_eq!(line.poll_delivery(Duration::ZERO), Some(Vec::new()));
+    assert_eq!(line.poll_delivery(Duration::ZERO), Some(Vec::new().into()));
     assert_eq!(line.counters().corrupted, 1_000);
 }
 
@@ -219,7 +249,7 @@ fn larger_packets_than_the_line_takes_are_lost() {
     let mut line = Line::new(with(|line| line.packet_bytes_max = Some(1_200)), 11);
     line.handle_packet(Duration::ZERO, vec![0; 1_200]);
     line.handle_packet(Duration::ZERO, vec![0; 1_201]);
-    assert_eq!(line.poll_delivery(Duration::ZERO).map(|packet| packet.len()), Some(1_200));
+    assert_eq!(line.poll_delivery(Duration::ZERO).map(|packet| packet.bytes.len()), Some(1_200));
     assert_eq!(line.poll_delivery(Duration::ZERO), None);
     assert_eq!(line.counters().lost_size, 1);
 }
@@ -239,7 +269,7 @@ fn a_cut_loses_what_is_on_its_way_and_a_healed_line_works_again() {
     assert_eq!((line.counters().lost_cut, line.counters().delivered), (2, 0));
     line.change_settings(good);
     line.handle_packet(2 * MILLISECOND, vec![3]);
-    assert_eq!(line.poll_delivery(12 * MILLISECOND), Some(vec![3]));
+    assert_eq!(line.poll_delivery(12 * MILLISECOND), Some(vec![3].into()));
 }
 
 #[test]

@@ -118,6 +118,9 @@ pub struct LineSettings {
     pub rate_bits: Option<u64>,
     /// What may wait for the rate; what comes on top is lost.
     pub queue: QueueLimit,
+    /// What waits for the rate for longer, all the time, is marked now and then, or lost if its sender takes no part in explicit congestion
+    /// notification; none means that only a full queue loses.
+    pub codel: Option<Duration>,
     /// Each packet by itself is lost.
     pub loss: Probability,
     /// Packets are lost in bursts.
@@ -143,6 +146,7 @@ impl Default for LineSettings {
             jitter: Duration::ZERO,
             rate_bits: None,
             queue: QueueLimit::Time(Duration::from_millis(50)),
+            codel: None,
             loss: Probability::NEVER,
             burst: None,
             reorder: Probability::NEVER,
@@ -168,6 +172,7 @@ impl LineSettings {
             "jitter" => self.jitter = duration(value)?,
             "rate" => self.rate_bits = unless_none(value, rate)?,
             "queue" => self.queue = queue(value)?,
+            "codel" => self.codel = unless_none(value, duration)?,
             "loss" => self.loss = value.parse()?,
             "burst" => self.burst = unless_none(value, burst)?,
             "reorder" => self.reorder = value.parse()?,
@@ -188,8 +193,8 @@ impl LineSettings {
 pub enum SettingError {
     /// There is no setting of this name.
     #[error(
-        "There is no setting '{name}'; there are delay, jitter, rate, queue, loss, burst, reorder, reorder-by, \
-         duplicate, corrupt and mtu"
+        "There is no setting '{name}'; there are delay, jitter, rate, queue, codel, loss, burst, reorder, \
+         reorder-by, duplicate, corrupt and mtu"
     )]
     Name {
         /// What was asked for.
@@ -323,6 +328,7 @@ mod tests {
             ("jitter", "250us"),
             ("rate", "100mbit"),
             ("queue", "64kb"),
+            ("codel", "5ms"),
             ("loss", "1%"),
             ("burst", "1%:8"),
             ("reorder", "0.02"),
@@ -337,6 +343,7 @@ mod tests {
         assert_eq!(settings.jitter, Duration::from_micros(250));
         assert_eq!(settings.rate_bits, Some(100_000_000));
         assert_eq!(settings.queue, QueueLimit::Bytes(64_000));
+        assert_eq!(settings.codel, Some(Duration::from_millis(5)));
         assert_eq!(settings.loss, Probability::from_percent(1));
         assert_eq!(settings.burst, Some(BurstLoss::averaging(Probability::from_percent(1), 8)));
         assert_eq!(settings.reorder, Probability::from_percent(2));
@@ -361,6 +368,7 @@ mod tests {
             ("rate", "0mbit"),
             ("rate", "100"),
             ("queue", "many"),
+            ("codel", "1%"),
             ("loss", "101%"),
             ("loss", "-0.1"),
             ("burst", "1%"),

@@ -61,6 +61,9 @@ struct Arguments {
     /// What may wait for the rate, as a time or in bytes, e.g. 50ms or 64kb [default: 50ms]
     #[arg(long, value_name = "LIMIT")]
     queue: Option<String>,
+    /// Where packets wait for longer all the time they are marked (ECN), or lost if their sender takes no part in that, e.g. 5ms
+    #[arg(long, value_name = "TIME")]
+    codel: Option<String>,
     /// Packets lost one by one, e.g. 1% or 0.01
     #[arg(long, value_name = "SHARE")]
     loss: Option<String>,
@@ -98,6 +101,7 @@ impl Arguments {
             ("jitter", &self.jitter),
             ("rate", &self.rate),
             ("queue", &self.queue),
+            ("codel", &self.codel),
             ("loss", &self.loss),
             ("burst", &self.burst),
             ("reorder", &self.reorder),

@@ -8,6 +8,7 @@
 //! | [`control`] | the commands of a running emulator |
 
 pub mod control;
+mod ip;
 pub mod proxy;
 pub mod tun;
 

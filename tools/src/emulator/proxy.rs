@@ -4,8 +4,8 @@
 //! through the model and leaves the B side towards B, so each node sees a peer with one fixed address. A node that is
 //! not named in the settings is the first one that sends to its side.
 //!
-//! The driver has a thread of its own and needs no runtime. It decides nothing: chances, delays and queues are the
-//! model's. Congestion marks (ECN) are not carried, as on many real lines.
+//! The driver has a thread of its own and needs no runtime. It decides nothing: chances, delays, queues and their marks (ECN) are the
+//! model's.
 
 use std::io::{self, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
@@ -18,11 +18,11 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeSpec;
-use noq_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState};
+use noq_udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use link_model::{Line, LineCounters, LineSettings};
+use link_model::{Ecn, Line, LineCounters, LineSettings, Packet};
 
 /// One of the two ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -335,7 +335,7 @@ impl Driver {
     }
 
     fn deliver(&self, from: Side, space: &mut Vec<u8>) {
-        let packets: Vec<Vec<u8>> = {
+        let packets: Vec<Packet> = {
             let now = self.origin.elapsed();
             let line = &mut self.shared.lock().lines[from as usize];
             std::iter::from_fn(|| line.poll_delivery(now)).take(SEND_PACKETS_MAX).collect()
@@ -358,12 +358,12 @@ impl Driver {
             let (now, later) = rest.split_at(run);
             rest = later;
             space.clear();
-            now.iter().for_each(|packet| space.extend_from_slice(packet));
+            now.iter().for_each(|packet| space.extend_from_slice(&packet.bytes));
             let transmit = Transmit {
                 destination,
-                ecn: None,
+                ecn: EcnCodepoint::from_bits(segment.ecn as u8),
                 contents: space,
-                segment_size: (run > 1).then_some(segment.len()),
+                segment_size: (run > 1).then_some(segment.bytes.len()),
                 src_ip: None,
             };
             if send(port, &transmit).is_err() {
@@ -376,32 +376,37 @@ impl Driver {
 impl State {
     fn take(&mut self, from: Side, now: Duration, meta: &RecvMeta, bytes: &[u8]) {
         let node = *self.nodes[from as usize].get_or_insert(meta.addr);
+        let ecn = meta.ecn.map_or(Ecn::Absent, |ecn| Ecn::from_bits(ecn as u8));
+        let packet = |bytes: &[u8]| Packet { ecn, bytes: bytes.to_vec() };
         let bytes = bytes.get(..meta.len).unwrap_or_default();
         if bytes.is_empty() {
-            self.take_packet(from, now, node == meta.addr, bytes);
+            self.take_packet(from, now, node == meta.addr, packet(bytes));
         }
-        for packet in bytes.chunks(meta.stride.max(1)) {
-            self.take_packet(from, now, node == meta.addr, packet);
+        for bytes in bytes.chunks(meta.stride.max(1)) {
+            self.take_packet(from, now, node == meta.addr, packet(bytes));
         }
     }
 
-    fn take_packet(&mut self, from: Side, now: Duration, known: bool, packet: &[u8]) {
+    fn take_packet(&mut self, from: Side, now: Duration, known: bool, packet: Packet) {
         if known {
-            self.lines[from as usize].handle_packet(now, packet.to_vec());
+            self.lines[from as usize].handle_packet(now, packet);
         } else {
             self.statistics.strangers += 1;
         }
     }
 }
 
-/// How many packets from the start the kernel can send as segments of one: all of one size, the last may be smaller.
-fn run_of_segments(packets: &[Vec<u8>], segments_max: usize) -> usize {
-    let Some(size) = packets.first().map(Vec::len).filter(|&size| size > 0) else {
+/// How many packets from the start the kernel can send as segments of one: all with one mark and of one size, the last may be smaller.
+fn run_of_segments(packets: &[Packet], segments_max: usize) -> usize {
+    let Some(first) = packets.first().filter(|first| !first.bytes.is_empty()) else {
         return 1;
     };
+    let size = first.bytes.len();
     let limit = segments_max.min(SEND_BYTES_MAX / size).max(1);
-    let same = packets.iter().take(limit).take_while(|packet| packet.len() == size).count();
-    let smaller_follows = packets.get(same).is_some_and(|next| same < limit && !next.is_empty() && next.len() < size);
+    let alike = packets.iter().take(limit).take_while(|packet| packet.ecn == first.ecn);
+    let sizes = || alike.clone().map(|packet| packet.bytes.len());
+    let same = sizes().take_while(|other| *other == size).count();
+    let smaller_follows = sizes().nth(same).is_some_and(|next| (1..size).contains(&next));
     same + usize::from(smaller_follows)
 }
 

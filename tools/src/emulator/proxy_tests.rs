@@ -2,6 +2,7 @@
 
 use super::*;
 use link_model::Probability;
+use nix::sys::socket::sockopt::Ipv4Tos;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -66,6 +67,75 @@ fn packets_of_mixed_sizes_keep_their_borders() {
     }
     for size in sizes {
         assert_eq!(receive(&bench.b).0, vec![size as u8; size]);
+    }
+}
+
+#[test]
+fn congestion_marks_are_carried_and_set() {
+    let bench = bench(LineSettings { rate_bits: Some(100_000_000), ..LineSettings::default() });
+    let mut reader = Reader::new(bench.b.try_clone().expect("a socket"));
+    let mut send = |ecn: Ecn, bytes: &[u8]| {
+        setsockopt(&bench.a, Ipv4Tos, &i32::from(ecn as u8)).expect("the socket's option");
+        bench.send_from_a(bytes);
+        reader.next()
+    };
+    for ecn in [Ecn::Capable0, Ecn::Absent, Ecn::Capable1, Ecn::Experienced] {
+        assert_eq!(send(ecn, b"as it is"), Packet { ecn, bytes: b"as it is".to_vec() });
+    }
+    // As if everything waited for too long.
+    bench.emulator.change(|line| line.codel = Some(Duration::ZERO));
+    let start = Instant::now();
+    while send(Ecn::Capable0, b"marked at last").ecn != Ecn::Experienced {
+        assert!(start.elapsed() < LIMIT);
+    }
+    assert_eq!(bench.emulator.statistics().a_to_b.marked, 1);
+}
+
+/// Packets with and without a mark wait together, and leave in one turn.
+#[test]
+fn what_leaves_together_keeps_its_marks() {
+    let bench = bench(LineSettings { delay: Duration::from_millis(20), ..LineSettings::default() });
+    let sent: Vec<Packet> = [2, 2, 3, 3, 0, 2, 1, 1]
+        .into_iter()
+        .enumerate()
+        .map(|(number, bits)| Packet { ecn: Ecn::from_bits(bits), bytes: vec![number as u8; 1_200] })
+        .collect();
+    for packet in &sent {
+        setsockopt(&bench.a, Ipv4Tos, &i32::from(packet.ecn as u8)).expect("the socket's option");
+        bench.send_from_a(&packet.bytes);
+    }
+    let mut reader = Reader::new(bench.b.try_clone().expect("a socket"));
+    sent.iter().for_each(|packet| assert_eq!(reader.next(), *packet));
+}
+
+/// A socket's packets with their marks.
+struct Reader {
+    socket: UdpSocket,
+    state: UdpSocketState,
+    read: std::collections::VecDeque<Packet>,
+}
+
+impl Reader {
+    fn new(socket: UdpSocket) -> Self {
+        let state = UdpSocketState::new((&socket).into()).expect("the socket's options");
+        Self { socket, state, read: Default::default() }
+    }
+
+    fn next(&mut self) -> Packet {
+        while self.read.is_empty() {
+            let mut sources = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+            let is_there = ppoll(&mut sources, Some(TimeSpec::from(LIMIT)), None).expect("a wait");
+            assert!(is_there > 0, "no packet arrives");
+            let (mut space, mut metas) = (vec![0; 65_536], [RecvMeta::default()]);
+            let mut buffers = [IoSliceMut::new(&mut space)];
+            if self.state.recv((&self.socket).into(), &mut buffers, &mut metas).is_ok() {
+                let [meta] = metas;
+                let ecn = meta.ecn.map_or(Ecn::Absent, |ecn| Ecn::from_bits(ecn as u8));
+                let bytes = space[..meta.len].chunks(meta.stride);
+                self.read.extend(bytes.map(|bytes| Packet { ecn, bytes: bytes.to_vec() }));
+            }
+        }
+        self.read.pop_front().expect("it was filled")
     }
 }
 

@@ -16,7 +16,8 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use tun_rs::{DeviceBuilder, SyncDevice};
 
-use link_model::{Line, LineCounters, LineSettings};
+use super::ip;
+use link_model::{Ecn, Line, LineCounters, LineSettings, Packet};
 
 /// The largest IP packet that a device takes.
 const PACKET_BYTES_MAX: usize = 65_536;
@@ -142,7 +143,8 @@ impl Driver {
             // Nothing there, or a device that is going away: either way there is nothing to carry.
             let Ok(size) = self.devices[from].recv(space) else { return false };
             let now = self.origin.elapsed();
-            lock(&self.shared).lines[from].handle_packet(now, space.get(..size).unwrap_or_default().to_vec());
+            let bytes = space.get(..size).unwrap_or_default().to_vec();
+            lock(&self.shared).lines[from].handle_packet(now, Packet { ecn: ip::ecn(&bytes), bytes });
         }
         true
     }
@@ -150,9 +152,12 @@ impl Driver {
     fn deliver(&self, from: usize) {
         for _ in 0..PACKETS_IN_TURN_MAX {
             let now = self.origin.elapsed();
-            let Some(packet) = lock(&self.shared).lines[from].poll_delivery(now) else { return };
+            let Some(Packet { ecn, mut bytes }) = lock(&self.shared).lines[from].poll_delivery(now) else { return };
+            if ecn == Ecn::Experienced {
+                ip::mark(&mut bytes);
+            }
             // A device that is down takes nothing, as a host that is down.
-            let _ = self.devices[1 - from].send(&packet);
+            let _ = self.devices[1 - from].send(&bytes);
         }
     }
 }
