@@ -8,14 +8,17 @@
 //! Random loss must not have such an effect. It comes without regard to the queue: when little was sent, too, and again long
 //! before the window has grown. Then the contest is over and loss means nothing for a while. The same goes for rivals that do not
 //! back off either, such as BBR's first version.
+//!
+//! A mark (ECN, RFC 3168) is never random, and needs no long queue: who sets it keeps the queue short. So it begins a contest as well,
+//! which lasts until the window has grown far without another mark.
 
 use crate::rate::{OURS_MIN, PACKET_SIZE};
 
 /// The reduced window is so much of the former one, and grows by so many packets in a second cubed: RFC 9438.
 const BETA: f64 = 0.7;
 const CUBIC: f64 = 0.4;
-/// What grows as fast as Reno's window: packets a round.
-const RENO: f64 = 3.0 * (1.0 - BETA) / (1.0 + BETA);
+/// After a mark, as a queue that marks is short: RFC 8511.
+const BETA_MARKED: f64 = 0.85;
 const PACKET: f64 = PACKET_SIZE as f64;
 /// A window that has grown so far beyond the former one without loss has no rival.
 const OUTGROWN: f64 = 1.3;
@@ -35,6 +38,13 @@ const DEAF_MICROS: u64 = 10_000_000;
 struct Epoch {
     start: u64,
     most: f64,
+    is_marked: bool,
+}
+
+impl Epoch {
+    fn beta(&self) -> f64 {
+        if self.is_marked { BETA_MARKED } else { BETA }
+    }
 }
 
 /// See the module. Times in microseconds.
@@ -54,8 +64,8 @@ impl Contest {
         if self.shortest.is_none_or(|(shortest, at)| self.rtt <= shortest || now > at + SHORTEST_MICROS) {
             self.shortest = Some((self.rtt, now));
         }
-        let Some(Epoch { start, most }) = self.epoch else { return false };
-        let is_empty = now > start + ROUNDS_SAME * self.rtt && self.queue() == 0;
+        let Some(Epoch { start, most, is_marked }) = self.epoch else { return false };
+        let is_empty = !is_marked && now > start + ROUNDS_SAME * self.rtt && self.queue() == 0;
         let is_outgrown = self.window().is_some_and(|window| window as f64 > OUTGROWN * most * PACKET);
         if is_empty || is_outgrown {
             self.epoch = None;
@@ -75,12 +85,32 @@ impl Contest {
         if flying < OURS_MIN || self.now < self.deaf_until || self.queue() <= shortest / LONG_PART {
             return;
         }
-        let rounds = self.epoch.map(|epoch| (self.now - epoch.start) / self.rtt);
-        match rounds {
-            Some(..ROUNDS_SAME) => {}
-            Some(..ROUNDS_OTHER) => (self.epoch, self.deaf_until) = (None, self.now + DEAF_MICROS),
-            _ => self.epoch = Some(Epoch { start: self.now, most: flying as f64 / PACKET }),
+        match self.epoch.map(|epoch| (epoch.is_marked, self.rounds(epoch))) {
+            // Where there are marks they tell all.
+            Some((true, _) | (_, ..ROUNDS_SAME)) => {}
+            Some((_, ..ROUNDS_OTHER)) => (self.epoch, self.deaf_until) = (None, self.now + DEAF_MICROS),
+            _ => self.begin(flying, false),
         }
+    }
+
+    /// Something arrived with a mark on a path that holds so many bytes, as far as is known before a contest.
+    pub(crate) fn marked(&mut self, path: u64) {
+        if self.epoch.is_some_and(|epoch| self.rounds(epoch) < ROUNDS_SAME) {
+            return;
+        }
+        let most = self.window().unwrap_or(path);
+        // Who has less than before makes room for whoever has come: RFC 9438, section 4.7.
+        let is_less = self.epoch.is_some_and(|epoch| (most as f64) < epoch.most * PACKET);
+        self.begin(if is_less { (most as f64 * (1.0 + BETA_MARKED) / 2.0) as u64 } else { most }, true);
+    }
+
+    fn begin(&mut self, most: u64, is_marked: bool) {
+        self.epoch = Some(Epoch { start: self.now, most: most as f64 / PACKET, is_marked });
+    }
+
+    /// How many round trips ago an epoch began.
+    fn rounds(&self, epoch: Epoch) -> u64 {
+        (self.now - epoch.start) / self.rtt
     }
 
     /// How much longer than the shortest round trips are, in microseconds.
@@ -95,11 +125,12 @@ impl Contest {
 
     /// Bytes that may be on their way, while there is a contest.
     pub(crate) fn window(&self) -> Option<u64> {
-        let Epoch { start, most } = self.epoch?;
-        let elapsed = self.now - start;
-        let plateau = (most * (1.0 - BETA) / CUBIC).cbrt();
+        let epoch @ Epoch { start, most, .. } = self.epoch?;
+        let (elapsed, beta) = (self.now - start, epoch.beta());
+        let plateau = (most * (1.0 - beta) / CUBIC).cbrt();
         let cubic = CUBIC * (elapsed as f64 / 1e6 - plateau).powi(3) + most;
-        let reno = most * BETA + RENO * elapsed as f64 / self.rtt as f64;
+        // As fast as Reno's window: so many packets a round.
+        let reno = most * beta + 3.0 * (1.0 - beta) / (1.0 + beta) * elapsed as f64 / self.rtt as f64;
         Some((cubic.max(reno) * PACKET) as u64)
     }
 }

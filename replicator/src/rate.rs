@@ -237,6 +237,16 @@ impl RateModel {
         }
     }
 
+    /// Something arrived with a mark (ECN): it waited for longer than whoever keeps that queue wants.
+    pub fn marked(&mut self) {
+        if self.is_starting {
+            self.is_starting = false;
+        } else {
+            // Not what is on its way, which may be a drain's.
+            self.contest.marked(self.best() * self.rtt / 1_000_000);
+        }
+    }
+
     /// What there was before the contest says little of what others leave.
     fn leave_contest(&mut self) {
         let most = self.best() * CONTESTED / 100;

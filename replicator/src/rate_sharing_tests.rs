@@ -1,11 +1,12 @@
-//! The rate model and flows like TCP's in one drop-tail queue, in virtual time: who gets how much of the line.
+//! The rate model and flows like TCP's in one queue, in virtual time: who gets how much of the line.
 //!
 //! The rivals are simplified but honest. `Cubic` has RFC 9438's window, its region of Reno's speed, fast convergence and one
 //! reduction a round, is clocked by acknowledgements and never loses a packet but in the queue. `Bbr` has version one's search,
 //! drain, cycle of eight phases, window of twice the path, and visits to the shortest round trip (draft-cardwell-iccrg-bbr-00).
 
 use super::*;
-use std::collections::VecDeque;
+use link_model::Codel;
+use std::{collections::VecDeque, time::Duration};
 
 const SECOND: u64 = 1_000_000;
 const PACKET: u64 = 1_200;
@@ -19,6 +20,7 @@ struct Packet {
     delivered: u64,
     delivered_at: u64,
     is_lost: bool,
+    is_marked: bool,
 }
 
 trait Flow {
@@ -27,6 +29,10 @@ trait Flow {
     fn pace(&self) -> Option<u64>;
     fn acknowledged(&mut self, now: u64, packet: Packet, flying: u64, delivered: u64);
     fn lost(&mut self, now: u64, packet: Packet);
+    /// It arrived with a mark.
+    fn marked(&mut self, now: u64, packet: Packet) {
+        self.lost(now, packet);
+    }
 }
 
 impl Flow for RateModel {
@@ -44,6 +50,10 @@ impl Flow for RateModel {
 
     fn lost(&mut self, _: u64, _: Packet) {
         self.lost(PACKET);
+    }
+
+    fn marked(&mut self, _: u64, _: Packet) {
+        self.marked();
     }
 }
 
@@ -246,7 +256,7 @@ impl Flow for Bbr {
     }
 }
 
-/// A line with a drop-tail queue.
+/// A line with one queue.
 #[derive(Clone, Copy, Debug)]
 struct Line {
     /// Bytes a second.
@@ -256,6 +266,8 @@ struct Line {
     /// How long a queue may be, in hundredths of what the path holds.
     queue_hundredths: u64,
     loss_thousandths: u64,
+    /// A queue that stands at more than so many microseconds marks packets.
+    marks_at: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -274,7 +286,7 @@ fn share(line: Line, mut flows: Vec<(u64, Box<dyn Flow>)>, from: u64, end: u64) 
     let count = flows.len();
     let (mut flying, mut next) = (vec![0u64; count], vec![0u64; count]);
     let (mut delivered, mut delivered_at, mut counted) = (vec![0u64; count], vec![0u64; count], vec![0u64; count]);
-    let (mut queues, mut steps) = (0, 0);
+    let (mut queues, mut steps, mut codel) = (0, 0, Codel::default());
     while now < end {
         while let Some((_, packet)) = arrivals.pop_front_if(|(at, _)| *at <= now) {
             let (index, flow) = (packet.flow, &mut flows[packet.flow].1);
@@ -287,6 +299,9 @@ fn share(line: Line, mut flows: Vec<(u64, Box<dyn Flow>)>, from: u64, end: u64) 
             delivered_at[index] = now;
             counted[index] += PACKET * u64::from(now > from);
             flow.acknowledged(now, packet, flying[index], delivered[index]);
+            if packet.is_marked {
+                flow.marked(now, packet);
+            }
         }
         if now > from {
             (queues, steps) = (queues + busy_until.saturating_sub(now), steps + 1);
@@ -305,13 +320,16 @@ fn share(line: Line, mut flows: Vec<(u64, Box<dyn Flow>)>, from: u64, end: u64) 
             if let Some(pace) = flow.pace() {
                 next[index] = next[index].max(now.saturating_sub(1_000)) + PACKET * SECOND / pace.max(1);
             }
-            let is_full = busy_until.saturating_sub(now) > queue_max;
+            let waits = busy_until.saturating_sub(now);
+            let is_full = waits > queue_max;
+            let [waited, leaves] = [waits, now + waits].map(Duration::from_micros);
+            let is_marked = line.marks_at.is_some_and(|most| codel.tells(leaves, waited, Duration::from_micros(most)));
             let is_lost = is_full || (random >> 40) % 1_000 < line.loss_thousandths;
             if !is_full {
                 busy_until = busy_until.max(now) + PACKET * SECOND / line.rate;
             }
             let (delivered, delivered_at) = (delivered[index], delivered_at[index]);
-            let packet = Packet { flow: index, sent: now, delivered, delivered_at, is_lost };
+            let packet = Packet { flow: index, sent: now, delivered, delivered_at, is_lost, is_marked };
             arrivals.push_back((busy_until.max(now) + line.rtt, packet));
             flying[index] += PACKET;
         }
@@ -344,7 +362,7 @@ fn part_beside(line: Line, rival: fn() -> Box<dyn Flow>) -> f64 {
 fn flows_like_tcp_get_a_part_of_the_line_and_leave_one() {
     for rtt in [20_000, 100_000] {
         for queue_hundredths in [100, 200] {
-            let line = Line { rate: RATE, rtt, queue_hundredths, loss_thousandths: 0 };
+            let line = Line { rate: RATE, rtt, queue_hundredths, loss_thousandths: 0, marks_at: None };
             let part = part_beside(line, || Box::new(Cubic::new()));
             assert!((0.33..0.67).contains(&part), "{part} beside CUBIC, {line:?}");
             // The first version of BBR takes most of a queue that holds no more than the path, whoever is there.
@@ -359,7 +377,7 @@ fn flows_like_tcp_get_a_part_of_the_line_and_leave_one() {
 fn two_of_us_share() {
     for rtt in [20_000, 100_000] {
         for queue_hundredths in [50, 100, 200, 400] {
-            let line = Line { rate: RATE, rtt, queue_hundredths, loss_thousandths: 0 };
+            let line = Line { rate: RATE, rtt, queue_hundredths, loss_thousandths: 0, marks_at: None };
             let Shares { parts, .. } = share(line, vec![(0, ours()), (3 * SECOND, ours())], 10 * SECOND, 70 * SECOND);
             let all = parts[0] + parts[1];
             assert!(all > 0.9, "{line:?}: {all} of the line");
@@ -373,11 +391,32 @@ fn alone_with_any_loss_it_has_nearly_all_and_keeps_no_queue() {
     for rtt in [20_000, 100_000] {
         for queue_hundredths in [50, 100, 200, 400] {
             for loss_thousandths in [0, 1, 3, 10, 50, 100, 300] {
-                let line = Line { rate: RATE, rtt, queue_hundredths, loss_thousandths };
+                let line = Line { rate: RATE, rtt, queue_hundredths, loss_thousandths, marks_at: None };
                 let Shares { parts, queue } = share(line, vec![(0, ours())], 10 * SECOND, 40 * SECOND);
                 let used = parts[0] * 1_000.0 / (1_000 - loss_thousandths) as f64;
                 assert!(used > 0.92, "{line:?}: {used} of what can arrive");
                 assert!(queue < 15_000, "{line:?}: a queue of {queue} us");
+            }
+        }
+    }
+}
+
+/// A mark is never random, so it is yielded to also where much is lost.
+#[test]
+fn a_queue_that_marks_stays_short_and_is_shared() {
+    for rtt in [5_000, 20_000, 100_000] {
+        for (marks_at, loss_thousandths) in [(5_000, 0), (5_000, 10), (20_000, 0), (20_000, 100)] {
+            let line = Line { rate: RATE, rtt, queue_hundredths: 1_000, loss_thousandths, marks_at: Some(marks_at) };
+            let Shares { parts, queue } = share(line, vec![(0, ours())], 10 * SECOND, 40 * SECOND);
+            let used = parts[0] * 1_000.0 / (1_000 - loss_thousandths) as f64;
+            assert!(used > 0.92, "{line:?}: {used} of what can arrive");
+            assert!(queue < marks_at, "{line:?}: a queue of {queue} us");
+            let Shares { parts, .. } = share(line, vec![(0, ours()), (3 * SECOND, ours())], 10 * SECOND, 70 * SECOND);
+            let part = parts[0] / (parts[0] + parts[1]);
+            assert!((0.3..0.7).contains(&part), "{line:?}: {parts:?}");
+            if loss_thousandths == 0 {
+                let part = part_beside(line, || Box::new(Cubic::new()));
+                assert!((0.33..0.67).contains(&part), "{part} beside CUBIC, {line:?}");
             }
         }
     }

@@ -42,8 +42,12 @@ impl Controller for RateController {
     }
 
     // Loss is what the code is for.
-    fn on_congestion_event(&mut self, _: Instant, _: Instant, _: bool, _: bool, lost: u64, _: u64) {
-        self.model.lost(lost);
+    fn on_congestion_event(&mut self, _: Instant, _: Instant, _: bool, is_marked: bool, lost: u64, _: u64) {
+        if is_marked {
+            self.model.marked();
+        } else {
+            self.model.lost(lost);
+        }
     }
 
     fn on_mtu_update(&mut self, _: u16) {}
@@ -71,5 +75,30 @@ impl Controller for RateController {
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_mark_makes_the_window_smaller_and_a_lost_packet_does_not() {
+        let start = Instant::now();
+        let mut controller = RateController { start, model: RateModel::new(), is_unproven: Arc::default() };
+        // 10 MB/s, until the search for the rate is over.
+        for number in 1..40_000 {
+            let now = number * 120;
+            controller.model.acknowledged(now, now.saturating_sub(20_000), 1_200, 20_000, false);
+        }
+        let mut event = |is_marked, lost| {
+            controller.on_congestion_event(start + Duration::from_secs(5), start, false, is_marked, lost, 0);
+            controller.window()
+        };
+        let before = event(false, 1_200);
+        assert!(before > 300_000, "a window of {before}");
+        let after = event(true, 0);
+        assert!(after < before / 2, "{after} of {before}");
     }
 }
