@@ -77,9 +77,11 @@ impl Network {
         self.ip(&["-n", name, "addr", "add", &address, "dev", name])?;
         // What waits for our thread must wait, not be lost: losing is the model's task.
         self.ip(&["-n", name, "link", "set", "dev", name, "mtu", "1500", "txqueuelen", "10000", "up"])?;
-        // The kernel's own limits are too small for a long fat line, as every administrator of one knows.
-        for buffer in ["tcp_rmem", "tcp_wmem"] {
-            let setting = format!("echo 4096 262144 134217728 >/proc/sys/net/ipv4/{buffer}");
+        // The kernel's own limits are too small for a long fat line, as every administrator of one knows. And it takes part in congestion
+        // marks only if its caller does, so that nobody would.
+        let buffers = "4096 262144 134217728";
+        for (name, value) in [("tcp_rmem", buffers), ("tcp_wmem", buffers), ("tcp_ecn", "1")] {
+            let setting = format!("echo {value} >/proc/sys/net/ipv4/{name}");
             self.place.run("sh", self.inside(end, "sh").args(["-c", &setting]), COMMAND_LIMIT)?;
         }
         Ok(())

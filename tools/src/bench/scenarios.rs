@@ -22,7 +22,7 @@ pub struct Scenario {
 }
 
 /// Each line: id, name, one link or both, each as `NAME VALUE, …` of the link emulator's options.
-const LINES: [(&str, &str, &[&str]); 17] = [
+const LINES: [(&str, &str, &[&str]); 18] = [
     ("near", "1 ms", &["delay 500us, rate 100mbit"]),
     ("plain", "20 ms", &["delay 10ms, rate 100mbit"]),
     ("loss-1", "20 ms, 1 % loss", &["delay 10ms, rate 100mbit, loss 1%"]),
@@ -38,6 +38,7 @@ const LINES: [(&str, &str, &[&str]); 17] = [
     ("slow", "20 ms, 1 % loss, 10 Mbit/s", &["delay 10ms, rate 10mbit, loss 1%"]),
     ("fast", "20 ms, 1 Gbit/s", &["delay 10ms, rate 1gbit"]),
     ("fast-loss-1", "20 ms, 1 % loss, 1 Gbit/s", &["delay 10ms, rate 1gbit, loss 1%"]),
+    ("marks", "20 ms, a queue that marks (ECN)", &["delay 10ms, rate 100mbit, queue 500ms, codel 5ms"]),
     (
         "unequal",
         "unequal: 20 ms, 100 Mbit/s; 80 ms, 5 % loss, 20 Mbit/s",
@@ -47,7 +48,7 @@ const LINES: [(&str, &str, &[&str]); 17] = [
 ];
 const QUICK: [&str; 4] = ["loss-1", "far-burst-5", "unequal", "cut"];
 /// One thing that matters to a competitor at a time.
-const WITH_OTHERS: [&str; 4] = ["plain", "loss-1", "far", "slow"];
+const WITH_OTHERS: [&str; 5] = ["plain", "loss-1", "far", "slow", "marks"];
 
 /// All of them; links have 100 Mbit/s each where the name says nothing else.
 ///
