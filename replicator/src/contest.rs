@@ -20,6 +20,8 @@ const CUBIC: f64 = 0.4;
 /// After a mark, as a queue that marks is short: RFC 8511.
 const BETA_MARKED: f64 = 0.85;
 const PACKET: f64 = PACKET_SIZE as f64;
+/// Packets that are on their way however often they are marked.
+const LEAST: f64 = 2.0;
 /// A window that has grown so far beyond the former one without loss has no rival.
 const OUTGROWN: f64 = 1.3;
 /// Round trips that are longer by no more than this, in microseconds, are scheduling; and by this part of the shortest, chance.
@@ -131,6 +133,6 @@ impl Contest {
         let cubic = CUBIC * (elapsed as f64 / 1e6 - plateau).powi(3) + most;
         // As fast as Reno's window: so many packets a round.
         let reno = most * beta + 3.0 * (1.0 - beta) / (1.0 + beta) * elapsed as f64 / self.rtt as f64;
-        Some((cubic.max(reno) * PACKET) as u64)
+        Some((cubic.max(reno).max(LEAST) * PACKET) as u64)
     }
 }

@@ -421,3 +421,11 @@ fn a_queue_that_marks_stays_short_and_is_shared() {
         }
     }
 }
+
+#[test]
+fn who_is_always_told_to_send_less_still_sends_two_packets_a_round_trip() {
+    let line = Line { rate: RATE, rtt: 20_000, queue_hundredths: 100, loss_thousandths: 0, marks_at: Some(0) };
+    let Shares { parts, .. } = share(line, vec![(0, ours())], 40 * SECOND, 70 * SECOND);
+    let least = 2.0 * PACKET as f64 / (RATE * line.rtt / SECOND) as f64;
+    assert!((0.9 * least..3.0 * least).contains(&parts[0]), "{} of the line, {least} at least", parts[0]);
+}
