@@ -63,7 +63,7 @@ fn a_refusal_names_the_thing_before_anything_is_measured() {
         (&["wan", "--line", "loss often, rate 1mbit"][..], "'often' is not a probability"),
         (&["wan", "--measure", "weather"][..], "possible values: stream, tcp, shared, mirror, writes"),
         (&["wan", "--no-tcp", "--measure", "tcp,shared"][..], "--no-tcp leaves out all that --measure names"),
-        (&["life", "--html", "/tmp"][..], "/tmp is a folder; name a file"),
+        (&["pair", "--html", "/tmp"][..], "/tmp is a folder; name a file"),
     ] {
         let (done, text) = bench(arguments);
         assert!(!done && text.contains(words), "{arguments:?}: {text}");

@@ -1,5 +1,5 @@
-//! What an operator waits for in a pair's life: restart points, takeovers, resynchronisation; what memory a volume takes, and what its
-//! host notices when it writes all over it for long.
+//! What an operator waits for in a pair's life: switches, restart points, takeovers, a former primary's return, resynchronisation; what
+//! memory a volume takes, and what its host notices when it writes all over it for long.
 
 use super::{
     balance::{Balance, memory_of},
@@ -21,7 +21,7 @@ use std::{
 
 /// How to measure.
 #[derive(Debug)]
-pub struct LifeOptions {
+pub struct PairOptions {
     /// Where `holdfastd` and `ublk-admin` are.
     pub programs: PathBuf,
     /// Blocks of 4 KiB that change between two restart points, and in a suspension.
@@ -43,9 +43,9 @@ const BALANCE_FACTOR: u64 = 10;
 ///
 /// # Errors
 /// When a node or a client fails.
-pub fn run(options: &LifeOptions) -> anyhow::Result<Results> {
+pub fn run(options: &PairOptions) -> anyhow::Result<Results> {
     let mut conditions = machine::conditions(&std::env::temp_dir());
-    let title = "Restart point and takeover, many blocks changed since the restart point";
+    let title = "Switch, restart point and takeover, many blocks changed since the restart point";
     let mut takeover = Report::new(title, "ms", Better::Lower);
     let mut memory = Report::new("Memory of a daemon", "MiB", Better::Lower);
     let sent = "bytes offered to the lines, over bytes that differ or were written meanwhile";
@@ -56,7 +56,7 @@ pub fn run(options: &LifeOptions) -> anyhow::Result<Results> {
     while round < options.rounds && has_time(options.limit, start, round) {
         round += 1;
         for size in SIZES {
-            eprintln!("Round {round}: takeover of {size}");
+            eprintln!("Round {round}: switch and takeover of {size}");
             self::takeover(options, round, size, &mut takeover, &mut memory)?;
         }
         for size in SIZES {
@@ -76,16 +76,16 @@ pub fn run(options: &LifeOptions) -> anyhow::Result<Results> {
     let reports = vec![takeover, latency, rate, memory, offered, rates];
     let notes =
         vec!["Both nodes are on this machine and its disk; nothing between them but for the resynchronisation".into()];
-    Ok(Results { name: "life", conditions, notes, failure: None, reports })
+    Ok(Results { name: "pair", conditions, notes, failure: None, reports })
 }
 
-fn site_options(options: &LifeOptions, round: u32, size: &'static str, line: Option<LineSettings>) -> SiteOptions {
+fn site_options(options: &PairOptions, round: u32, size: &'static str, line: Option<LineSettings>) -> SiteOptions {
     let (prefix, programs) = ("holdfast-bench", options.programs.clone());
     let (size, journal_size) = (size.to_owned(), "2GiB".to_owned());
     SiteOptions { prefix, programs, line, seed: round.into(), size, journal_size }
 }
 
-fn sites(options: &LifeOptions, round: u32, size: &'static str, line: Option<LineSettings>) -> anyhow::Result<Sites> {
+fn sites(options: &PairOptions, round: u32, size: &'static str, line: Option<LineSettings>) -> anyhow::Result<Sites> {
     let options = site_options(options, round, size, line);
     let sites = with_free_ports(|| Sites::paired(&options))?;
     sites.wait_prepared(&[0, 1])?;
@@ -93,7 +93,7 @@ fn sites(options: &LifeOptions, round: u32, size: &'static str, line: Option<Lin
 }
 
 fn takeover(
-    options: &LifeOptions,
+    options: &PairOptions,
     round: u32,
     size: &'static str,
     times: &mut Report,
@@ -104,7 +104,15 @@ fn takeover(
     let mut places = Places::of(client.size(), round);
     places.write(&mut client, options.changed)?;
     sites.wait_in_step(0)?;
+    let switch = ["pair", "switch", GROUP];
+    let [answered, served] = take_over(&sites, 1, 0, &switch)?;
+    times.add("switch, answered", size, answered);
+    times.add("switch, first write served by the new primary", size, served);
+    sites.wait_in_step(1)?;
+    take_over(&sites, 0, 1, &switch)?;
+    sites.wait_in_step(0)?;
     sites.ask(0, &["restart-point", GROUP, "--wait"])?;
+    let mut client = sites.client(0)?;
     places.again(round);
     places.write(&mut client, options.changed)?;
     sites.wait_in_step(0)?;
@@ -125,12 +133,26 @@ fn takeover(
     places.write(&mut client, options.changed)?;
     sites.wait_in_step(0)?;
     sites.kill(0)?;
+    let [answered, served] = take_over(&sites, 1, 1, &["promote", GROUP, "--force"])?;
+    times.add("promotion, rolled back to the restart point, answered", size, answered);
+    times.add("promotion, first write served by the new primary", size, served);
+    sites.start(0)?;
+    sites.wait(0, "a former primary that is fenced", |status| status["role"] == "fenced")?;
     let start = Instant::now();
-    sites.ask(1, &["promote", GROUP, "--force"])?;
-    times.add("promotion to the restart point, answered", size, start.elapsed().as_secs_f64() * 1e3);
-    sites.client(1)?.write(0, &[2; BLOCK as usize])?;
-    times.add("first write served", size, start.elapsed().as_secs_f64() * 1e3);
+    sites.ask(0, &["demote", GROUP, "--discard-fork"])?;
+    sites.wait_in_step(1)?;
+    times.add("the former primary's return, rolled back and in step", size, start.elapsed().as_secs_f64() * 1e3);
     Ok(())
+}
+
+/// Milliseconds until a command to one of the nodes is answered, and until the new primary has served a write.
+fn take_over(sites: &Sites, primary: usize, node: usize, command: &[&str]) -> anyhow::Result<[f64; 2]> {
+    let start = Instant::now();
+    let millis = || start.elapsed().as_secs_f64() * 1e3;
+    sites.ask(node, command)?;
+    let answered = millis();
+    sites.client(primary)?.write(0, &[2; BLOCK as usize])?;
+    Ok([answered, millis()])
 }
 
 /// Milliseconds of the longest write while a command is given.
@@ -159,7 +181,7 @@ fn longest_write(sites: &Sites, client: &mut NbdClient, arguments: &[&str]) -> a
 }
 
 fn resync(
-    options: &LifeOptions,
+    options: &PairOptions,
     round: u32,
     load: bool,
     offered_bytes: &mut Report,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tools::bench::{
-    fio, hot_path, html, instructions, life,
+    fio, hot_path, html, instructions, pair,
     report::Results,
     scenarios, wan,
     wan_options::{Part, WanOptions},
@@ -25,7 +25,7 @@ Examples:
   target/release/bench wan --scenario plain --measure shared,mirror --rounds 5
   target/release/bench wan --measure writes
   target/release/bench wan --line 'delay 25ms, rate 100mbit, loss 1%' --line 'delay 40ms, rate 20mbit, burst 5%:8'
-  target/release/bench life --rounds 1 --json life.json
+  target/release/bench pair --rounds 1 --json pair.json
   target/release/bench instructions
   perf record -g target/release/bench course pair-write-qd32 1000000
 
@@ -48,7 +48,7 @@ struct Arguments {
     /// Writes charts and tables to this file, as a page that needs nothing from elsewhere
     #[arg(long, value_name = "FILE", global = true)]
     html: Option<PathBuf>,
-    /// Rounds; tables show the median and the spread [default: 3; quick: 2, of life 1]
+    /// Rounds; tables show the median and the spread [default: 3; quick: 2, of pair 1]
     #[arg(long, value_name = "NUMBER", global = true, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
     #[command(subcommand)]
@@ -62,8 +62,8 @@ enum What {
     /// Emulated long lines: goodput, the standby's age, latency of synchronous writes, takeover; TCP and qemu's mirror over
     /// the same lines, and TCP beside Holdfast on one
     Wan(Wan),
-    /// Restart points and takeover at 1 GiB and 1 TiB, resynchronisation, memory
-    Life {
+    /// Switch, restart points, takeover, rollback and return at 1 GiB and 1 TiB, resynchronisation, memory
+    Pair {
         /// Blocks of 4 KiB that change between restart points, and in a suspension [default: 100000; quick: 5000]
         #[arg(long, value_name = "NUMBER")]
         changed: Option<u32>,
@@ -213,9 +213,9 @@ fn measure(arguments: &Arguments) -> anyhow::Result<Option<Results>> {
             let (parts, rounds) = (wan.parts(quick)?, rounds(2));
             Ok(wan::run(&WanOptions { programs, scenarios, took, parts, rounds, limit }))
         }
-        What::Life { changed, rate } => {
+        What::Pair { changed, rate } => {
             let changed = changed.unwrap_or(if quick { 5_000 } else { 100_000 });
-            life::run(&life::LifeOptions { programs, changed, rate: *rate, rounds: rounds(1), limit })
+            pair::run(&pair::PairOptions { programs, changed, rate: *rate, rounds: rounds(1), limit })
         }
     };
     results.map(Some)
