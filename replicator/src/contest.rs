@@ -9,8 +9,9 @@
 //! before the window has grown. Then the contest is over and loss means nothing for a while. The same goes for rivals that do not
 //! back off either, such as BBR's first version.
 //!
-//! A mark (ECN, RFC 3168) is never random, and needs no long queue: who sets it keeps the queue short. So it begins a contest as well,
-//! which lasts until the window has grown far without another mark.
+//! A mark (ECN, RFC 3168) is not random, and needs no long queue: who sets it keeps the queue short. So it begins a contest as well,
+//! which lasts until the window has grown far without another mark. Where marks come though little is left of what was sent, and
+//! nothing waits, they are not about us, or about nothing: then they mean nothing for a while either.
 
 use crate::rate::{OURS_MIN, PACKET_SIZE};
 
@@ -20,8 +21,10 @@ const CUBIC: f64 = 0.4;
 /// After a mark, as a queue that marks is short: RFC 8511.
 const BETA_MARKED: f64 = 0.85;
 const PACKET: f64 = PACKET_SIZE as f64;
-/// Packets that are on their way however often they are marked.
+/// No window is smaller, in packets.
 const LEAST: f64 = 2.0;
+/// Who is left with this part of the former window, and meets no queue, has yielded enough to marks.
+const YIELDED_PART: f64 = 8.0;
 /// A window that has grown so far beyond the former one without loss has no rival.
 const OUTGROWN: f64 = 1.3;
 /// Round trips that are longer by no more than this, in microseconds, are scheduling; and by this part of the shortest, chance.
@@ -40,13 +43,12 @@ const DEAF_MICROS: u64 = 10_000_000;
 struct Epoch {
     start: u64,
     most: f64,
+    /// What part of it the window is reduced to.
+    beta: f64,
+    /// There are marks, which tell of more than a queue's length does.
     is_marked: bool,
-}
-
-impl Epoch {
-    fn beta(&self) -> f64 {
-        if self.is_marked { BETA_MARKED } else { BETA }
-    }
+    /// What the window was before the contest, in packets.
+    first: f64,
 }
 
 /// See the module. Times in microseconds.
@@ -56,7 +58,9 @@ pub(crate) struct Contest {
     rtt: u64,
     shortest: Option<(u64, u64)>,
     epoch: Option<Epoch>,
+    /// Losses mean nothing, and marks.
     deaf_until: u64,
+    blind_until: u64,
 }
 
 impl Contest {
@@ -66,7 +70,7 @@ impl Contest {
         if self.shortest.is_none_or(|(shortest, at)| self.rtt <= shortest || now > at + SHORTEST_MICROS) {
             self.shortest = Some((self.rtt, now));
         }
-        let Some(Epoch { start, most, is_marked }) = self.epoch else { return false };
+        let Some(Epoch { start, most, is_marked, .. }) = self.epoch else { return false };
         let is_empty = !is_marked && now > start + ROUNDS_SAME * self.rtt && self.queue() == 0;
         let is_outgrown = self.window().is_some_and(|window| window as f64 > OUTGROWN * most * PACKET);
         if is_empty || is_outgrown {
@@ -88,31 +92,46 @@ impl Contest {
             return;
         }
         match self.epoch.map(|epoch| (epoch.is_marked, self.rounds(epoch))) {
-            // Where there are marks they tell all.
-            Some((true, _) | (_, ..ROUNDS_SAME)) => {}
+            // A reduction that a mark has asked for is no mistake.
+            Some((true, ..ROUNDS_OTHER) | (_, ..ROUNDS_SAME)) => {}
             Some((_, ..ROUNDS_OTHER)) => (self.epoch, self.deaf_until) = (None, self.now + DEAF_MICROS),
-            _ => self.begin(flying, false),
+            _ => self.begin(flying as f64 / PACKET, BETA),
         }
     }
 
-    /// Something arrived with a mark on a path that holds so many bytes, as far as is known before a contest.
-    pub(crate) fn marked(&mut self, path: u64) {
-        if self.epoch.is_some_and(|epoch| self.rounds(epoch) < ROUNDS_SAME) {
-            return;
+    /// Whether marks mean nothing.
+    pub(crate) fn is_blind(&self) -> bool {
+        self.now < self.blind_until
+    }
+
+    /// Something arrived with a mark on a path that holds so many bytes, as far as is known before a contest. Whether that ends one.
+    pub(crate) fn marked(&mut self, path: u64) -> bool {
+        if let Some(epoch) = &mut self.epoch
+            && (self.now - epoch.start) / self.rtt.max(1) < ROUNDS_SAME
+        {
+            epoch.is_marked = true;
+            return false;
         }
-        let most = self.window().unwrap_or(path);
+        let window = self.window().unwrap_or(path) as f64 / PACKET;
+        let (first, former) = self.epoch.map_or((window, window), |epoch| (epoch.first, epoch.most));
+        if window * YIELDED_PART < first && self.has_room() {
+            (self.epoch, self.blind_until) = (None, self.now + DEAF_MICROS);
+            return true;
+        }
         // Who has less than before makes room for whoever has come: RFC 9438, section 4.7.
-        let is_less = self.epoch.is_some_and(|epoch| (most as f64) < epoch.most * PACKET);
-        self.begin(if is_less { (most as f64 * (1.0 + BETA_MARKED) / 2.0) as u64 } else { most }, true);
+        let most = if window < former { window * (1.0 + BETA_MARKED) / 2.0 } else { window };
+        self.begin(most, BETA_MARKED);
+        false
     }
 
-    fn begin(&mut self, most: u64, is_marked: bool) {
-        self.epoch = Some(Epoch { start: self.now, most: most as f64 / PACKET, is_marked });
+    fn begin(&mut self, most: f64, beta: f64) {
+        let first = self.epoch.map_or(most, |epoch| epoch.first);
+        self.epoch = Some(Epoch { start: self.now, most, beta, is_marked: beta == BETA_MARKED, first });
     }
 
     /// How many round trips ago an epoch began.
     fn rounds(&self, epoch: Epoch) -> u64 {
-        (self.now - epoch.start) / self.rtt
+        (self.now - epoch.start) / self.rtt.max(1)
     }
 
     /// How much longer than the shortest round trips are, in microseconds.
@@ -127,8 +146,8 @@ impl Contest {
 
     /// Bytes that may be on their way, while there is a contest.
     pub(crate) fn window(&self) -> Option<u64> {
-        let epoch @ Epoch { start, most, .. } = self.epoch?;
-        let (elapsed, beta) = (self.now - start, epoch.beta());
+        let Epoch { start, most, beta, .. } = self.epoch?;
+        let elapsed = self.now - start;
         let plateau = (most * (1.0 - beta) / CUBIC).cbrt();
         let cubic = CUBIC * (elapsed as f64 / 1e6 - plateau).powi(3) + most;
         // As fast as Reno's window: so many packets a round.

@@ -237,13 +237,18 @@ impl RateModel {
         }
     }
 
-    /// Something arrived with a mark (ECN): it waited for longer than whoever keeps that queue wants.
+    /// Something arrived with a mark (ECN): it waited for longer than whoever keeps that queue wants. Who has no more to send, or sends little,
+    /// has not filled it.
     pub fn marked(&mut self) {
-        if self.is_starting {
+        let contends = self.contest.window().is_some();
+        let is_ours = contends || self.flying >= OURS_MIN;
+        if !is_ours || self.is_limited() || self.contest.is_blind() {
+            return;
+        }
+        if self.is_starting && !contends {
             self.is_starting = false;
-        } else {
-            // Not what is on its way, which may be a drain's.
-            self.contest.marked(self.best() * self.rtt / 1_000_000);
+        } else if self.contest.marked(self.path()) {
+            self.leave_contest();
         }
     }
 

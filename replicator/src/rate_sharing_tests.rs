@@ -268,6 +268,8 @@ struct Line {
     loss_thousandths: u64,
     /// A queue that stands at more than so many microseconds marks packets.
     marks_at: Option<u64>,
+    /// Everything is marked.
+    marks_all: bool,
 }
 
 #[derive(Debug)]
@@ -322,8 +324,11 @@ fn share(line: Line, mut flows: Vec<(u64, Box<dyn Flow>)>, from: u64, end: u64) 
             }
             let waits = busy_until.saturating_sub(now);
             let is_full = waits > queue_max;
+            let mut is_marked = line.marks_all;
             let [waited, leaves] = [waits, now + waits].map(Duration::from_micros);
-            let is_marked = line.marks_at.is_some_and(|most| codel.tells(leaves, waited, Duration::from_micros(most)));
+            if let Some(most) = line.marks_at.filter(|_| !is_full) {
+                is_marked |= codel.tells(leaves, waited, Duration::from_micros(most));
+            }
             let is_lost = is_full || (random >> 40) % 1_000 < line.loss_thousandths;
             if !is_full {
                 busy_until = busy_until.max(now) + PACKET * SECOND / line.rate;
@@ -362,7 +367,8 @@ fn part_beside(line: Line, rival: fn() -> Box<dyn Flow>) -> f64 {
 fn flows_like_tcp_get_a_part_of_the_line_and_leave_one() {
     for rtt in [20_000, 100_000] {
         for queue_hundredths in [100, 200] {
-            let line = Line { rate: RATE, rtt, queue_hundredths, loss_thousandths: 0, marks_at: None };
+            let line =
+                Line { rate: RATE, rtt, queue_hundredths, loss_thousandths: 0, marks_at: None, marks_all: false };
             let part = part_beside(line, || Box::new(Cubic::new()));
             assert!((0.33..0.67).contains(&part), "{part} beside CUBIC, {line:?}");
             // The first version of BBR takes most of a queue that holds no more than the path, whoever is there.
@@ -377,7 +383,8 @@ fn flows_like_tcp_get_a_part_of_the_line_and_leave_one() {
 fn two_of_us_share() {
     for rtt in [20_000, 100_000] {
         for queue_hundredths in [50, 100, 200, 400] {
-            let line = Line { rate: RATE, rtt, queue_hundredths, loss_thousandths: 0, marks_at: None };
+            let line =
+                Line { rate: RATE, rtt, queue_hundredths, loss_thousandths: 0, marks_at: None, marks_all: false };
             let Shares { parts, .. } = share(line, vec![(0, ours()), (3 * SECOND, ours())], 10 * SECOND, 70 * SECOND);
             let all = parts[0] + parts[1];
             assert!(all > 0.9, "{line:?}: {all} of the line");
@@ -391,7 +398,8 @@ fn alone_with_any_loss_it_has_nearly_all_and_keeps_no_queue() {
     for rtt in [20_000, 100_000] {
         for queue_hundredths in [50, 100, 200, 400] {
             for loss_thousandths in [0, 1, 3, 10, 50, 100, 300] {
-                let line = Line { rate: RATE, rtt, queue_hundredths, loss_thousandths, marks_at: None };
+                let line =
+                    Line { rate: RATE, rtt, queue_hundredths, loss_thousandths, marks_at: None, marks_all: false };
                 let Shares { parts, queue } = share(line, vec![(0, ours())], 10 * SECOND, 40 * SECOND);
                 let used = parts[0] * 1_000.0 / (1_000 - loss_thousandths) as f64;
                 assert!(used > 0.92, "{line:?}: {used} of what can arrive");
@@ -406,7 +414,14 @@ fn alone_with_any_loss_it_has_nearly_all_and_keeps_no_queue() {
 fn a_queue_that_marks_stays_short_and_is_shared() {
     for rtt in [5_000, 20_000, 100_000] {
         for (marks_at, loss_thousandths) in [(5_000, 0), (5_000, 10), (20_000, 0), (20_000, 100)] {
-            let line = Line { rate: RATE, rtt, queue_hundredths: 1_000, loss_thousandths, marks_at: Some(marks_at) };
+            let line = Line {
+                rate: RATE,
+                rtt,
+                queue_hundredths: 1_000,
+                loss_thousandths,
+                marks_at: Some(marks_at),
+                marks_all: false,
+            };
             let Shares { parts, queue } = share(line, vec![(0, ours())], 10 * SECOND, 40 * SECOND);
             let used = parts[0] * 1_000.0 / (1_000 - loss_thousandths) as f64;
             assert!(used > 0.92, "{line:?}: {used} of what can arrive");
@@ -422,10 +437,26 @@ fn a_queue_that_marks_stays_short_and_is_shared() {
     }
 }
 
+/// As where a device on the way writes its own class into each packet.
 #[test]
-fn who_is_always_told_to_send_less_still_sends_two_packets_a_round_trip() {
-    let line = Line { rate: RATE, rtt: 20_000, queue_hundredths: 100, loss_thousandths: 0, marks_at: Some(0) };
-    let Shares { parts, .. } = share(line, vec![(0, ours())], 40 * SECOND, 70 * SECOND);
-    let least = 2.0 * PACKET as f64 / (RATE * line.rtt / SECOND) as f64;
-    assert!((0.9 * least..3.0 * least).contains(&parts[0]), "{} of the line, {least} at least", parts[0]);
+fn marks_that_tell_of_no_queue_mean_nothing() {
+    for rtt in [1_000, 20_000, 100_000] {
+        let line =
+            Line { rate: RATE, rtt, queue_hundredths: 100, loss_thousandths: 0, marks_at: None, marks_all: false };
+        let marking = Line { marks_all: true, ..line };
+        let Shares { parts, .. } = share(marking, vec![(0, ours())], 20 * SECOND, 70 * SECOND);
+        assert!(parts[0] > 0.7, "{} of a line of {rtt} us", parts[0]);
+    }
+}
+
+#[test]
+fn a_mark_before_anything_is_known_changes_nothing() {
+    let mut model = RateModel::new();
+    (0..4).for_each(|_| model.marked());
+    model.acknowledged(100_000, 1, PACKET, 99_000, false);
+    (0..4).for_each(|_| model.marked());
+    assert!(model.is_starting && model.contest.window().is_none());
+    let mut contest = Contest::default();
+    assert!((0..4).all(|_| !contest.marked(0)));
+    assert!(contest.window().is_some_and(|window| window > 0));
 }

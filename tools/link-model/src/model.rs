@@ -226,15 +226,17 @@ impl Line {
         if !room {
             return None;
         }
-        if self.settings.codel.is_some_and(|target| self.codel.tells(now + backlog, backlog, target)) {
+        let nanoseconds = u128::from(size) * 8_000_000_000 / u128::from(rate_bits.max(1));
+        let sending = Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
+        // Behind one packet like it nothing stands.
+        let is_told = |target: Duration| self.codel.tells(now + backlog, backlog, target.max(sending));
+        if self.settings.codel.is_some_and(is_told) {
             if *ecn == Ecn::Absent {
                 return None;
             }
             *ecn = Ecn::Experienced;
             self.counters.marked += 1;
         }
-        let nanoseconds = u128::from(size) * 8_000_000_000 / u128::from(rate_bits.max(1));
-        let sending = Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
         self.rate_free_at = self.rate_free_at.max(now).saturating_add(sending);
         Some(self.rate_free_at)
     }

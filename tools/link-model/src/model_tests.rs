@@ -190,6 +190,10 @@ fn a_queue_that_stands_marks_packets_or_loses_those_of_who_takes_no_part() {
     }
     let (arrived, counters) = sent(Ecn::Absent, &settings);
     assert!(counters.marked == 0 && arrived.iter().all(|ecn| *ecn == Ecn::Absent));
+    // Where no queue is full who takes no part loses what is marked elsewhere.
+    let long = LineSettings { queue: QueueLimit::Time(Duration::from_secs(60)), ..settings.clone() };
+    let [marked, lost] = [sent(Ecn::Capable0, &long).1, sent(Ecn::Absent, &long).1];
+    assert!(marked.marked > 15 && marked.lost() == 0 && lost.lost_queue > 15, "{marked:?}, {lost:?}");
     // Where nothing waits nobody is told.
     let fast = LineSettings { rate_bits: Some(8_000_000), ..settings.clone() };
     assert_eq!(sent(Ecn::Capable0, &fast).1.marked, 0);
