@@ -7,7 +7,7 @@
 use super::Group;
 use crate::{
     format::{
-        message::{Greeting, RANGE_COUNT_MAX, Range, encode_ranges},
+        message::{Greeting, Range},
         record::{Kind, Record},
     },
     output::{Event, Output},
@@ -17,7 +17,7 @@ use crate::{
     testing::{Plant, planted},
     units::{Epoch, Monotonic, Now, Position, Seq, VolumeId},
 };
-use alloc::{format, string::String, vec::Vec};
+use alloc::{format, string::String};
 use bytes::Bytes;
 
 /// How long a primary that was opened waits for its peer before it serves: the peer may have been promoted.
@@ -320,57 +320,6 @@ impl Group {
         run.filter(|(_, end)| *end == last).map_or(seq >= last, |(first, _)| first.0 <= seq.0 + 1)
     }
 
-    /// On the secondary: tells the primary what it has that is not part of the primary's history.
-    /// After its own greeting, because the primary must know of the fork first.
-    fn tell_fork(&mut self) {
-        if self.peer.greeting_due {
-            return;
-        }
-        let Some(greeting) = self.peer.unanswered.take() else {
-            return;
-        };
-        let last = self.stream.last;
-        let Some(end) = end_in(&greeting.epochs, greeting.head, last.epoch) else {
-            return;
-        };
-        if last.seq <= end {
-            return;
-        }
-        let complete = !self.stream.copying && self.covers(end);
-        let from = self.journal.order_of(end);
-        let ranges = self.changed_after(from);
-        let listed = (complete && ranges.len() <= RANGE_COUNT_MAX).then_some(ranges.as_slice());
-        self.send_message(Kind::ForkRanges, encode_ranges(listed));
-    }
-
-    /// On the primary: what the peer has that is not part of the history must be copied over.
-    pub(super) fn take_ranges(&mut self, ranges: Option<Vec<Range>>) -> Result<(), String> {
-        let Some(fork) = self.peer.fork.take() else {
-            return Ok(());
-        };
-        let known = if self.is_tracking() { fork >= self.pair.synced.seq } else { self.covers(fork) };
-        let Some(ranges) = ranges.filter(|_| known && self.pair.state != PairState::InitialCopy) else {
-            self.prepare_copy(true);
-            return Ok(());
-        };
-        for Range { volume: id, offset, size } in &ranges {
-            if let Some(volume) = self.volumes.get(id)
-                && offset.saturating_add(*size) > volume.spec.size
-            {
-                return Err(format!(
-                    "The peer has written {size} bytes at {offset} of volume {id}, behind its end; if a resize was \
-                     interrupted, repeat it, else delete the pair and create it anew"
-                ));
-            }
-        }
-        if !self.is_tracking() {
-            self.mark_live_dirty(self.journal.order_of(fork));
-        }
-        self.mark_dirty(ranges);
-        self.prepare_copy(false);
-        Ok(())
-    }
-
     /// Ends the session, so that both nodes greet again.
     pub(super) fn greet_again(&mut self) {
         // Also where the peer's volumes did not match: it must hear of another epoch or role all the same.
@@ -381,7 +330,7 @@ impl Group {
 }
 
 /// The last record of an epoch in a history that ends with `head`.
-fn end_in(epochs: &[EpochStart], head: Position, epoch: Epoch) -> Option<Seq> {
+pub(super) fn end_in(epochs: &[EpochStart], head: Position, epoch: Epoch) -> Option<Seq> {
     let index = epochs.iter().position(|start| start.epoch == epoch)?;
     let next = epochs.get(index + 1).map(|start| Seq(start.first.0.saturating_sub(1)));
     Some(next.unwrap_or(head.seq))
