@@ -178,7 +178,16 @@ impl Group {
     /// How many records the group before it was opened anew may have answered that are gone. None of a secondary: it answers no host,
     /// and gets them again.
     pub fn lost_since(&self, former: &Self) -> u64 {
-        if former.pair.role == Role::Secondary { 0 } else { former.completed.0.saturating_sub(self.found.0) }
+        if former.pair.role == Role::Secondary {
+            return 0;
+        }
+        // Each opening that has failed since may have left its epoch's change.
+        let is_newer = |order| self.journal.entry(order).is_some_and(|entry| entry.record.at.epoch > former.epoch());
+        let mut found = self.found;
+        while is_newer(found) {
+            found.0 -= 1;
+        }
+        former.completed.0.saturating_sub(found.0)
     }
 
     /// Who the group is.
