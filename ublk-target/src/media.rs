@@ -18,7 +18,7 @@ use std::{
     ops::Range,
     os::{
         fd::AsRawFd,
-        unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
+        unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
     rc::Rc,
@@ -73,6 +73,14 @@ pub enum MediumError {
         path: PathBuf,
         /// Who has it.
         holder: Holder,
+    },
+    /// A name below `/dev` that is no device's.
+    #[error(
+        "There is no device {path}, and a file there would be gone when the machine stops; is it misspelt, or not set up yet?"
+    )]
+    NoDevice {
+        /// The path.
+        path: PathBuf,
     },
     /// It cannot be created.
     #[error("Cannot create {path} with {size} bytes: {source}")]
@@ -175,6 +183,9 @@ impl Medium {
         if path.exists() {
             return Self::open(path, options, Patience::None);
         }
+        if is_among_devices(path) {
+            return Err(MediumError::NoDevice { path: path.into() });
+        }
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(error)?;
         if let Err(source) = allocate(&file, size, allocation) {
             // A file that is too short must not be found later.
@@ -182,7 +193,9 @@ impl Medium {
             return Err(error(source));
         }
         drop(file);
-        Self::open(path, options, Patience::None)
+        Self::open(path, options, Patience::None).inspect_err(|_| {
+            let _ = fs::remove_file(path);
+        })
     }
 
     /// Where it is.
@@ -207,6 +220,13 @@ impl Medium {
     pub fn ring(&self) -> Ring {
         self.ring.clone()
     }
+}
+
+/// Whether a file would be where the kernel keeps its devices, which is in memory.
+fn is_among_devices(path: &Path) -> bool {
+    let system = |path: &Path| fs::metadata(path).ok().map(|metadata| metadata.dev());
+    let folder = path.parent().and_then(system);
+    folder.is_some() && folder == system(Path::new("/dev"))
 }
 
 fn allocate(file: &File, size: u64, allocation: Allocation) -> io::Result<()> {
@@ -368,6 +388,14 @@ impl Storage for GroupMedia {
 mod tests {
     use super::*;
     use std::{io::Read, os::fd::OwnedFd};
+
+    #[test]
+    fn no_file_is_made_where_a_device_should_be() {
+        let path = Path::new("/dev/holdfast-there-is-no-such-device");
+        let made = Medium::create(path, 1 << 20, Allocation::Sparse, MediaOptions::default());
+        assert!(matches!(made, Err(MediumError::NoDevice { .. })));
+        assert!(!path.exists());
+    }
 
     #[test]
     fn what_a_short_write_has_left_is_written_too() {

@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
         log.with(text.with_filter(filter)).init();
     }
+    end_on_panic();
     match daemon::run(&arguments.config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -45,4 +46,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What is in memory after a panic is nothing to go on from: a group would take requests and answer none, while its standby hears a
+/// primary that lives. What was promised is in the journal, and devices wait for the next daemon.
+fn end_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::abort();
+    }));
 }

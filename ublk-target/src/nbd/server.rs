@@ -154,7 +154,8 @@ impl Drop for Server {
 /// Listens, and has what comes notice that a client's machine is dead: it sends nothing that would tell, and would keep what it has
 /// connected to for ever. What is set on a listener is set on what it accepts.
 fn listen_tcp(address: SocketAddr) -> io::Result<TcpListener> {
-    let listener = TcpListener::bind(address)?;
+    // Not as tokio-uring binds it: two daemons could then share the address, and a client's connections be shared out to both.
+    let listener = TcpListener::from_std(std::net::TcpListener::bind(address)?);
     // SAFETY: the listener is open, and lives longer than this.
     let socket = unsafe { BorrowedFd::borrow_raw(listener.as_raw_fd()) };
     setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
@@ -494,6 +495,15 @@ mod tests {
             let asked = asked(Command::BlockStatus { one: false }, size);
             assert!(matches!(asked, ExportRequest::Extents { size, .. } if size == described), "{asked:?}");
         }
+    }
+
+    #[test]
+    fn an_address_has_one_server() {
+        tokio_uring::start(async {
+            let listener = listen_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+            let second = listen_tcp(listener.local_addr().unwrap());
+            assert_eq!(second.map(drop).map_err(|error| error.kind()), Err(io::ErrorKind::AddrInUse));
+        });
     }
 
     #[test]

@@ -421,7 +421,8 @@ fn give_name(group: &str, volume: &str, number: u32) -> io::Result<()> {
         return Ok(());
     }
     fs::create_dir_all(Path::new(NAMES).join(group))?;
-    let new = name.with_extension("new");
+    // No volume's name begins with a dot.
+    let new = name.with_file_name(format!(".{volume}.new"));
     let _ = fs::remove_file(&new);
     symlink(device_path(number), &new)?;
     fs::rename(&new, &name)

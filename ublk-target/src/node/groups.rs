@@ -105,7 +105,8 @@ impl Node {
         let path = journal.as_ref().map_or_else(|| link.clone(), PathBuf::from);
         absolute(&path)?;
         fs::create_dir_all(&folder).map_err(|error| at(&folder, error))?;
-        let existed = path.exists();
+        // A link to what is not there is the operator's as well.
+        let existed = path.symlink_metadata().is_ok();
         let made = Medium::create(&path, size, Allocation::Full, self.options()).map_err(ApiError::new);
         let opened = made.and_then(|medium| {
             let mut media = GroupMedia::default();
@@ -256,7 +257,7 @@ impl Node {
         check_geometry(&spec).map_err(|reason| ApiError::new(format!("Volume {title}: {reason}")))?;
         let path = PathBuf::from(&spec.pool_path);
         absolute(&path)?;
-        let existed = path.exists();
+        let existed = path.symlink_metadata().is_ok();
         let size = pool_size_for(spec.size, spec.table_block_size);
         let medium = Medium::create(&path, size, allocation, self.options()).map_err(ApiError::new)?;
         let mut media = GroupMedia::default();

@@ -145,7 +145,8 @@ impl Queue {
     fn turn(self: &Rc<Self>, ask: &impl Fn(Operation, Asker)) -> io::Result<()> {
         if !self.ring.borrow_mut().submission().is_empty() {
             match self.ring.borrow().submit().map_err(|error| (error.raw_os_error(), error)) {
-                Ok(_) => {}
+                Ok(_) if self.ring.borrow_mut().submission().is_empty() => {}
+                Ok(_) => self.answered.notify_one(),
                 // The kernel is short of something for the moment: what is left is submitted next time.
                 Err((Some(libc::EAGAIN | libc::EBUSY | libc::EINTR), _)) => self.answered.notify_one(),
                 Err((_, error)) => return Err(error),
