@@ -215,7 +215,7 @@ fn another_group_of_the_same_name_is_not_overwritten() {
     sites.create_volume().unwrap();
     sites.ask(1, &["group", "create", GROUP, "--journal-size", "64MiB"]).unwrap();
     let refusal = sites.refusal(0, &["pair", "create", GROUP, "--peer", "south"]);
-    assert!(refusal.contains("south refuses: this node has another group g, with id "), "{refusal}");
+    assert!(refusal.contains("south refuses: it has another group g, with id "), "{refusal}");
     let refusal = sites.refusal(0, &["group", "create", ".."]);
     assert!(refusal.contains("a name has at least one character, no slash, no @ and no dot in front"), "{refusal}");
 }

@@ -94,7 +94,7 @@ impl Group {
             }
             Command::CreatePair { peer } => self.create_pair(peer)?,
             Command::DeletePair if self.needs_lease() => return Err(CommandError::Fenced),
-            Command::DeletePair => self.delete_pair(),
+            Command::DeletePair => self.delete_pair()?,
             Command::SuspendPair { now } => {
                 if !now && self.drain(id)? {
                     return Ok(None);
@@ -207,7 +207,12 @@ impl Group {
         Ok(())
     }
 
-    fn delete_pair(&mut self) {
+    fn delete_pair(&mut self) -> Result<(), CommandError> {
+        // It would go on sending, and wait for what is not acknowledged any more; and this node could be promoted beside it.
+        if self.pair.role == Role::Secondary && self.peer.greeted && !self.pair.left_behind {
+            let hint = "its primary is connected; delete the pair there";
+            return Err(CommandError::WrongRole { role: self.pair.role, hint });
+        }
         self.leave_behind();
         self.pair.peer = None;
         // A standby remembers what it has promised.
@@ -223,6 +228,7 @@ impl Group {
         self.checkpoint.marked = true;
         self.set_pair_state(PairState::Simplex);
         self.answer_waiting();
+        Ok(())
     }
 
     fn restart_point(&mut self, label: Name) -> Result<(WaitsFor, CommandReply), CommandError> {

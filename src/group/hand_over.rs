@@ -14,8 +14,8 @@ use crate::{
 impl Group {
     /// Begins it; answered when this node is durably a secondary.
     pub(super) fn hand_over(&mut self, id: CommandId) -> Result<(), CommandError> {
-        let hint =
-            "the peer must be connected and have everything but the newest records; wait for that, or demote by force";
+        let hint = "the peer must be connected and have everything but the newest records; wait for that, or demote with \
+                    --discard-fork, which gives up what only this node has";
         self.require_peer_follows(hint)?;
         if self.handing_over.is_some() {
             return Err(CommandError::InProgress("hand-over"));

@@ -255,6 +255,24 @@ fn a_standby_that_was_left_behind_is_promoted_only_by_force() {
     }
 }
 
+/// It would wait for what is not acknowledged any more, and this node could be promoted beside it unasked.
+#[test]
+fn a_standby_deletes_no_pair_whose_primary_is_connected() {
+    let mut pair = Pair::in_step();
+    let refused = pair.command(1, Command::DeletePair);
+    assert!(matches!(refused, Err(CommandError::WrongRole { role: Role::Secondary, .. })), "{refused:?}");
+    pair.write();
+    pair.settle();
+    assert!(pair.nodes[0].group.peer.acknowledged() == pair.nodes[0].group.journal.last(), "the pair goes on");
+    // Nor is there a way out but by the primary, or without it.
+    pair.command(0, Command::SuspendPair { now: true }).unwrap();
+    pair.settle();
+    pair.command(1, Command::DeletePair).unwrap();
+    let mut pair = Pair::in_step();
+    pair.cut();
+    pair.command(1, Command::DeletePair).unwrap();
+}
+
 /// A sync that began before the point was written says nothing of it: another one must follow at once.
 #[test]
 fn a_restart_point_waits_for_no_timer() {

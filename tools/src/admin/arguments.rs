@@ -98,7 +98,7 @@ pub enum Command {
     Promote {
         /// The group.
         group: String,
-        /// To the received prefix.
+        /// To all that was received; else to the last restart point, and what came since is given up.
         #[arg(long, conflicts_with = "generation")]
         latest: bool,
         /// To the restart point of this number, and to no other.
@@ -116,7 +116,7 @@ pub enum Command {
         #[arg(long)]
         discard_fork: bool,
     },
-    /// Sets when a host's write is answered.
+    /// Sets when a host's write is answered while this node is the primary; on each node for itself.
     Level {
         /// The group.
         group: String,

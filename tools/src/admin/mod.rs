@@ -80,7 +80,8 @@ pub fn run(arguments: &Arguments) -> Result<(), ClientError> {
     print(arguments, &value, &text);
     match (&arguments.command, value["verified"]["differing_bytes"].as_u64()) {
         (Command::Pair(PairCommand::Verify { group, mend: false }), Some(1..)) => Err(ClientError::Refused(format!(
-            "The nodes of group {group} differ; copy what differs to the standby with: ublk-admin pair verify {group} --mend"
+            "The nodes of group {group} differ, and which of them is right they cannot know; look at it on both, and copy it from the \
+             primary to the standby with: ublk-admin pair verify {group} --mend"
         ))),
         _ => Ok(()),
     }

@@ -64,7 +64,11 @@ fn group(value: &Value) -> String {
     let pair = &value["pair"];
     let cause = pair["cause"].as_str().map(|cause| format!(" ({cause})")).unwrap_or_default();
     let connected = if value["connected"] == true { "connected" } else { "not connected" };
-    let peer = value["peer_name"].as_str().map_or_else(String::new, |name| format!(", peer {name} {connected}"));
+    let peer = match value["peer_name"].as_str() {
+        Some(name) => format!(", peer {name} {connected}"),
+        None if value["peer"].is_null() => String::new(),
+        None => ", peer NOT CONFIGURED: no [[peer]] has its key; nothing is sent".to_owned(),
+    };
     // Writing to a string does not fail.
     let _ = writeln!(out, "{}: {}, {}{cause}{peer}", text(value, "group"), text(value, "role"), text(pair, "state"));
     let policy = match (text(value, "level"), text(value, "without_peer")) {
@@ -113,7 +117,7 @@ fn group(value: &Value) -> String {
         let _ = writeln!(out, "  a copy is under way: until it ends the latest state is not consistent");
     }
     let lag = &value["lag"];
-    if value["role"] == "primary" && value["peer_name"].is_string() {
+    if value["role"] == "primary" && !value["peer"].is_null() {
         let seconds = number(lag, "micros") as f64 / 1e6;
         let _ = writeln!(
             out,
@@ -374,4 +378,26 @@ fn verification(value: &Value) -> String {
         let _ = write!(out, "\n  and {} more ranges (--json lists them)", ranges.len() - 20);
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_peer_that_is_not_configured_is_shown() {
+        let shown = |peer: Value, name: Value| {
+            let lines =
+                group(&json!({"group": "db", "role": "primary", "peer": peer, "peer_name": name, "connected": false}));
+            (
+                lines.contains("peer NOT CONFIGURED"),
+                lines.contains("peer berlin not connected"),
+                lines.contains("  lag "),
+            )
+        };
+        assert_eq!(shown(Value::Null, Value::Null), (false, false, false));
+        assert_eq!(shown(json!("key"), json!("berlin")), (false, true, true));
+        assert_eq!(shown(json!("key"), Value::Null), (true, false, true));
+    }
 }

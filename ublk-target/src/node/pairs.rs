@@ -227,11 +227,17 @@ impl Node {
             }
         };
         let have = actor.label().volumes;
+        if let Some(more) = have.iter().find(|spec| !volumes.iter().any(|volume| volume.has_number_of(spec))) {
+            return Err(ApiError::new(format!(
+                "its volume {title}/{} is none of the primary's; delete the pair of group {title} there, and then the group",
+                more.name
+            )));
+        }
         for volume in &volumes {
             if let Some(same) = have.iter().find(|spec| volume.has_number_of(spec)) {
                 if *volume != ProvisionVolume::from(same) {
                     return Err(ApiError::new(format!(
-                        "this node's volume {title}/{} is not the same; delete group {title} here first",
+                        "its volume {title}/{} is not the primary's; delete the pair of group {title} there, and then the group",
                         same.name
                     )));
                 }
@@ -252,7 +258,7 @@ fn check_standby(actor: &GroupActor, id: GroupId, peer: &Peer) -> Result<(), Api
     let label = actor.label();
     if label.group != id {
         return Err(ApiError::new(format!(
-            "this node has another group {}, with id {}; delete one of them",
+            "it has another group {}, with id {}; delete that one there, or give this one another name",
             label.name, label.group
         )));
     }
@@ -260,7 +266,10 @@ fn check_standby(actor: &GroupActor, id: GroupId, peer: &Peer) -> Result<(), Api
         return Err(ApiError::new(format!("the group is {} there; demote it first", label.role)));
     }
     if label.peer != Some(NodeKey(peer.key.0)) {
-        return Err(ApiError::new(format!("the group {} is not a standby of this node there", label.name)));
+        return Err(ApiError::new(format!(
+            "the group {} is a standby of another node there, or of none; delete it there first",
+            label.name
+        )));
     }
     Ok(())
 }
