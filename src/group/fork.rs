@@ -4,7 +4,7 @@
 //! It need not: what the other node had acknowledged is not kept for it. Then the tables tell what has changed since a
 //! restart point before that record.
 
-use super::{Group, greeting::end_in, stream::merge};
+use super::{Group, stream::merge};
 use crate::{
     format::{
         message::{Greeting, Others, RANGE_COUNT_MAX, Range, encode_ranges},
@@ -13,7 +13,7 @@ use crate::{
     pair::PairState,
     stream_state::{EpochStart, Origin},
     testing::{Plant, planted},
-    units::{Order, Seq},
+    units::{Epoch, Order, Position, Seq},
 };
 use alloc::{format, string::String, vec::Vec};
 
@@ -66,10 +66,11 @@ impl Group {
         let Some(greeting) = self.peer.unanswered.take() else {
             return;
         };
-        let last = self.stream.last;
-        let Some(end) = end_in(&greeting.epochs, greeting.head, last.epoch).filter(|end| last.seq > *end) else {
+        // The primary knows as well what both have, and waits for the list.
+        let Position { epoch, seq: end } = self.common(&greeting);
+        if epoch == Epoch::default() || self.stream.last.seq <= end {
             return;
-        };
+        }
         let Some(listed) = self.written_after(end, &greeting) else {
             return self.send_message(Kind::ForkRanges, encode_ranges(&[], Others::Any));
         };

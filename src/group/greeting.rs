@@ -42,7 +42,7 @@ enum Place {
     Prefix(Seq),
     /// The peer has what is not part of the history; this is the last common record.
     Fork(Seq),
-    /// Nothing is known of the peer's epoch.
+    /// Nothing is known of any of the peer's epochs.
     Stranger,
 }
 
@@ -237,7 +237,7 @@ impl Group {
     }
 
     /// The last record that the peer's history and ours share, as far as it is known.
-    fn common(&self, greeting: &Greeting) -> Position {
+    pub(super) fn common(&self, greeting: &Greeting) -> Position {
         let ours = &self.stream.epochs;
         let shared = ours.iter().rev().find(|start| greeting.epochs.contains(start));
         let Some(shared) = shared else {
@@ -300,7 +300,11 @@ impl Group {
         match self.stream.shared_end_of(head.epoch, &greeting.epochs) {
             Some(end) if head.seq <= end => Place::Prefix(head.seq),
             Some(end) => Place::Fork(end),
-            None => Place::Stranger,
+            // It was started anew, or promoted, since the histories parted.
+            None => match self.common(greeting) {
+                common if common == Position::default() => Place::Stranger,
+                common => Place::Fork(common.seq),
+            },
         }
     }
 
@@ -330,7 +334,7 @@ impl Group {
 }
 
 /// The last record of an epoch in a history that ends with `head`.
-pub(super) fn end_in(epochs: &[EpochStart], head: Position, epoch: Epoch) -> Option<Seq> {
+fn end_in(epochs: &[EpochStart], head: Position, epoch: Epoch) -> Option<Seq> {
     let index = epochs.iter().position(|start| start.epoch == epoch)?;
     let next = epochs.get(index + 1).map(|start| Seq(start.first.0.saturating_sub(1)));
     Some(next.unwrap_or(head.seq))
