@@ -7,7 +7,7 @@
 use super::Group;
 use crate::{
     format::{
-        message::{Greeting, Range},
+        message::{Greeting, RANGE_COUNT_MAX, Range, encode_ranges},
         record::{Kind, Record},
     },
     output::{Event, Output},
@@ -17,7 +17,7 @@ use crate::{
     testing::{Plant, planted},
     units::{Epoch, Monotonic, Now, Position, Seq, VolumeId},
 };
-use alloc::{format, string::String};
+use alloc::{format, string::String, vec::Vec};
 use bytes::Bytes;
 
 /// How long a primary that was opened waits for its peer before it serves: the peer may have been promoted.
@@ -42,7 +42,7 @@ enum Place {
     Prefix(Seq),
     /// The peer has what is not part of the history; this is the last common record.
     Fork(Seq),
-    /// Nothing is known of any of the peer's epochs.
+    /// Nothing is known of the peer's epoch.
     Stranger,
 }
 
@@ -237,7 +237,7 @@ impl Group {
     }
 
     /// The last record that the peer's history and ours share, as far as it is known.
-    pub(super) fn common(&self, greeting: &Greeting) -> Position {
+    fn common(&self, greeting: &Greeting) -> Position {
         let ours = &self.stream.epochs;
         let shared = ours.iter().rev().find(|start| greeting.epochs.contains(start));
         let Some(shared) = shared else {
@@ -300,11 +300,7 @@ impl Group {
         match self.stream.shared_end_of(head.epoch, &greeting.epochs) {
             Some(end) if head.seq <= end => Place::Prefix(head.seq),
             Some(end) => Place::Fork(end),
-            // It was started anew, or promoted, since the histories parted.
-            None => match self.common(greeting) {
-                common if common == Position::default() => Place::Stranger,
-                common => Place::Fork(common.seq),
-            },
+            None => Place::Stranger,
         }
     }
 
@@ -322,6 +318,57 @@ impl Group {
         }
         let last = self.stream.last.seq;
         run.filter(|(_, end)| *end == last).map_or(seq >= last, |(first, _)| first.0 <= seq.0 + 1)
+    }
+
+    /// On the secondary: tells the primary what it has that is not part of the primary's history.
+    /// After its own greeting, because the primary must know of the fork first.
+    fn tell_fork(&mut self) {
+        if self.peer.greeting_due {
+            return;
+        }
+        let Some(greeting) = self.peer.unanswered.take() else {
+            return;
+        };
+        let last = self.stream.last;
+        let Some(end) = end_in(&greeting.epochs, greeting.head, last.epoch) else {
+            return;
+        };
+        if last.seq <= end {
+            return;
+        }
+        let complete = !self.stream.copying && self.covers(end);
+        let from = self.journal.order_of(end);
+        let ranges = self.changed_after(from);
+        let listed = (complete && ranges.len() <= RANGE_COUNT_MAX).then_some(ranges.as_slice());
+        self.send_message(Kind::ForkRanges, encode_ranges(listed));
+    }
+
+    /// On the primary: what the peer has that is not part of the history must be copied over.
+    pub(super) fn take_ranges(&mut self, ranges: Option<Vec<Range>>) -> Result<(), String> {
+        let Some(fork) = self.peer.fork.take() else {
+            return Ok(());
+        };
+        let known = if self.is_tracking() { fork >= self.pair.synced.seq } else { self.covers(fork) };
+        let Some(ranges) = ranges.filter(|_| known && self.pair.state != PairState::InitialCopy) else {
+            self.prepare_copy(true);
+            return Ok(());
+        };
+        for Range { volume: id, offset, size } in &ranges {
+            if let Some(volume) = self.volumes.get(id)
+                && offset.saturating_add(*size) > volume.spec.size
+            {
+                return Err(format!(
+                    "The peer has written {size} bytes at {offset} of volume {id}, behind its end; if a resize was \
+                     interrupted, repeat it, else delete the pair and create it anew"
+                ));
+            }
+        }
+        if !self.is_tracking() {
+            self.mark_live_dirty(self.journal.order_of(fork));
+        }
+        self.mark_dirty(ranges);
+        self.prepare_copy(false);
+        Ok(())
     }
 
     /// Ends the session, so that both nodes greet again.

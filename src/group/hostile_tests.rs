@@ -9,7 +9,7 @@ use crate::{
     disk::Storage,
     format::{
         journal_superblock::SLOTS,
-        message::{Greeting, Others, Range, encode_history},
+        message::{Greeting, Range, encode_history},
         record::{Kind, Record},
     },
     units::{Generation, Seq},
@@ -88,7 +88,7 @@ fn a_peer_cannot_have_written_behind_the_end_of_a_volume() {
     for (offset, size, is_taken) in [(0, size, true), (size - 4096, 8192, false), (u64::MAX - 1, 1, false)] {
         group.peer.fork = Some(group.stream.last.seq);
         let ranges = alloc::vec![Range { volume: VolumeId(1), offset, size }];
-        let taken = group.take_ranges(ranges, Others::Same);
+        let taken = group.take_ranges(Some(ranges));
         assert_eq!(taken.is_ok(), is_taken, "{size} bytes at {offset}: {taken:?}");
     }
 }

@@ -358,17 +358,17 @@ impl Group {
 
     /// Notes everything after `order` that is still in the journal in the bitmap.
     pub(super) fn mark_live_dirty(&mut self, order: Order) {
-        let ranges = self.changes_after(order).collect();
+        let ranges = self.changed_after(order);
         self.mark_dirty(ranges);
     }
 
     /// What the journal's entries after `order` have changed.
-    pub(super) fn changes_after(&self, order: Order) -> impl Iterator<Item = Range> {
+    pub(super) fn changed_after(&self, order: Order) -> Vec<Range> {
         let live = self.journal.after(order).map(|(_, entry)| entry);
         let changes = live.filter(|entry| entry.record.kind.changes_data() && !entry.is_void);
         let range =
             |Record { volume, offset, size, .. }: &Record| Range { volume: *volume, offset: *offset, size: *size };
-        changes.map(move |entry| range(&entry.record))
+        changes.map(|entry| range(&entry.record)).collect()
     }
 
     /// Notes ranges in the bitmap.
@@ -415,7 +415,7 @@ impl Group {
 }
 
 /// Makes one of ranges that touch. Thousands may be about a whole volume each, and marking that takes seconds.
-pub(super) fn merge(ranges: &mut Vec<Range>) {
+fn merge(ranges: &mut Vec<Range>) {
     ranges.sort_unstable();
     ranges.dedup_by(|next, last| {
         let (end, last_end) = (next.offset.saturating_add(next.size), last.offset.saturating_add(last.size));
