@@ -224,9 +224,11 @@ impl Medium {
 
 /// Whether a file would be where the kernel keeps its devices, which is in memory.
 fn is_among_devices(path: &Path) -> bool {
+    let devices = Path::new("/dev");
     let system = |path: &Path| fs::metadata(path).ok().map(|metadata| metadata.dev());
-    let folder = path.parent().and_then(system);
-    folder.is_some() && folder == system(Path::new("/dev"))
+    let folder = path.parent().and_then(|folder| fs::canonicalize(folder).ok());
+    // Another file system may be mounted below it.
+    folder.is_some_and(|folder| folder.starts_with(devices) && system(&folder) == system(devices))
 }
 
 fn allocate(file: &File, size: u64, allocation: Allocation) -> io::Result<()> {

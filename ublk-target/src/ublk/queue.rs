@@ -144,12 +144,17 @@ impl Queue {
     /// Submits answers and takes the requests that have come.
     fn turn(self: &Rc<Self>, ask: &impl Fn(Operation, Asker)) -> io::Result<()> {
         if !self.ring.borrow_mut().submission().is_empty() {
-            match self.ring.borrow().submit().map_err(|error| (error.raw_os_error(), error)) {
-                Ok(_) if self.ring.borrow_mut().submission().is_empty() => {}
-                Ok(_) => self.answered.notify_one(),
-                // The kernel is short of something for the moment: what is left is submitted next time.
-                Err((Some(libc::EAGAIN | libc::EBUSY | libc::EINTR), _)) => self.answered.notify_one(),
-                Err((_, error)) => return Err(error),
+            let submitted = self.ring.borrow().submit();
+            let is_short =
+                |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY | libc::EINTR));
+            if let Err(error) = submitted
+                && !is_short(&error)
+            {
+                return Err(error);
+            }
+            // The kernel is short of something for the moment: what is left is submitted next time.
+            if !self.ring.borrow_mut().submission().is_empty() {
+                self.answered.notify_one();
             }
         }
         loop {
