@@ -106,10 +106,8 @@ impl Contest {
 
     /// Something arrived with a mark on a path that holds so many bytes, as far as is known before a contest. Whether that ends one.
     pub(crate) fn marked(&mut self, path: u64) -> bool {
-        if let Some(epoch) = &mut self.epoch
-            && (self.now - epoch.start) / self.rtt.max(1) < ROUNDS_SAME
-        {
-            epoch.is_marked = true;
+        if let Some(epoch) = self.epoch.filter(|epoch| self.rounds(*epoch) < ROUNDS_SAME) {
+            self.epoch = Some(Epoch { is_marked: true, ..epoch });
             return false;
         }
         let window = self.window().unwrap_or(path) as f64 / PACKET;

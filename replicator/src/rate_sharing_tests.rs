@@ -442,9 +442,8 @@ fn a_queue_that_marks_stays_short_and_is_shared() {
 fn marks_that_tell_of_no_queue_mean_nothing() {
     for rtt in [1_000, 20_000, 100_000] {
         let line =
-            Line { rate: RATE, rtt, queue_hundredths: 100, loss_thousandths: 0, marks_at: None, marks_all: false };
-        let marking = Line { marks_all: true, ..line };
-        let Shares { parts, .. } = share(marking, vec![(0, ours())], 20 * SECOND, 70 * SECOND);
+            Line { rate: RATE, rtt, queue_hundredths: 100, loss_thousandths: 0, marks_at: None, marks_all: true };
+        let Shares { parts, .. } = share(line, vec![(0, ours())], 20 * SECOND, 70 * SECOND);
         assert!(parts[0] > 0.7, "{} of a line of {rtt} us", parts[0]);
     }
 }

@@ -258,7 +258,7 @@ fn check_standby(actor: &GroupActor, id: GroupId, peer: &Peer) -> Result<(), Api
     let label = actor.label();
     if label.group != id {
         return Err(ApiError::new(format!(
-            "it has another group {}, with id {}; delete that one there, or give this one another name",
+            "it has another group {}, with id {}; delete that one there, or make this one anew under another name",
             label.name, label.group
         )));
     }
