@@ -3,7 +3,6 @@
 use super::{
     load,
     report::{Better, Report},
-    with_free_ports,
 };
 use crate::{
     nbd_client::{NbdClient, NbdRequest},
@@ -37,14 +36,11 @@ impl Balance {
     /// When the node or the client fails.
     pub fn measure(&mut self, options: SiteOptions, count: u64, memory: &mut Report) -> anyhow::Result<()> {
         let (size, options) = (options.size.clone(), SiteOptions { journal_size: "1GiB".to_owned(), ..options });
-        let sites = with_free_ports(|| {
-            let sites = Sites::new(&options)?;
-            sites.nodes[0].configure_alone()?;
-            sites.start(0)?;
-            sites.create_volume()?;
-            sites.wait_prepared(&[0])?;
-            Ok(sites)
-        })?;
+        let sites = Sites::new(&options)?;
+        sites.nodes[0].configure_alone()?;
+        sites.start(0)?;
+        sites.create_volume()?;
+        sites.wait_prepared(&[0])?;
         let (millis, seconds) = writes(&mut sites.client(0)?, count)?;
         for (name, share, least) in
             [("99 of 100", 0.99, 100), ("9,999 of 10,000", 0.9999, 10_000), ("the longest", 1.0, 1)]

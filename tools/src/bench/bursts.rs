@@ -9,7 +9,6 @@ use super::{
     report::{Better, Report},
     scenarios::{self, Scenario},
     wan_options::WanOptions,
-    with_free_ports,
 };
 use crate::sites::{GROUP, Sites};
 use anyhow::{Context, bail};
@@ -64,7 +63,7 @@ fn in_turn(round: u32) -> impl Iterator<Item = (&'static str, &'static str)> {
 
 fn one(options: &WanOptions, scenario: &Scenario, round: u32) -> anyhow::Result<f64> {
     let site_options = site_options(options, scenario, round);
-    let sites = with_free_ports(|| Sites::paired(&site_options))?;
+    let sites = Sites::paired(&site_options)?;
     sites.wait_prepared(&[0, 1])?;
     sites.ask(0, &["level", GROUP, "local"])?;
     // What the one before left behind would be written, and given back, at this one's cost.

@@ -7,7 +7,6 @@ use super::{
     report::{Better, Report},
     scenarios::Scenario,
     wan_options::WanOptions,
-    with_free_ports,
 };
 use crate::{
     emulator::{Emulator, LineCounters, Side},
@@ -108,13 +107,11 @@ fn sites(options: &WanOptions, scenario: &Scenario, round: u32) -> anyhow::Resul
     // No larger than it must be, as it is written with zeroes first.
     let journal_size = format!("{}MiB", 256 + (backlog * 1.2) as u64 / (1 << 20));
     let site_options = SiteOptions { journal_size, ..site_options(options, scenario, round) };
-    with_free_ports(|| {
-        let sites = Sites::new(&site_options)?;
-        sites.links[1].change(|line| *line = scenario.links[1].clone());
-        sites.start_paired()?;
-        Ok(sites)
-    })
-    .and_then(|sites| sites.wait_prepared(&[0, 1]).map(|()| sites))
+    let sites = Sites::new(&site_options)?;
+    sites.links[1].change(|line| *line = scenario.links[1].clone());
+    sites.start_paired()?;
+    sites.wait_prepared(&[0, 1])?;
+    Ok(sites)
 }
 
 /// Nodes whose both links are the first of these lines.

@@ -31,15 +31,3 @@ fn has_time(limit: Option<Duration>, start: Instant, rounds: u32) -> bool {
     let took = start.elapsed();
     rounds == 0 || took + took / rounds < limit
 }
-
-/// Starts nodes again when another program has taken a port between its choice and its use. A run is long.
-fn with_free_ports<T>(start: impl Fn() -> anyhow::Result<T>) -> anyhow::Result<T> {
-    const ATTEMPTS: u32 = 3;
-    for _ in 1..ATTEMPTS {
-        match start() {
-            Err(error) if format!("{error:#}").contains("Address already in use") => eprintln!("Again: {error:#}"),
-            outcome => return outcome,
-        }
-    }
-    start()
-}

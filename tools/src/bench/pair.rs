@@ -5,7 +5,6 @@ use super::{
     balance::{Balance, memory_of},
     has_time, machine,
     report::{Better, Report, Results},
-    with_free_ports,
 };
 use crate::{
     emulator::{LineSettings, QueueLimit},
@@ -87,7 +86,7 @@ fn site_options(options: &PairOptions, round: u32, size: &'static str, line: Opt
 
 fn sites(options: &PairOptions, round: u32, size: &'static str, line: Option<LineSettings>) -> anyhow::Result<Sites> {
     let options = site_options(options, round, size, line);
-    let sites = with_free_ports(|| Sites::paired(&options))?;
+    let sites = Sites::paired(&options)?;
     sites.wait_prepared(&[0, 1])?;
     Ok(sites)
 }

@@ -6,7 +6,6 @@ use super::{
     has_time, machine,
     peers::{Peer, Target},
     report::{Better, Report, Results},
-    with_free_ports,
 };
 use crate::{
     demo::{node::Tuning, processes::Workplace},
@@ -152,15 +151,13 @@ fn ours(options: &WriteOptions) -> anyhow::Result<Vec<Target>> {
     };
     let disk = |of: &Sites| Disk::on_socket(&of.nodes[0].nbd_path(), EXPORT);
     let alone = |name, about, seed, tuning| -> anyhow::Result<Target> {
-        let alone = Rc::new(with_free_ports(|| {
-            let mut alone = Sites::new(&sites("holdfast-bench-alone", seed))?;
-            alone.nodes[0].tuning = tuning;
-            alone.nodes[0].configure_alone()?;
-            alone.start(0)?;
-            alone.create_volume()?;
-            alone.wait_prepared(&[0])?;
-            Ok(alone)
-        })?);
+        let mut alone = Sites::new(&sites("holdfast-bench-alone", seed))?;
+        alone.nodes[0].tuning = tuning;
+        alone.nodes[0].configure_alone()?;
+        alone.start(0)?;
+        alone.create_volume()?;
+        alone.wait_prepared(&[0])?;
+        let alone = Rc::new(alone);
         let (disk, written) = (disk(&alone), written(&alone));
         // It runs for as long as its column is there.
         Ok(Target { name, about, disk, written, prepare: Box::new(move || alone.ask(0, &["status", GROUP]).map(drop)) })
@@ -175,7 +172,7 @@ fn ours(options: &WriteOptions) -> anyhow::Result<Vec<Target>> {
             Tuning::Latency,
         )?,
     ];
-    let pair = Rc::new(with_free_ports(|| Sites::paired(&sites("holdfast-bench-pair", 2)))?);
+    let pair = Rc::new(Sites::paired(&sites("holdfast-bench-pair", 2))?);
     pair.wait_prepared(&[0, 1])?;
     let about = [
         "level local: answered from the own journal; both nodes on this machine and its disk, nothing between them",

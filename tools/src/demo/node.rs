@@ -3,8 +3,11 @@
 use std::fs;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::{SocketAddr, UdpSocket};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{self as unix, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -190,18 +193,25 @@ impl Node {
     }
 }
 
-/// A UDP port of 127.0.0.1 that is free now.
+/// A UDP port of 127.0.0.1 that is free now, and that no other program of ours is given while this one runs.
 ///
 /// # Errors
-/// When the kernel has none.
+/// When none is free.
 pub fn free_port() -> anyhow::Result<SocketAddr> {
     // Not one that the kernel gives to who asks for any: it may be needed again when its node was away for a while.
     const PORTS: std::ops::Range<u64> = 10_240..32_000;
+    // Whoever bears a port's name may use it. The kernel takes the name back when the process ends, however it ends.
+    static NAMES: Mutex<Vec<UnixDatagram>> = Mutex::new(Vec::new());
     let mut last = None;
     for _ in 0..100 {
         let number = RandomState::new().build_hasher().finish() % (PORTS.end - PORTS.start) + PORTS.start;
-        match UdpSocket::bind(("127.0.0.1", number as u16)) {
-            Ok(socket) => return Ok(socket.local_addr()?),
+        let name = unix::SocketAddr::from_abstract_name(format!("holdfast-port-{number}"))?;
+        let reserved = UnixDatagram::bind_addr(&name);
+        match reserved.and_then(|name| Ok((name, UdpSocket::bind(("127.0.0.1", number as u16))?.local_addr()?))) {
+            Ok((name, address)) => {
+                NAMES.lock().unwrap_or_else(PoisonError::into_inner).push(name);
+                return Ok(address);
+            }
             Err(error) => last = Some(error),
         }
     }
@@ -225,4 +235,17 @@ fn run(command: &mut Command) -> anyhow::Result<String> {
 /// A TOML string. JSON's escapes are a subset of TOML's.
 fn quoted(text: &str) -> String {
     Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn no_port_is_given_twice() {
+        // Of as many by chance, eleven would be among those before.
+        let ports: BTreeSet<u16> = (0..700).map(|_| free_port().unwrap().port()).collect();
+        assert_eq!(ports.len(), 700);
+    }
 }
