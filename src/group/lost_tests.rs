@@ -283,14 +283,14 @@ fn a_group_that_is_opened_in_place_knows_how_many_answered_records_are_gone() {
     });
     let disks = bench.disks.clone();
     let former = bench.open_in_place();
-    assert_eq!(bench.group.lost_since(&former), 0);
+    assert_eq!(bench.group.lost_since(former.answered()), 0);
     (bench.disks, bench.group) = (disks, former);
     let offset = bench.group.journal.offset(second.position);
     erase(&mut bench.disks, offset, second.size + third.size);
     // Each time a medium may fail when the journal has the new epoch already.
     (0..3).for_each(|_| drop(Group::open(&mut bench.disks, bench.now).unwrap()));
     let former = bench.open_in_place();
-    assert_eq!(bench.group.lost_since(&former), 2);
+    assert_eq!(bench.group.lost_since(former.answered()), 2);
     let former = bench.open_in_place();
-    assert_eq!(bench.group.lost_since(&former), 0, "it is told once");
+    assert_eq!(bench.group.lost_since(former.answered()), 0, "it is told once");
 }

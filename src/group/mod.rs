@@ -115,7 +115,7 @@ mod volumes_tests;
 
 pub use crate::table::{LoadError, grown_pool_size, pool_size_for, smallest_pool_size};
 pub use create::{FormatError, GroupSpec, JournalLabel, erase_other, format_journal, format_pool, read_label};
-pub use open::{OpenError, RecoveryReport};
+pub use open::{Answered, OpenError, RecoveryReport};
 
 use crate::{
     command::{CommandId, VolumeSpec},

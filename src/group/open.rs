@@ -25,13 +25,14 @@ use crate::{
     stream_state::Note,
     table::{self, LoadError},
     testing::{Plant, planted},
-    units::{GroupId, Now, Order, Position, VolumeId},
+    units::{Epoch, GroupId, Now, Order, Position, VolumeId},
 };
 use alloc::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     vec::Vec,
 };
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 /// Why a group was not opened.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -119,6 +120,16 @@ pub struct RecoveryReport {
     pub last: Position,
 }
 
+/// How much of a group's journal hosts may have answers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Answered {
+    /// The epoch in which the group was.
+    pub epoch: Epoch,
+    /// The last entry.
+    pub order: Order,
+}
+
 struct Found {
     journal: Journal,
     /// The entries up to here are known to have been durable.
@@ -175,19 +186,22 @@ impl Group {
         Ok((group, report))
     }
 
-    /// How many records the group before it was opened anew may have answered that are gone. None of a secondary: it answers no host,
-    /// and gets them again.
-    pub fn lost_since(&self, former: &Self) -> u64 {
-        if former.pair.role == Role::Secondary {
-            return 0;
-        }
+    /// What hosts may have answers to.
+    pub fn answered(&self) -> Answered {
+        // A secondary answers no host, and gets again what it loses.
+        let order = if self.pair.role == Role::Secondary { Order(0) } else { self.completed };
+        Answered { epoch: self.epoch(), order }
+    }
+
+    /// How many records that were answered before the group was opened are gone.
+    pub fn lost_since(&self, answered: Answered) -> u64 {
         // Each opening that has failed since may have left its epoch's change.
-        let is_newer = |order| self.journal.entry(order).is_some_and(|entry| entry.record.at.epoch > former.epoch());
+        let is_newer = |order| self.journal.entry(order).is_some_and(|entry| entry.record.at.epoch > answered.epoch);
         let mut found = self.found;
         while is_newer(found) {
             found.0 -= 1;
         }
-        former.completed.0.saturating_sub(found.0)
+        answered.order.0.saturating_sub(found.0)
     }
 
     /// Who the group is.

@@ -8,6 +8,7 @@ use crate::{
     client::{Clients, Era},
     events::{self, EVENT},
     group_events,
+    legacy::Legacy,
     lock::Patience,
     media::{GroupMedia, MediaOptions, Medium, carry_out},
     peer::Peer,
@@ -27,7 +28,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, VecDeque},
     ops::Range,
-    path::Path,
+    path::{Path, PathBuf},
     rc::Rc,
     time::Duration,
 };
@@ -73,13 +74,15 @@ pub struct GroupActor {
     /// Whether the group's hosts were last seen to wait for an absent peer.
     writes_wait: Cell<bool>,
     era: Cell<Era>,
+    legacies: PathBuf,
 }
 
 impl GroupActor {
     /// Opens a group whose media are open, and lets it run.
-    pub fn open(mut media: GroupMedia, busy_poll: Rc<BusyPoll>) -> Result<Rc<Self>, OpenError> {
+    pub fn open(mut media: GroupMedia, busy_poll: Rc<BusyPoll>, legacies: &Path) -> Result<Rc<Self>, OpenError> {
         let (group, report) = Group::open(&mut media, now())?;
         let label = group.label();
+        Legacy::all(legacies, &label).iter().for_each(|it| it.settle(|answered| group.lost_since(answered)));
         info!(group = %label.name, role = %label.role, entries = report.entry_count, replayed = report.replay_count,
             last = %report.last, clean = report.was_clean, "Group opened");
         let state = State {
@@ -103,9 +106,15 @@ impl GroupActor {
             closed: Cell::new(false),
             writes_wait: Cell::new(false),
             era: Cell::default(),
+            legacies: legacies.to_owned(),
         });
         tokio_uring::spawn(actor.clone().run());
         Ok(actor)
+    }
+
+    /// What is left to the next daemon about the volumes' devices.
+    fn legacies(&self) -> impl Iterator<Item = Legacy> {
+        Legacy::all(&self.legacies, &self.label.borrow()).into_iter()
     }
 
     /// Who it is.
@@ -159,11 +168,12 @@ impl GroupActor {
         info!(target: EVENT, group = %label.name, replayed = report.replay_count, last = %report.last, "Group opened again");
         let mut state = self.state.borrow_mut();
         state.life += 1;
-        let lost = group.lost_since(&state.group);
+        let lost = group.lost_since(state.group.answered());
         if lost > 0 {
             warn!(target: EVENT, group = %label.name, records = lost, "Records lost");
             self.begin_era(&mut state);
         }
+        self.legacies().for_each(|it| it.settle(|answered| group.lost_since(answered)));
         // What the group that has stopped was asked since.
         state.answer_what_is_left();
         group.inherit(&mut state.group);
@@ -446,9 +456,13 @@ impl GroupActor {
                 }
             }
             Output::Event(event) => {
-                // Promoted as well: a device may have waited for that, from a time when this node was the primary before.
-                if let Event::RoleChanged { .. } = event {
-                    self.begin_era(state);
+                match event {
+                    // Promoted as well: a device may have waited for that, from a time when this node was the primary before.
+                    Event::RoleChanged { .. } => self.begin_era(state),
+                    Event::MediumFailed { .. } => {
+                        self.legacies().for_each(|it| it.keep_answered(state.group.answered()))
+                    }
+                    _ => {}
                 }
                 self.log(event);
             }
@@ -458,6 +472,7 @@ impl GroupActor {
     /// From now on whoever came before to write has errors.
     fn begin_era(&self, state: &mut State) {
         self.era.set(self.era.get().next());
+        self.legacies().for_each(|it| it.outdate());
         let (outdated, waiting) = state.waiting.drain(..).partition(|request| request.access == Access::ReadWrite);
         state.waiting = waiting;
         let outdated: VecDeque<Request> = outdated;

@@ -73,21 +73,31 @@ pub struct Client {
     actor: Rc<GroupActor>,
     volume: VolumeId,
     access: Access,
-    era: Era,
+    /// None of one that came before, and has to come anew.
+    era: Option<Era>,
 }
 
 impl Client {
     /// One that comes now.
     pub fn new(actor: Rc<GroupActor>, volume: VolumeId, access: Access) -> Self {
         actor.clients.add(volume, access);
-        let era = actor.era();
+        let era = Some(actor.era());
         Self { actor, volume, access, era }
+    }
+
+    /// A device of an earlier daemon.
+    pub fn taken_over(actor: Rc<GroupActor>, volume: VolumeId, access: Access, is_outdated: bool) -> Self {
+        let mut client = Self::new(actor, volume, access);
+        if is_outdated {
+            client.era = None;
+        }
+        client
     }
 
     /// Whether it must come anew to be served.
     pub fn is_outdated(&self) -> bool {
         // Whoever cannot write does no harm with what it keeps.
-        self.access == Access::ReadWrite && self.era != self.actor.era()
+        self.access == Access::ReadWrite && self.era != Some(self.actor.era())
     }
 
     /// Carries out a request.
@@ -114,6 +124,7 @@ mod tests {
     use crate::{
         actor::open_media,
         busy_poll::BusyPoll,
+        legacy::Legacy,
         lock::Patience,
         media::{Allocation, GroupMedia, MediaOptions, Medium},
     };
@@ -138,7 +149,7 @@ mod tests {
         let (id, uuid) = (GroupId([1; 16]), MediumUuid([1; 16]));
         let spec = GroupSpec { id, name: "g".parse().unwrap(), journal: uuid, role: Role::Primary, peer: None };
         format_journal(&mut media, &spec).unwrap();
-        let actor = GroupActor::open(media, BusyPoll::start(Duration::ZERO)).unwrap();
+        let actor = GroupActor::open(media, BusyPoll::start(Duration::ZERO), folder).unwrap();
         let path = folder.join("pool");
         let spec = VolumeSpec {
             id: VolumeId(1),
@@ -183,6 +194,56 @@ mod tests {
             let (staying, ()) = tokio::join!(clients.count_staying(|volume, _| volume == first.0), goes);
             assert_eq!(staying, 0);
             assert_eq!(clients.count(|_, access| access == Access::Trial), 1);
+        });
+    }
+
+    /// A device is there when the daemon is not, and so is what its host keeps in memory.
+    #[test]
+    fn the_next_daemon_knows_which_devices_hosts_must_come_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let (run, journal) = (folder.path().join("run"), folder.path().join("journal"));
+        tokio_uring::start(async move {
+            let restart = async |actor: Rc<GroupActor>| {
+                actor.drop_media();
+                actor.close();
+                // What is under way on them ends first.
+                let media = loop {
+                    match open_media(&journal, OPTIONS, Patience::None, |_| Ok(())) {
+                        Ok(media) => break media,
+                        // The ring is looked at only when no task is ready.
+                        Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+                    }
+                };
+                GroupActor::open(media, BusyPoll::start(Duration::ZERO), &run).unwrap()
+            };
+            // What one is answered, and what becomes of the medium then.
+            let fail = async |actor: &GroupActor, client: &Client| {
+                actor.drop_media();
+                assert_eq!(client.request(Operation::Flush).await, Err(RequestError::Io));
+            };
+            let actor = restart(group(folder.path()).await).await;
+            let device = |actor: &Rc<GroupActor>, is_new| {
+                let is_outdated = Legacy::new(&run, MediumUuid([2; 16])).begin(is_new).unwrap();
+                Client::taken_over(actor.clone(), VolumeId(1), Access::ReadWrite, is_outdated)
+            };
+            let client = device(&actor, true);
+            write(&client).await;
+            fail(&actor, &client).await;
+            let mut actor = restart(actor).await;
+            let client = device(&actor, false);
+            assert_eq!(client.request(Operation::Flush).await, Ok(Reply::Done), "nothing was lost");
+            let before = fs::read(&journal).unwrap();
+            write(&client).await;
+            fail(&actor, &client).await;
+            fs::write(&journal, before).unwrap();
+            for _ in 0..2 {
+                actor = restart(actor).await;
+                assert_eq!(device(&actor, false).request(Operation::Flush).await, Err(RequestError::Outdated));
+            }
+            let actor = restart(actor).await;
+            let client = device(&actor, true);
+            write(&client).await;
+            assert_eq!(client.request(Operation::Flush).await, Ok(Reply::Done));
         });
     }
 

@@ -16,6 +16,7 @@ pub mod exports;
 mod group_events;
 pub mod hook;
 pub mod key;
+pub mod legacy;
 pub mod lock;
 pub mod media;
 pub mod nbd;

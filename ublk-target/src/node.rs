@@ -14,6 +14,7 @@ use crate::{
     config::Config,
     events::{self, EVENT},
     exports::Exports,
+    legacy,
     lock::Patience,
     media::{GroupMedia, MediaOptions},
     nbd::{ListenError, Server},
@@ -106,7 +107,8 @@ impl Node {
     }
 
     fn run_group(&self, journal: &Path, media: GroupMedia) -> anyhow::Result<Rc<GroupActor>> {
-        GroupActor::open(media, self.busy_poll.clone()).map_err(|error| anyhow!("{}: {error}", journal.display()))
+        let actor = GroupActor::open(media, self.busy_poll.clone(), Path::new(legacy::FOLDER));
+        actor.map_err(|error| anyhow!("{}: {error}", journal.display()))
     }
 
     fn insert(&self, actor: Rc<GroupActor>) {

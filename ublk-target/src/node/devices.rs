@@ -7,6 +7,7 @@ use crate::{
     actor::GroupActor,
     api::ApiError,
     client::Client,
+    legacy::{self, Legacy},
     nbd::ListenAddress,
     ublk::{self, DeviceInfo, NewQueue, Queue, Shape, device_path},
 };
@@ -127,7 +128,8 @@ impl Node {
         let (role, read_only) = (actor.label().role, wish.read_only);
         let served = role == Role::Primary || read_only;
         // A device that is there already is better answered with errors than not at all: its file system can be unmounted.
-        if !served && !Self::is_there(&spec).await? {
+        let is_there = Self::is_there(&spec).await?;
+        if !served && !is_there {
             return Err(ApiError::new(format!(
                 "Volume {title}: the group is {role} on this node; a standby's volumes can be attached with --read-only"
             )));
@@ -163,9 +165,22 @@ impl Node {
             depth: *self.config.ublk.depth.get_ref(),
             recovery: self.config.ublk.recovery,
         };
+        let is_outdated = legacy_of(&spec).begin(!is_there).map_err(|error| {
+            ApiError::new(format!(
+                "Volume {title}: what a later daemon has to know of a device cannot be kept in {}: {error}",
+                legacy::FOLDER
+            ))
+        })?;
         let (sender, queues) = mpsc::unbounded_channel();
         let access = if read_only { Access::ReadOnly } else { Access::ReadWrite };
-        let client = Rc::new(Client::new(actor, spec.id, access));
+        let client = Rc::new(Client::taken_over(actor, spec.id, access, is_outdated));
+        if client.is_outdated() {
+            warn!(
+                group,
+                volume = wish.volume,
+                "The device has errors until it is unmounted, detached and attached again"
+            );
+        }
         let attached = Attached { wish: wish.clone(), number: None, client: Rc::downgrade(&client) };
         self.devices.attached.borrow_mut().insert(key.clone(), attached);
         tokio_uring::spawn(serve(title.clone(), client, queues, self.devices.leaving.clone()));
@@ -193,7 +208,7 @@ impl Node {
 
     async fn is_there(spec: &VolumeSpec) -> Result<bool, ApiError> {
         let mark = mark(spec.pool);
-        let look = move || ublk::attached().iter().any(|device| device.mark == mark);
+        let look = move || ublk::attached().iter().any(|device| device.mark == mark && !device.is_dead);
         tokio::task::spawn_blocking(look).await.map_err(ApiError::new)
     }
 
@@ -206,6 +221,7 @@ impl Node {
         let number = found.iter().find(|device| device.mark == mark(spec.pool)).map(|device| device.number);
         let known = self.devices.attached.borrow().contains_key(&key);
         let Some(number) = number else {
+            legacy_of(&spec).end();
             self.devices.attached.borrow_mut().remove(&key);
             self.keep_wish(group, volume, None)?;
             let done = if known { "is detached" } else { "was not attached" };
@@ -213,6 +229,7 @@ impl Node {
         };
         let ended = tokio::task::spawn_blocking(move || ublk::detach(number)).await.map_err(ApiError::new)?;
         ended.map_err(|error| ApiError::new(format!("{title}: {error}")))?;
+        legacy_of(&spec).end();
         self.devices.attached.borrow_mut().remove(&key);
         let _ = fs::remove_file(name_of(group, volume));
         self.keep_wish(group, volume, None)?;
@@ -373,6 +390,10 @@ impl Node {
         let kept = write();
         kept.map_err(|error| ApiError::new(format!("{}: {error}", path.display())))
     }
+}
+
+fn legacy_of(spec: &VolumeSpec) -> Legacy {
+    Legacy::new(Path::new(legacy::FOLDER), spec.pool)
 }
 
 /// Serves a device's queues until the device is gone.

@@ -122,7 +122,7 @@ impl Node {
             for made in [&path, &link, &folder, &self.config.groups_path()] {
                 make_durable(made).map_err(|error| at(made, error))?;
             }
-            GroupActor::open(media, self.busy_poll.clone()).map_err(ApiError::new)
+            self.run_group(&path, media).map_err(ApiError::new)
         });
         match opened {
             Ok(actor) => {

@@ -140,7 +140,7 @@ pub struct DeviceInfo {
     queues: u16,
     depth: u16,
     /// It was never started, or is stopped: nothing can be taken over.
-    is_dead: bool,
+    pub is_dead: bool,
 }
 
 /// What the driver can do: bits of `UBLK_F_*`.
