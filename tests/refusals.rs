@@ -210,17 +210,17 @@ fn a_pool_that_is_not_there_yet() {
     fs::rename(&pool, &elsewhere).unwrap();
     sites.start(0).unwrap();
     let why = format!("{}: No such file", pool.display());
-    let tells = |answer: &serde_json::Value| {
+    let tells = |answer: &serde_json::Value, why: &str| {
         let unopened = answer.as_array().unwrap().iter().find(|group| group["group"] == GROUP).unwrap();
-        says(unopened["not_opened"].as_str().unwrap(), &why);
+        says(unopened["not_opened"].as_str().unwrap(), why);
     };
     let all = sites.ask(0, &["status"]).unwrap();
-    tells(&all);
+    tells(&all, &why);
     assert!(
         all.as_array().unwrap().iter().any(|group| group["group"] == "other" && group["role"] == "primary"),
         "{all}"
     );
-    tells(&sites.ask(0, &["node", "status"]).unwrap()["not_opened"]);
+    tells(&sites.ask(0, &["node", "status"]).unwrap()["not_opened"], &why);
     for question in [&["status"][..], &["node", "status"]] {
         says(&sites.nodes[0].words(question).unwrap(), &format!("g: NOT OPENED: Cannot open {}", pool.display()));
     }
@@ -244,11 +244,26 @@ fn a_pool_that_is_not_there_yet() {
     sites.wait_in_step(0).unwrap();
     assert_eq!(sites.ask(0, &["node", "status"]).unwrap()["not_opened"], serde_json::json!([]));
 
-    // One that was moved away is not missed any more.
+    // One whose file system is not mounted is missed, and none is made in its place.
+    let (folder, away) = (pool.parent().unwrap(), sites.workplace.folder().join("away"));
+    sites.kill(0).unwrap();
+    fs::rename(folder, &away).unwrap();
+    fs::create_dir(folder).unwrap();
+    sites.start(0).unwrap();
+    let why = format!("{} has no journal: mount", folder.display());
+    tells(&sites.ask(0, &["node", "status"]).unwrap()["not_opened"], &why);
+    says(&sites.refusal(0, &["group", "create", GROUP, "--journal-size", "64MiB"]), &why);
+    says(&sites.refusal(0, &["group", "reopen", GROUP]), &why);
+    fs::remove_dir(folder).unwrap();
+    fs::rename(&away, folder).unwrap();
+    sites.ask(0, &["group", "reopen", GROUP]).unwrap();
+    sites.wait_in_step(0).unwrap();
+
+    // One that was moved away is not.
     sites.kill(0).unwrap();
     fs::rename(&pool, &elsewhere).unwrap();
     sites.start(0).unwrap();
-    fs::rename(pool.parent().unwrap(), sites.workplace.folder().join("away")).unwrap();
+    fs::rename(folder, away).unwrap();
     says(&sites.refusal(0, &["group", "reopen", GROUP]), "There is no group g on this node");
     assert_eq!(sites.ask(0, &["node", "status"]).unwrap()["not_opened"], serde_json::json!([]));
 }

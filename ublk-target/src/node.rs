@@ -86,10 +86,15 @@ impl Node {
         });
         let mut folders: Vec<PathBuf> = fs::read_dir(&groups)?.filter_map(|entry| Some(entry.ok()?.path())).collect();
         folders.sort();
-        // A link that leads nowhere is a group too: its journal may not be there yet.
-        let has_journal = |folder: &&PathBuf| folder.join("journal").symlink_metadata().is_ok();
-        for folder in folders.iter().filter(has_journal) {
+        for folder in &folders {
             let journal = folder.join("journal");
+            // A link that leads nowhere is there too: it may not be yet.
+            if !is_there(&journal) {
+                if let Some((group, reason)) = groups::lacks_journal(folder) {
+                    node.tell_unopened(&group, reason);
+                }
+                continue;
+            }
             let media = open_media(&journal, node.options(), Patience::Start, is_called_so(folder));
             match media.and_then(|media| node.run_group(&journal, media)) {
                 Ok(actor) => node.insert(actor),
@@ -452,6 +457,11 @@ fn is_called_so(folder: &Path) -> impl Fn(&JournalLabel) -> anyhow::Result<()> {
         );
         Ok(())
     }
+}
+
+/// Whether there is anything of that name, be it a link that leads nowhere.
+fn is_there(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
 }
 
 fn tell_presence(peer: &Peer, changed: Option<Presence>) {

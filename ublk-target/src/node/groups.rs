@@ -1,6 +1,6 @@
 //! Making and deleting groups and volumes: their media, and where these are.
 
-use super::{Answer, Node, command, is_called_so, missing, name};
+use super::{Answer, Node, command, is_called_so, is_there, missing, name};
 use crate::{
     actor::{GroupActor, open_media},
     api::ApiError,
@@ -93,7 +93,12 @@ impl Node {
     ) -> Result<Rc<GroupActor>, ApiError> {
         let folder = self.folder(spec.name.as_str());
         let link = folder.join("journal");
-        if link.symlink_metadata().is_ok() {
+        // A second group of the name would be made behind what is to be mounted there.
+        let is_missed = |group: &str| self.unopened.borrow().contains_key(group);
+        if let Some((group, reason)) = lacks_journal(&folder).filter(|(group, _)| is_missed(group)) {
+            return Err(ApiError::new(format!("Group {group} is not created: {reason}")));
+        }
+        if is_there(&link) {
             return Err(ApiError::new(format!(
                 "{} exists already, but its group is not open: `ublk-admin group reopen {}` says why; move {} away if \
                  it is no longer wanted",
@@ -180,7 +185,10 @@ impl Node {
 
     /// Opens a group that could not be opened when the daemon started, or whose folder was put there since.
     async fn open_unopened(self: &Rc<Self>, group: &str, folder: &Path, journal: &Path) -> Answer {
-        if journal.symlink_metadata().is_err() {
+        if let Some((group, reason)) = lacks_journal(folder) {
+            return Err(ApiError::new(format!("Group {group} is not opened: {reason}")));
+        }
+        if !is_there(journal) {
             self.unopened.borrow_mut().remove(group);
             return Err(missing("group", group));
         }
@@ -368,6 +376,22 @@ impl Node {
         }
         Ok(json!({ "done": done }))
     }
+}
+
+/// A folder in a group's place that has no journal, and is no file system's: the group that it is called after, and what to do.
+pub(super) fn lacks_journal(folder: &Path) -> Option<(String, String)> {
+    let group = folder.file_name()?.to_str().filter(|group| name(group).is_ok() && *group != "lost+found")?;
+    let is_mounted = || Some(folder.metadata().ok()?.dev() != folder.parent()?.metadata().ok()?.dev());
+    // A file is no group, a link that leads nowhere may be one.
+    let is_place = is_there(folder) && (folder.is_dir() || !folder.exists());
+    let is_lacking = is_place && !is_there(&folder.join("journal")) && is_mounted() != Some(true);
+    let reason = || {
+        format!(
+            "{} has no journal: mount what belongs there, or remove it if it is left of something else",
+            folder.display()
+        )
+    };
+    is_lacking.then(|| (group.to_owned(), reason()))
 }
 
 /// Makes it durable that a file, link or folder is there.
