@@ -109,6 +109,9 @@ pub enum CommandError {
     /// The group has to be unfenced first.
     #[error("The standby counts on this primary's lease; end fencing first")]
     Fenced,
+    /// Each of them alone.
+    #[error("There is more than one reason against it: {}", numbered(.0))]
+    Several(Vec<Self>),
     /// The primary was heard a moment ago.
     #[error(
         "The primary's node was heard {seconds} s ago on the heartbeat path, though no link is up; use --force if it serves no more"
@@ -153,6 +156,12 @@ pub enum CommandError {
     /// Another command of this kind is in progress.
     #[error("A {0} is in progress; wait until it ends")]
     InProgress(&'static str),
+}
+
+fn numbered(reasons: &[CommandError]) -> String {
+    let reasons: Vec<String> =
+        (1..).zip(reasons).map(|(number, reason)| alloc::format!("({number}) {reason}")).collect();
+    reasons.join("; ")
 }
 
 fn list(kept: &[GenerationId]) -> String {

@@ -330,10 +330,6 @@ impl Group {
                 None => return Err(self.not_kept(GenerationId::Number(asked))),
             },
         };
-        if !force {
-            self.check_promise()?;
-            self.check_heartbeat()?;
-        }
         let (order, at) = match (target, point) {
             (Target::Older { order, info }, _) => (order, info.at),
             (Target::RestartPoint, Some(point)) => (point.order, point.info.at),
@@ -343,15 +339,8 @@ impl Group {
             let name = point.map_or(Generation::UNDECLARED, |point| point.info.generation);
             return Err(self.not_kept(GenerationId::Number(name)));
         }
-        if let Some(fork) = self.fork_after(order).filter(|_| !force) {
-            return Err(CommandError::ForkInTheWay(GenerationId::Fork(fork.info.at.epoch)));
-        }
-        let seen = self.peer.primary_head;
-        if !force && (self.stream.copying || seen > self.stream.last) {
-            return Err(CommandError::Behind { have: at, peer: seen.max(self.stream.last) });
-        }
-        if !force && self.pair.left_behind {
-            return Err(CommandError::LeftBehind);
+        if !force {
+            self.check_dangers(order, at)?;
         }
         // Nothing more is taken from the peer.
         self.peer.greeted = false;

@@ -5,7 +5,7 @@ use crate::{
     command::{Command, CommandError, GenerationId, GenerationKind, PromoteTarget},
     pair::{ApplyPolicy, Cause, Level, PairState, Role},
     request::Operation,
-    units::{NodeKey, VOLUME_SIZE_MIN},
+    units::{NodeKey, Position, VOLUME_SIZE_MIN},
 };
 use alloc::vec::Vec;
 use bytes::Bytes;
@@ -239,6 +239,15 @@ fn a_standby_that_was_left_behind_is_promoted_only_by_force() {
         for target in [PromoteTarget::RestartPoint, PromoteTarget::Latest] {
             let refused = pair.command(1, Command::Promote { target, force: false });
             assert_eq!(refused, Err(CommandError::LeftBehind));
+            // Whoever overrides one reason is told of the others.
+            let standby = &mut pair.nodes[1].group;
+            let have = standby.stream.last;
+            let farther = Position { seq: have.seq.next(), ..have };
+            let seen = core::mem::replace(&mut standby.peer.primary_head, farther);
+            let refused = pair.command(1, Command::Promote { target, force: false });
+            pair.nodes[1].group.peer.primary_head = seen;
+            let Err(CommandError::Several(reasons)) = refused else { panic!("{refused:?}") };
+            assert!(matches!(reasons[..], [CommandError::Behind { .. }, CommandError::LeftBehind]), "{reasons:?}");
             // Also after a restart.
             pair.reopen(1);
         }

@@ -6,12 +6,12 @@
 
 use super::Group;
 use crate::{
-    command::{CommandError, CommandId, TakeoverStatus},
+    command::{CommandError, CommandId, GenerationId, TakeoverStatus},
     output::Event,
     pair::{Role, Takeover},
-    units::{Epoch, Monotonic, Now},
+    units::{Epoch, Monotonic, Now, Order, Position},
 };
-use alloc::string::ToString;
+use alloc::{string::ToString, vec::Vec};
 
 /// The group's own command; nobody waits for its answer.
 const OWN: CommandId = CommandId(u64::MAX);
@@ -101,6 +101,27 @@ impl Group {
         }
         let ago = self.now.monotonic.since(self.heard.unwrap_or_default());
         Err(CommandError::PrimaryHeard { seconds: ago / 1_000_000 })
+    }
+
+    /// All that force would override in a promotion to this state: whoever uses it for one danger should know of the others.
+    pub(super) fn check_dangers(&self, order: Order, at: Position) -> Result<(), CommandError> {
+        let mut dangers = Vec::new();
+        dangers.extend(self.check_promise().err());
+        dangers.extend(self.check_heartbeat().err());
+        let fork = self.fork_after(order).map(|fork| GenerationId::Fork(fork.info.at.epoch));
+        dangers.extend(fork.map(CommandError::ForkInTheWay));
+        let seen = self.peer.primary_head;
+        if self.stream.copying || seen > self.stream.last {
+            dangers.push(CommandError::Behind { have: at, peer: seen.max(self.stream.last) });
+        }
+        if self.pair.left_behind {
+            dangers.push(CommandError::LeftBehind);
+        }
+        match dangers.len() {
+            0 => Ok(()),
+            1 => dangers.pop().map_or(Ok(()), Err),
+            _ => Err(CommandError::Several(dangers)),
+        }
     }
 
     fn is_armed(&self) -> bool {

@@ -128,6 +128,7 @@ pub const EXPECTED: &[&str] = &[
     "refused: NothingReceived",
     "refused: PeerLost",
     "refused: PrimaryHeard",
+    "refused: Several",
     "refused: Stopped",
     "refused: Unreadable",
     "refused: Volume",
