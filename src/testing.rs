@@ -111,6 +111,8 @@ plants! {
     PromiseForgotten,
     /// What a former primary wrote past the fork is not kept when it steps down.
     ForkNotKept,
+    /// A former primary does not list what it wrote past the fork and its journal no longer has.
+    ForkListedShort,
     /// A hand-over does not wait for the peer to have everything.
     HandedOverEarly,
     /// A write goes on while its block is being fetched from the peer.

@@ -9,7 +9,7 @@ use holdfast::{
         batch::{self, BatchEntry, BatchHeader, ParsedEntry, Placement},
         journal_superblock::{JournalSuperblock, PairRecord},
         kept_page::{self, KEPT_PAGE_RECORD_COUNT, KeptRecord},
-        message::{self, Digests, Greeting, LEASE_MILLIS_MAX, Lease, Range},
+        message::{self, Digests, Greeting, LEASE_MILLIS_MAX, Lease, Others, Range},
         page::Page,
         pool_superblock::{Extent, PoolSuperblock},
         record::{Kind, Record},
@@ -359,9 +359,12 @@ fn messages_keep_their_bytes() {
     assert_eq!(Digests::parse(&Digests::of_hole().encode(), 1 << 30), Ok(Digests::of_hole()));
     assert!(Digests::parse(&digests.encode(), 4096).is_err() && Digests::parse(&digests.encode(), 9000).is_err());
     let ranges = [Range { volume: VolumeId(2), offset: 4096, size: 8192 }];
-    golden("ranges", &message::encode_ranges(Some(&ranges)));
-    assert_eq!(message::parse_ranges(&message::encode_ranges(Some(&ranges))), Ok(Some(ranges.to_vec())));
-    assert_eq!(message::parse_ranges(&message::encode_ranges(None)), Ok(None));
+    golden("ranges", &message::encode_ranges(&ranges, Others::Same));
+    for others in [Others::Same, Others::Follow] {
+        assert_eq!(message::parse_ranges(&message::encode_ranges(&ranges, others)), Ok((ranges.to_vec(), others)));
+    }
+    assert_eq!(message::parse_ranges(&message::encode_ranges(&[], Others::Any)), Ok((Vec::new(), Others::Any)));
+    assert!(message::parse_ranges(&message::encode_ranges(&ranges, Others::Any)).is_err());
     let lease = Lease { number: 258, millis: 10_000 };
     golden("lease", &lease.encode());
     assert_eq!(Lease::parse(&lease.encode()), Ok(lease));

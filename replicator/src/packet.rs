@@ -19,8 +19,8 @@ use zerocopy::{
     little_endian::{U16, U32, U64},
 };
 
-/// Version of the datagrams. Another one is refused.
-pub const VERSION: u8 = 3;
+/// Version of the datagrams, and of what two nodes say in them. Another one is refused.
+pub const VERSION: u8 = 4;
 /// Bytes of a source or repair symbol: with all headers they fit a path with the smallest MTU that QUIC allows.
 pub const SYMBOL_SIZE: usize = 1_100;
 /// Blocks behind the first incomplete one that an acknowledgement can tell of.
@@ -401,10 +401,10 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let bytes = encode(&HEADER, &Body::Symbol(symbol()));
-        let head = b"HR\x03\x01\x07\0\0\0\x11\x11\0\0\0\0\0\0\x22\x22\0\0\0\0\0\0\x33\x33\0\0\0\0\0\0";
+        let head = b"HR\x04\x01\x07\0\0\0\x11\x11\0\0\0\0\0\0\x22\x22\0\0\0\0\0\0\x33\x33\0\0\0\0\0\0";
         assert_eq!(&bytes[..32], head);
         assert_eq!(&bytes[32..], b"\x09\0\0\0\0\0\0\0\x05\0\0\0\x04\0\x02\x03\x02\x04\0\0\0\0\0\0abcd");
-        assert_eq!(encode(&HEADER, &Body::Hello)[..4], *b"HR\x03\x03");
+        assert_eq!(encode(&HEADER, &Body::Hello)[..4], *b"HR\x04\x03");
         let bytes = encode(&HEADER, &Body::Acknowledgement(acknowledgement()));
         assert_eq!(&bytes[32..48], b"\x05\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0");
         assert_eq!(bytes[68..74], [0, 2, 1, 1, 2, 2]);

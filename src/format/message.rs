@@ -7,7 +7,7 @@
 //!             24 restart point's generation  28 0  32 restart point (16)  48 volume digest  52 a primary's lease in milliseconds  56: history
 //!  digests:   0 unit in bytes (0: the range holds nothing)  4 count  8: BLAKE3 digest, first 16 bytes, each
 //!  lease:     0 number  8 milliseconds  12 0
-//!  ranges:    0 count  4 complete (1 or 0)  8: (volume 2, 0 6, offset 8, size 8) each
+//!  ranges:    0 count  4 others (0 may differ, 1 are the same, 2 follow)  8: (volume 2, 0 6, offset 8, size 8) each
 //! ```
 
 use super::{
@@ -294,12 +294,22 @@ impl Digests {
     }
 }
 
-/// A list of ranges; `None` if the sender cannot list them: all may differ.
-pub fn encode_ranges(ranges: Option<&[Range]>) -> Bytes {
-    let list = ranges.unwrap_or_default();
-    let count = RawCount { count: (list.len() as u32).into(), flag: u32::from(ranges.is_some()).into() };
+/// What a list of ranges says of what it does not name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// Any of it may differ; nothing is named.
+    Any = 0,
+    /// It is the same.
+    Same = 1,
+    /// The list goes on in the next message.
+    Follow = 2,
+}
+
+/// A list of ranges, [`RANGE_COUNT_MAX`] at most.
+pub fn encode_ranges(ranges: &[Range], others: Others) -> Bytes {
+    let count = RawCount { count: (ranges.len() as u32).into(), flag: (others as u32).into() };
     let mut bytes = count.as_bytes().to_vec();
-    for range in list {
+    for range in ranges {
         let raw = RawRange {
             volume: range.volume.0.into(),
             reserved: [0; 6],
@@ -312,14 +322,13 @@ pub fn encode_ranges(ranges: Option<&[Range]>) -> Bytes {
 }
 
 /// Reads [`encode_ranges`]'s payload.
-pub fn parse_ranges(payload: &[u8]) -> Result<Option<Vec<Range>>, FormatError> {
+pub fn parse_ranges(payload: &[u8]) -> Result<(Vec<Range>, Others), FormatError> {
     const WHAT: &str = "list of ranges";
     let (raw, mut rest) = prefix::<RawCount>(payload, WHAT)?;
     let count = raw.count.get() as usize;
-    require(count <= RANGE_COUNT_MAX && raw.flag.get() <= 1, WHAT, "count")?;
-    if raw.flag.get() == 0 {
-        return Ok(None);
-    }
+    let others = [Others::Any, Others::Same, Others::Follow].into_iter().find(|one| *one as u32 == raw.flag.get());
+    require(count <= RANGE_COUNT_MAX && (count == 0 || others != Some(Others::Any)), WHAT, "count")?;
+    let others = others.ok_or(FormatError::Field { what: WHAT, field: "flag" })?;
     let mut ranges = Vec::with_capacity(count);
     for _ in 0..count {
         let (raw, after) = prefix::<RawRange>(rest, WHAT)?;
@@ -330,5 +339,5 @@ pub fn parse_ranges(payload: &[u8]) -> Result<Option<Vec<Range>>, FormatError> {
         ranges.push(Range { volume: VolumeId(raw.volume.get()), offset, size });
     }
     require(rest.is_empty(), WHAT, "size")?;
-    Ok(Some(ranges))
+    Ok((ranges, others))
 }

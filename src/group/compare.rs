@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     format::{
-        message::{Digests, RANGE_COUNT_MAX, Range, encode_ranges, parse_ranges},
+        message::{Digests, Others, RANGE_COUNT_MAX, Range, encode_ranges, parse_ranges},
         record::{Kind, Record},
     },
     pair::Role,
@@ -103,15 +103,19 @@ impl Group {
     }
 
     fn tell_differing(&mut self, asked: &Record, ranges: &[Range]) {
-        let listed = (ranges.len() <= RANGE_COUNT_MAX).then_some(ranges);
+        let (listed, others) =
+            if ranges.len() <= RANGE_COUNT_MAX { (ranges, Others::Same) } else { (&[][..], Others::Any) };
         let range = Range { volume: asked.volume, offset: asked.offset, size: asked.size };
-        self.send_about(Kind::Differs, range, encode_ranges(listed));
+        self.send_about(Kind::Differs, range, encode_ranges(listed, others));
     }
 
     /// On the primary: the answer. One that nobody waits for is left alone.
     pub(super) fn take_answer(&mut self, record: &Record, payload: &Bytes) -> Result<(), String> {
         let whole = Range { volume: record.volume, offset: record.offset, size: record.size };
-        let ranges = parse_ranges(payload).map_err(|error| format!("{error}"))?.unwrap_or_else(|| alloc::vec![whole]);
+        let ranges = match parse_ranges(payload).map_err(|error| format!("{error}"))? {
+            (ranges, Others::Same) => ranges,
+            _ => alloc::vec![whole],
+        };
         let within = |range: &Range| {
             range.volume == whole.volume && range.offset >= whole.offset && range.offset + range.size <= record.end()
         };

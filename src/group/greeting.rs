@@ -7,7 +7,7 @@
 use super::Group;
 use crate::{
     format::{
-        message::{Greeting, RANGE_COUNT_MAX, Range, encode_ranges},
+        message::{Greeting, Range},
         record::{Kind, Record},
     },
     output::{Event, Output},
@@ -17,7 +17,7 @@ use crate::{
     testing::{Plant, planted},
     units::{Epoch, Monotonic, Now, Position, Seq, VolumeId},
 };
-use alloc::{format, string::String, vec::Vec};
+use alloc::{format, string::String};
 use bytes::Bytes;
 
 /// How long a primary that was opened waits for its peer before it serves: the peer may have been promoted.
@@ -41,8 +41,8 @@ enum Place {
     /// The peer has this record and no other after it.
     Prefix(Seq),
     /// The peer has what is not part of the history; this is the last common record.
-    Fork(Seq),
-    /// Nothing is known of the peer's epoch.
+    Fork(Position),
+    /// Nothing is known of any of the peer's epochs.
     Stranger,
 }
 
@@ -177,6 +177,9 @@ impl Group {
             self.event(Event::PeerRefused { reason: reason.into() });
             return Ok(());
         }
+        if self.peer.greeted && self.pair.role == Role::Primary && greeting.role == Role::Secondary {
+            return Err("A standby greets once in a session".into());
+        }
         self.meet_epoch(theirs);
         self.peer.greeted = true;
         self.silence.end();
@@ -237,7 +240,7 @@ impl Group {
     }
 
     /// The last record that the peer's history and ours share, as far as it is known.
-    fn common(&self, greeting: &Greeting) -> Position {
+    pub(super) fn common(&self, greeting: &Greeting) -> Position {
         let ours = &self.stream.epochs;
         let shared = ours.iter().rev().find(|start| greeting.epochs.contains(start));
         let Some(shared) = shared else {
@@ -284,13 +287,13 @@ impl Group {
                     }
                     (_, true) => self.continue_copy(order),
                     (true, false) => {
-                        self.mark_live_dirty(order);
+                        self.note_lacking(Position { epoch: greeting.head.epoch, seq });
                         self.prepare_copy(false);
                     }
                 }
             }
             // The peer lists what it has; see take_ranges.
-            Place::Fork(seq) => self.peer.fork = Some(seq),
+            Place::Fork(at) => self.peer.fork = Some(at),
             Place::Prefix(_) | Place::Stranger => self.prepare_copy(true),
         }
     }
@@ -299,8 +302,12 @@ impl Group {
         let head = greeting.head;
         match self.stream.shared_end_of(head.epoch, &greeting.epochs) {
             Some(end) if head.seq <= end => Place::Prefix(head.seq),
-            Some(end) => Place::Fork(end),
-            None => Place::Stranger,
+            Some(end) => Place::Fork(Position { epoch: head.epoch, seq: end }),
+            // It was started anew, or promoted, since the histories parted.
+            None => match self.common(greeting) {
+                common if common == Position::default() => Place::Stranger,
+                common => Place::Fork(common),
+            },
         }
     }
 
@@ -318,57 +325,6 @@ impl Group {
         }
         let last = self.stream.last.seq;
         run.filter(|(_, end)| *end == last).map_or(seq >= last, |(first, _)| first.0 <= seq.0 + 1)
-    }
-
-    /// On the secondary: tells the primary what it has that is not part of the primary's history.
-    /// After its own greeting, because the primary must know of the fork first.
-    fn tell_fork(&mut self) {
-        if self.peer.greeting_due {
-            return;
-        }
-        let Some(greeting) = self.peer.unanswered.take() else {
-            return;
-        };
-        let last = self.stream.last;
-        let Some(end) = end_in(&greeting.epochs, greeting.head, last.epoch) else {
-            return;
-        };
-        if last.seq <= end {
-            return;
-        }
-        let complete = !self.stream.copying && self.covers(end);
-        let from = self.journal.order_of(end);
-        let ranges = self.changed_after(from);
-        let listed = (complete && ranges.len() <= RANGE_COUNT_MAX).then_some(ranges.as_slice());
-        self.send_message(Kind::ForkRanges, encode_ranges(listed));
-    }
-
-    /// On the primary: what the peer has that is not part of the history must be copied over.
-    pub(super) fn take_ranges(&mut self, ranges: Option<Vec<Range>>) -> Result<(), String> {
-        let Some(fork) = self.peer.fork.take() else {
-            return Ok(());
-        };
-        let known = if self.is_tracking() { fork >= self.pair.synced.seq } else { self.covers(fork) };
-        let Some(ranges) = ranges.filter(|_| known && self.pair.state != PairState::InitialCopy) else {
-            self.prepare_copy(true);
-            return Ok(());
-        };
-        for Range { volume: id, offset, size } in &ranges {
-            if let Some(volume) = self.volumes.get(id)
-                && offset.saturating_add(*size) > volume.spec.size
-            {
-                return Err(format!(
-                    "The peer has written {size} bytes at {offset} of volume {id}, behind its end; if a resize was \
-                     interrupted, repeat it, else delete the pair and create it anew"
-                ));
-            }
-        }
-        if !self.is_tracking() {
-            self.mark_live_dirty(self.journal.order_of(fork));
-        }
-        self.mark_dirty(ranges);
-        self.prepare_copy(false);
-        Ok(())
     }
 
     /// Ends the session, so that both nodes greet again.

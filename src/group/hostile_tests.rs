@@ -9,7 +9,7 @@ use crate::{
     disk::Storage,
     format::{
         journal_superblock::SLOTS,
-        message::{Greeting, Range, encode_history},
+        message::{Greeting, Others, Range, encode_history},
         record::{Kind, Record},
     },
     units::{Generation, Seq},
@@ -86,9 +86,28 @@ fn a_peer_cannot_have_written_behind_the_end_of_a_volume() {
     let group = &mut pair.nodes[0].group;
     let size = group.volumes[&VolumeId(1)].spec.size;
     for (offset, size, is_taken) in [(0, size, true), (size - 4096, 8192, false), (u64::MAX - 1, 1, false)] {
-        group.peer.fork = Some(group.stream.last.seq);
+        group.peer.fork = Some(group.stream.last);
         let ranges = alloc::vec![Range { volume: VolumeId(1), offset, size }];
-        let taken = group.take_ranges(Some(ranges));
+        let taken = group.take_ranges(ranges, Others::Same);
         assert_eq!(taken.is_ok(), is_taken, "{size} bytes at {offset}: {taken:?}");
     }
+}
+
+#[test]
+fn a_peers_list_has_an_end_and_so_has_its_greeting() {
+    let mut pair = Pair::in_step();
+    let group = &mut pair.nodes[0].group;
+    group.peer.fork = Some(group.stream.last);
+    let mut taken = (0..1_000).map(|_| group.take_ranges(Vec::new(), Others::Follow).is_ok());
+    assert!(taken.next().unwrap() && !taken.all(|is_taken| is_taken));
+    pair.connect();
+    pair.nodes[1].drain();
+    let greeting = pair.nodes[1].outbox.front().unwrap().clone();
+    assert_eq!(greeting.header[5], Kind::Greeting as u8);
+    pair.settle();
+    pair.nodes[0].events.clear();
+    pair.nodes[1].outbox.push_back(greeting);
+    pair.settle();
+    let refusal = |event: &Event| matches!(event, Event::PeerRefused { reason } if reason.contains("greets once"));
+    assert!(pair.nodes[0].events.iter().any(refusal), "{:?}", pair.nodes[0].events);
 }

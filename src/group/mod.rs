@@ -23,6 +23,7 @@ mod delay;
 mod destage;
 mod drain;
 mod fault;
+mod fork;
 mod generations;
 mod greeting;
 mod grow;
@@ -70,6 +71,8 @@ mod drain_tests;
 mod every_step_tests;
 #[cfg(test)]
 mod fault_tests;
+#[cfg(test)]
+mod fork_tests;
 #[cfg(test)]
 mod generations_tests;
 #[cfg(test)]

@@ -9,6 +9,7 @@ use crate::{
     request::{Access, Durability, Operation},
     units::Seq,
 };
+use alloc::collections::BTreeSet;
 extern crate std;
 
 impl Pair {
@@ -71,6 +72,7 @@ impl Pair {
             if self.nodes[index].group.generation_at(order) == Some(kept.at) {
                 let found = self.content_of(index, order);
                 assert!(found == expected, "generation {} at {} shows another state", kept.name, kept.at);
+                self.check_changes(index, order);
                 self.checked_generations += 1;
             }
         }
@@ -81,6 +83,17 @@ impl Pair {
                 assert!(found == expected, "the fork at {at} shows another state");
                 self.checked_forks += 1;
             }
+        }
+    }
+
+    /// Each block that is not what it was in a generation is among those that may have changed since.
+    fn check_changes(&self, index: usize, order: Order) {
+        for volume in self.nodes[index].group.volumes.values() {
+            let (table, blocks) = (&volume.table, (AREA / u64::from(volume.spec.table_block_size)) as u32);
+            let Some(changed) = table.changed_since(order) else { continue };
+            let changed: BTreeSet<u32> = changed.collect();
+            let mut differing = (0..blocks).filter(|block| table.entry_in(order, *block) != Some(table.entry(*block)));
+            assert!(differing.all(|block| changed.contains(&block)), "a block has changed unseen");
         }
     }
 

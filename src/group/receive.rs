@@ -40,8 +40,8 @@ impl Group {
                 self.greeted(greeting)
             }
             Kind::ForkRanges => {
-                let ranges = message::parse_ranges(&payload).map_err(|error| format!("{error}"))?;
-                self.take_ranges(ranges)
+                let (ranges, others) = message::parse_ranges(&payload).map_err(|error| format!("{error}"))?;
+                self.take_ranges(ranges, others)
             }
             Kind::Compare => self.compare(record, &payload),
             Kind::Differs => self.take_answer(&record, &payload),

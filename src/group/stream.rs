@@ -71,7 +71,11 @@ pub(super) struct Peer {
     /// The last restart point that is durable at the peer.
     pub(super) restart_point: Option<crate::units::Generation>,
     /// The primary waits for the peer's list of what it has after this record, which is not part of the history.
-    pub(super) fork: Option<Seq>,
+    pub(super) fork: Option<Position>,
+    /// So many messages of that list have come that do not end it.
+    pub(super) list_count: u32,
+    /// On the secondary: the list of this session was sent.
+    pub(super) has_listed: bool,
     /// How many of the frames that void the peer's old content are not acknowledged; a copy that is interrupted
     /// before it is 0 begins anew.
     pub(super) unvoided: u64,
@@ -163,6 +167,7 @@ impl Peer {
         self.received = 0;
         self.received_marks.clear();
         self.fork = None;
+        (self.list_count, self.has_listed) = (0, false);
         self.greeting_due = false;
         self.unanswered = None;
     }
@@ -175,6 +180,11 @@ impl Peer {
         self.streaming = true;
         self.anchored = true;
         self.ahead.clear();
+    }
+
+    /// It has turned out to lack what comes after `order`.
+    pub(super) fn lacks_after(&mut self, order: Order) {
+        self.acknowledged = self.acknowledged.min(order);
     }
 
     /// Of a peer in a new epoch nothing is known before it has said something.
@@ -358,17 +368,17 @@ impl Group {
 
     /// Notes everything after `order` that is still in the journal in the bitmap.
     pub(super) fn mark_live_dirty(&mut self, order: Order) {
-        let ranges = self.changed_after(order);
+        let ranges = self.changes_after(order).collect();
         self.mark_dirty(ranges);
     }
 
     /// What the journal's entries after `order` have changed.
-    pub(super) fn changed_after(&self, order: Order) -> Vec<Range> {
+    pub(super) fn changes_after(&self, order: Order) -> impl Iterator<Item = Range> {
         let live = self.journal.after(order).map(|(_, entry)| entry);
         let changes = live.filter(|entry| entry.record.kind.changes_data() && !entry.is_void);
         let range =
             |Record { volume, offset, size, .. }: &Record| Range { volume: *volume, offset: *offset, size: *size };
-        changes.map(|entry| range(&entry.record)).collect()
+        changes.map(move |entry| range(&entry.record))
     }
 
     /// Notes ranges in the bitmap.
@@ -415,7 +425,7 @@ impl Group {
 }
 
 /// Makes one of ranges that touch. Thousands may be about a whole volume each, and marking that takes seconds.
-fn merge(ranges: &mut Vec<Range>) {
+pub(super) fn merge(ranges: &mut Vec<Range>) {
     ranges.sort_unstable();
     ranges.dedup_by(|next, last| {
         let (end, last_end) = (next.offset.saturating_add(next.size), last.offset.saturating_add(last.size));

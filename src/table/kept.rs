@@ -206,6 +206,11 @@ impl Kept {
         self.slots.get(*slot as usize).map(|record| record.physical)
     }
 
+    /// The blocks that have a record at this boundary or a later one.
+    pub fn recorded_since(&self, boundary: u32) -> impl Iterator<Item = u32> {
+        self.records.range(boundary..).flat_map(|(_, blocks)| blocks.keys().copied())
+    }
+
     /// The last boundary before `end` that has a record of a block: the block has changed since, and the stamp says so.
     pub fn newest_record(&self, block: u32, end: u32) -> u32 {
         let mut boundaries = self.records.range(..end).rev();

@@ -135,6 +135,26 @@ impl Table {
         })
     }
 
+    /// The blocks that may have changed since a generation: all that have, and maybe more; `None` if that is not kept. In no order,
+    /// and some twice.
+    pub fn changed_since(&self, generation: Order) -> Option<impl Iterator<Item = u32>> {
+        let boundary = self.kept.boundary(generation)?;
+        // What is void now has at least been written since; and what an entry no longer says a record does.
+        let pages = self.pages.iter().enumerate().filter_map(|(page, entries)| Some((page, entries.as_ref()?)));
+        let stamped = pages.flat_map(move |(page, entries)| {
+            let slots = entries.iter().enumerate().filter(move |(_, entry)| entry.stamp >= boundary);
+            slots.map(move |(slot, _)| (page * TABLE_PAGE_ENTRY_COUNT + slot) as u32)
+        });
+        Some(stamped.chain(self.kept.recorded_since(boundary)))
+    }
+
+    /// Whether a generation is kept, and something that is stored has not changed since.
+    pub fn has_from_before(&self, generation: Order) -> bool {
+        let Some(boundary) = self.kept.boundary(generation) else { return false };
+        let is_older = |entry: &Entry| entry.stamp < boundary && (entry.latest != 0 || entry.snapshot != 0);
+        self.pages.iter().flatten().any(|page| page.iter().any(is_older))
+    }
+
     fn raw(&self, block: u32) -> Entry {
         let (page, slot) = split(block);
         self.pages.get(page).and_then(Option::as_ref).map_or_else(Entry::default, |page| page[slot])

@@ -167,8 +167,8 @@ pub fn messages(data: &[u8]) {
         }
         4 => {
             let payload = input.rest();
-            if let Ok(ranges) = message::parse_ranges(payload) {
-                assert_eq!(message::parse_ranges(&message::encode_ranges(ranges.as_deref())), Ok(ranges));
+            if let Ok((ranges, others)) = message::parse_ranges(payload) {
+                assert_eq!(message::parse_ranges(&message::encode_ranges(&ranges, others)), Ok((ranges, others)));
             }
         }
         5 => {

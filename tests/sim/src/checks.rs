@@ -240,6 +240,7 @@ impl World {
         kind: GenerationKind,
         content: &Content,
     ) {
+        let asked = self.errands.points(group);
         let outside = &mut self.outside[group];
         if let (GenerationId::Number(number), true) = (name, kind != GenerationKind::BeforeCopy)
             && number.0 != 0
@@ -248,6 +249,10 @@ impl World {
                 Ok(Some(_)) => return self.trace.mark("look: a generation"),
                 // A restart point that was never answered.
                 Ok(None) => {}
+                // Nor was this one yet, and another branch had one of its number.
+                Err(_) if asked.iter().any(|(branch, count)| outside.history.may_be(*branch, *count, content)) => {
+                    return;
+                }
                 Err(why) => panic!("node {node} group {group}: {why}"),
             }
         }
@@ -350,7 +355,9 @@ impl World {
             }
             Event::TrialDropped => self.outside[group].forget_trial(node),
             Event::PeerGreeted { .. } => {
-                slot.view.greeted = has_standby;
+                // One whose list is waited for is brought into step by a copy, and is not relied on before.
+                let is_sent_to = slot.group.as_ref().is_some_and(|core| !core.waits_for_list());
+                slot.view.greeted = has_standby && is_sent_to;
                 let is_primary = slot.view.role == Role::Primary;
                 self.outside[group].alone = [None; 2];
                 if is_primary && has_standby {

@@ -140,6 +140,11 @@ impl History {
         })
     }
 
+    /// Whether it may be a state of a branch after at least so many operations.
+    pub fn may_be(&self, branch: usize, count: usize, content: &Content) -> bool {
+        self.counts(branch, content).iter().any(|found| found.end > count)
+    }
+
     /// How many operations of a branch may be done if the volumes hold this.
     pub fn counts(&self, branch: usize, content: &Content) -> Vec<Range<usize>> {
         let branch = &self.branches[branch];

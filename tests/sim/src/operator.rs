@@ -78,6 +78,16 @@ impl Errands {
         self.0.values().any(|open| open.group == group)
     }
 
+    /// The restart points that are asked for, with their branch and least count: the standby may have one before it is answered.
+    pub fn points(&self, group: usize) -> Vec<(usize, usize)> {
+        let of_it = self.0.values().filter(|open| open.group == group);
+        of_it
+            .filter_map(
+                |open| if let Wanted::Point(branch, count) = open.wanted { Some((branch, count)) } else { None },
+            )
+            .collect()
+    }
+
     /// Nobody answers any more: the restart points that were asked for, with their group, branch and least count.
     pub fn forget(&mut self, node: usize) -> Vec<(usize, usize, usize)> {
         let gone = self.0.extract_if(.., |_, open| open.node == node);

@@ -112,6 +112,7 @@ fn first_seed(fault: Fault) -> u64 {
         Fault::Core(P::LeaseNotChecked) => 148,
         Fault::Core(P::PromiseNotKept) => 212,
         Fault::Core(P::ForkNotVoided) => 271,
+        Fault::Core(P::ForkListedShort) => 283,
         Fault::Core(P::DirtyForgottenInCrash) => 1692,
         Fault::Core(P::LiveNotDirty) => 389,
         Fault::Core(P::PromiseForgotten) => 799,
@@ -141,7 +142,7 @@ fn needs(fault: Fault) -> &'static [Feature] {
         | P::PagesNotSynced
         | P::EpochKeptInCrash => &[PowerLoss],
         P::ForkNotVoided => &[Kills, Promotions],
-        P::RollbackKeepsOne | P::ForkNotKept | P::EpochNotRaised => &[Promotions],
+        P::RollbackKeepsOne | P::ForkNotKept | P::ForkListedShort | P::EpochNotRaised => &[Promotions],
         P::RemoteNotAwaited => &[Levels, Promotions, PowerLoss],
         P::LeaseNotChecked => &[Leases],
         P::LeaseFromAnswer | P::PromiseNotKept => &[Leases, Promotions],
