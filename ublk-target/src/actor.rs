@@ -15,7 +15,7 @@ use crate::{
 };
 use bytes::Bytes;
 use holdfast::{
-    command::{Command, CommandError, CommandId, CommandReply, GenerationId, Status, VolumeSpec},
+    command::{Command, CommandError, CommandId, CommandReply, GenerationId, PromoteTarget, Status, VolumeSpec},
     disk::{DiskError, DiskOperation, DiskOutcome, MediumId, OperationId},
     group::{Group, JournalLabel, OpenError},
     output::{Event, Output},
@@ -110,6 +110,17 @@ impl GroupActor {
         });
         tokio_uring::spawn(actor.clone().run());
         Ok(actor)
+    }
+
+    /// What a promotion that is asked for now would override by force.
+    pub fn promotion_dangers(&self, target: PromoteTarget) -> Option<CommandError> {
+        self.state.borrow().group.promotion_dangers(target)
+    }
+
+    /// Leaves the next daemon word of how much hosts of devices may have answers to.
+    pub fn keep_answered(&self) {
+        let answered = self.state.borrow().group.answered();
+        self.legacies().for_each(|it| it.keep_answered(answered));
     }
 
     /// What is left to the next daemon about the volumes' devices.

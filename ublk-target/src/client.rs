@@ -197,51 +197,43 @@ mod tests {
         });
     }
 
+    /// What a daemon does with its device, from its start to its end.
+    fn life(folder: &Path, is_new: bool, does: impl AsyncFnOnce(Rc<GroupActor>, Client)) {
+        let run = folder.join("run");
+        tokio_uring::start(async {
+            let media = open_media(&folder.join("journal"), OPTIONS, Patience::Start, |_| Ok(())).unwrap();
+            let actor = GroupActor::open(media, BusyPoll::start(Duration::ZERO), &run).unwrap();
+            let is_outdated = Legacy::new(&run, MediumUuid([2; 16])).begin(is_new).unwrap();
+            let client = Client::taken_over(actor.clone(), VolumeId(1), Access::ReadWrite, is_outdated);
+            does(actor, client).await;
+        });
+    }
+
     /// A device is there when the daemon is not, and so is what its host keeps in memory.
     #[test]
     fn the_next_daemon_knows_which_devices_hosts_must_come_anew() {
         let folder = tempfile::tempdir().unwrap();
-        let (run, journal) = (folder.path().join("run"), folder.path().join("journal"));
-        tokio_uring::start(async move {
-            let restart = async |actor: Rc<GroupActor>| {
-                actor.drop_media();
-                actor.close();
-                // What is under way on them ends first.
-                let media = loop {
-                    match open_media(&journal, OPTIONS, Patience::None, |_| Ok(())) {
-                        Ok(media) => break media,
-                        // The ring is looked at only when no task is ready.
-                        Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
-                    }
-                };
-                GroupActor::open(media, BusyPoll::start(Duration::ZERO), &run).unwrap()
-            };
-            // What one is answered, and what becomes of the medium then.
-            let fail = async |actor: &GroupActor, client: &Client| {
-                actor.drop_media();
-                assert_eq!(client.request(Operation::Flush).await, Err(RequestError::Io));
-            };
-            let actor = restart(group(folder.path()).await).await;
-            let device = |actor: &Rc<GroupActor>, is_new| {
-                let is_outdated = Legacy::new(&run, MediumUuid([2; 16])).begin(is_new).unwrap();
-                Client::taken_over(actor.clone(), VolumeId(1), Access::ReadWrite, is_outdated)
-            };
-            let client = device(&actor, true);
+        let (folder, journal) = (folder.path(), folder.path().join("journal"));
+        // What one is answered, and what becomes of the media then.
+        let write_and_fail = async |actor: Rc<GroupActor>, client: Client| {
             write(&client).await;
-            fail(&actor, &client).await;
-            let mut actor = restart(actor).await;
-            let client = device(&actor, false);
+            actor.drop_media();
+            assert_eq!(client.request(Operation::Flush).await, Err(RequestError::Io));
+        };
+        tokio_uring::start(async { drop(group(folder).await) });
+        life(folder, true, write_and_fail);
+        life(folder, false, async |_, client| {
             assert_eq!(client.request(Operation::Flush).await, Ok(Reply::Done), "nothing was lost");
-            let before = fs::read(&journal).unwrap();
-            write(&client).await;
-            fail(&actor, &client).await;
-            fs::write(&journal, before).unwrap();
-            for _ in 0..2 {
-                actor = restart(actor).await;
-                assert_eq!(device(&actor, false).request(Operation::Flush).await, Err(RequestError::Outdated));
-            }
-            let actor = restart(actor).await;
-            let client = device(&actor, true);
+        });
+        let before = fs::read(&journal).unwrap();
+        life(folder, false, write_and_fail);
+        fs::write(&journal, before).unwrap();
+        for _ in 0..2 {
+            life(folder, false, async |_, client| {
+                assert_eq!(client.request(Operation::Flush).await, Err(RequestError::Outdated));
+            });
+        }
+        life(folder, true, async |_, client| {
             write(&client).await;
             assert_eq!(client.request(Operation::Flush).await, Ok(Reply::Done));
         });

@@ -10,7 +10,8 @@ use holdfast::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 use tracing::error;
@@ -47,16 +48,13 @@ impl Legacy {
         label.volumes.iter().map(|spec| Self::new(folder, spec.pool)).collect()
     }
 
-    fn is_outdated(&self) -> bool {
-        self.read() == Some(Left::Outdated)
-    }
-
     /// There is a device now, made anew or an earlier daemon's. Whether its host has to come anew.
     pub fn begin(&self, is_new: bool) -> io::Result<bool> {
         if is_new || self.read().is_none() {
             self.try_to_leave(Left::Current)?;
         }
-        Ok(self.is_outdated())
+        // One that still says how much was answered was not settled when the group was opened.
+        Ok(self.read() != Some(Left::Current))
     }
 
     /// If there is a device, its host has to come anew.
@@ -68,7 +66,12 @@ impl Legacy {
 
     /// The group has stopped, and has answered so much.
     pub fn keep_answered(&self, answered: Answered) {
-        if self.read() == Some(Left::Current) {
+        let is_more = match self.read() {
+            Some(Left::Current) => true,
+            Some(Left::Answered(before)) => before.order < answered.order,
+            Some(Left::Outdated) | None => false,
+        };
+        if is_more {
             self.leave(Left::Answered(answered));
         }
     }
@@ -102,6 +105,9 @@ impl Legacy {
     fn leave(&self, left: Left) {
         if let Err(error) = self.try_to_leave(left) {
             self.tell(&error);
+            // It takes no room to say the worst.
+            let file = fs::OpenOptions::new().write(true).open(&self.path);
+            let _ = file.and_then(|mut file| file.write_all(b"?"));
         }
     }
 
@@ -121,6 +127,12 @@ impl Legacy {
 mod tests {
     use super::*;
     use holdfast::units::{Epoch, Order};
+
+    impl Legacy {
+        fn is_outdated(&self) -> bool {
+            self.read() == Some(Left::Outdated)
+        }
+    }
 
     const ANSWERED: Answered = Answered { epoch: Epoch(1 << 32), order: Order(7) };
 
@@ -156,8 +168,8 @@ mod tests {
         legacy.begin(false).unwrap();
         legacy.keep_answered(ANSWERED);
         assert!(!legacy.is_outdated());
-        // Only the first is from before the group had stopped.
-        legacy.keep_answered(Answered { order: Order(8), ..ANSWERED });
+        legacy.keep_answered(Answered { order: Order(6), ..ANSWERED });
+        assert!(legacy.begin(false).unwrap(), "nobody has settled it");
         legacy.settle(|answered| u64::from(answered != ANSWERED));
         legacy.settle(|_| 1);
         assert!(!legacy.is_outdated(), "that was all");
@@ -170,6 +182,12 @@ mod tests {
     fn what_is_not_understood_says_the_worst() {
         let folder = tempfile::tempdir().unwrap();
         let legacy = legacy(folder.path());
+        legacy.begin(true).unwrap();
+        // Nothing can be put in its place.
+        fs::create_dir(legacy.path.with_extension("new")).unwrap();
+        legacy.keep_answered(ANSWERED);
+        assert!(legacy.is_outdated());
+        fs::remove_dir(legacy.path.with_extension("new")).unwrap();
         for text in ["", "{\"answered\": {\"epoch\": 1}}", "\"later\""] {
             legacy.begin(false).unwrap();
             fs::write(&legacy.path, text).unwrap();

@@ -246,6 +246,8 @@ impl Node {
         self.leave_devices().await;
         for group in self.groups() {
             let name = group.label().name;
+            // A medium may fail while it stops, and nobody be left to hear of it.
+            group.keep_answered();
             match group.command(Command::Stop).await {
                 Ok(_) => info!(group = %name, "Group stopped"),
                 Err(error) => warn!(group = %name, %error, "Group not stopped in good order"),
@@ -316,17 +318,19 @@ impl Node {
                 let actor = self.group(&group)?;
                 // A node that is no standby is refused by the core, whoever else is alive.
                 let standby = actor.label().role == Role::Secondary;
-                if standby && !force && self.primary_lives(&actor).await {
-                    return Err(ApiError::new(format!(
-                        "The primary of group {group} is alive and connected; demote it first, or use --force, which \
-                         fences it"
-                    )));
-                }
                 let target = match generation {
                     Some(generation) => PromoteTarget::Generation(generation),
                     None if latest => PromoteTarget::Latest,
                     None => PromoteTarget::RestartPoint,
                 };
+                if standby && !force && self.primary_lives(&actor).await {
+                    let others = actor.promotion_dangers(target);
+                    let others = others.map(|others| format!(", and overrides more: {others}")).unwrap_or_default();
+                    return Err(ApiError::new(format!(
+                        "The primary of group {group} is alive and connected; demote it first, or use --force, which \
+                         fences it{others}"
+                    )));
+                }
                 command(&actor, Command::Promote { target, force }).await
             }
             Request::Demote { group, discard_fork } => {

@@ -219,7 +219,11 @@ impl Node {
         // One that an earlier daemon left counts too.
         let found = tokio::task::spawn_blocking(ublk::attached).await.map_err(ApiError::new)?;
         let number = found.iter().find(|device| device.mark == mark(spec.pool)).map(|device| device.number);
-        let known = self.devices.attached.borrow().contains_key(&key);
+        let attached = self.devices.attached.borrow().get(&key).map(|attached| attached.number);
+        if attached == Some(None) {
+            return Err(ApiError::new(format!("Volume {title} is being attached at this moment; try again")));
+        }
+        let known = attached.is_some();
         let Some(number) = number else {
             legacy_of(&spec).end();
             self.devices.attached.borrow_mut().remove(&key);
