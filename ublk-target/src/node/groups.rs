@@ -381,10 +381,9 @@ impl Node {
 /// A folder in a group's place that has no journal, and is no file system's: the group that it is called after, and what to do.
 pub(super) fn lacks_journal(folder: &Path) -> Option<(String, String)> {
     let group = folder.file_name()?.to_str().filter(|group| name(group).is_ok() && *group != "lost+found")?;
-    let is_mounted = || Some(folder.metadata().ok()?.dev() != folder.parent()?.metadata().ok()?.dev());
     // A file is no group, a link that leads nowhere may be one.
     let is_place = is_there(folder) && (folder.is_dir() || !folder.exists());
-    let is_lacking = is_place && !is_there(&folder.join("journal")) && is_mounted() != Some(true);
+    let is_lacking = is_place && !is_there(&folder.join("journal")) && !is_mount_point(folder);
     let reason = || {
         format!(
             "{} has no journal: mount what belongs there, or remove it if it is left of something else",
@@ -392,6 +391,17 @@ pub(super) fn lacks_journal(folder: &Path) -> Option<(String, String)> {
         )
     };
     is_lacking.then(|| (group.to_owned(), reason()))
+}
+
+/// Whether a file system, or a part of one, is mounted at a folder, or where it leads to.
+fn is_mount_point(folder: &Path) -> bool {
+    let (Ok(folder), Ok(mounts)) = (fs::canonicalize(folder), fs::read_to_string("/proc/self/mountinfo")) else {
+        return false;
+    };
+    // The fifth field of each line, with blanks and backslashes as three octal digits (proc(5)).
+    let escape = |text: &str| text.replace('\\', "\\134").replace(' ', "\\040").replace('\t', "\\011");
+    let sought = escape(&folder.to_string_lossy());
+    mounts.lines().any(|line| line.split(' ').nth(4) == Some(sought.as_str()))
 }
 
 /// Makes it durable that a file, link or folder is there.
