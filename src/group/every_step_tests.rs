@@ -1,7 +1,7 @@
 //! Either daemon dies after each single step of what an operator asks for: nothing is lost, nothing is mixed, and the same
 //! command leads on.
 
-use super::{CommandId, pair_bench::Pair};
+use super::{CommandId, fork_tests::retire, pair_bench::Pair};
 use crate::{
     command::{Command, GenerationId, PromoteTarget},
     pair::{Cause, PairState, Role},
@@ -165,6 +165,34 @@ fn of_a_demotion_that_keeps_a_fork() {
         let order = pair.nodes[0].group.find_generation(name).expect("the fork is kept");
         assert!(pair.content_of(0, order) == fork, "the fork is another one");
     });
+}
+
+/// It lists what it has written since by its journal, or where that does not go back so far by its tables.
+#[test]
+fn of_a_former_primarys_return() {
+    for is_retired in [false, true] {
+        at_every_step(|pair| {
+            let dies = pair.dies.take();
+            if is_retired {
+                retire(pair, 0);
+            }
+            assert!(pair.promote(PromoteTarget::RestartPoint));
+            pair.reopen(0);
+            pair.write_at(4096, 4096);
+            pair.write_at(192 << 10, 64 << 10);
+            retire(pair, 1);
+            pair.connect();
+            pair.settle();
+            pair.command(0, Command::Demote { discard_fork: true }).unwrap();
+            let fork = pair.nodes[0].group.pair.fork;
+            assert_eq!(pair.nodes[0].group.covers(fork.seq), !is_retired);
+            pair.dies = dies;
+            pair.connect();
+            pair.settle();
+            pair.connect();
+            pair.settle();
+        });
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use alloc::{collections::BTreeSet, vec::Vec};
 const BLOCK: u64 = 64 << 10;
 
 /// All that the peer has acknowledged, and the tables have durably, leaves the journal.
-fn retire(pair: &mut Pair, node: usize) {
+pub(super) fn retire(pair: &mut Pair, node: usize) {
     pair.idle();
     pair.settle();
     pair.nodes[node].group.checkpoint.wanted = true;

@@ -13,7 +13,7 @@ use holdfast::{
     disk::DiskAction,
     format::record::{Kind, Record},
     output::Event,
-    pair::Role,
+    pair::{PairState, Role},
     request::{Access, Operation, RequestError},
     units::Order,
 };
@@ -250,7 +250,12 @@ impl World {
                 // A restart point that was never answered.
                 Ok(None) => {}
                 // Nor was this one yet, and another branch had one of its number.
-                Err(_) if asked.iter().any(|(branch, count)| outside.history.may_be(*branch, *count, content)) => {
+                Err(_)
+                    if asked.iter().any(|(branch, count)| {
+                        let is_next = number.0 > outside.history.branches[*branch].declared;
+                        is_next && outside.history.may_be(*branch, *count, content)
+                    }) =>
+                {
                     return;
                 }
                 Err(why) => panic!("node {node} group {group}: {why}"),
@@ -351,6 +356,8 @@ impl World {
             }
             Event::PairChanged { state } => {
                 slot.view.pair = state;
+                // In step by a copy, after its list.
+                slot.view.greeted |= has_standby && state == PairState::Duplex && slot.view.role == Role::Primary;
                 self.meet(node, Moment::Pair);
             }
             Event::TrialDropped => self.outside[group].forget_trial(node),

@@ -116,6 +116,8 @@ impl World {
             && primary.connected
             && standby.connected
             && !standby.copying
+            && primary.stopped.is_none()
+            && standby.stopped.is_none()
             && primary.lease.is_none_or(|lease| lease.left_millis > 0)
             && primary.lag.records == 0
             && primary.head == standby.head
