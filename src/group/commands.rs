@@ -316,26 +316,10 @@ impl Group {
             // Its epoch would be one that others have had.
             return Err(CommandError::NothingReceived);
         }
-        let point = self.stream.restart_point.as_ref();
-        let target = match target {
-            PromoteTarget::Latest if self.stream.copying => return Err(CommandError::CopyInProgress),
-            PromoteTarget::Latest => Target::Latest,
-            PromoteTarget::RestartPoint if point.is_none() => return Err(CommandError::NoRestartPoint),
-            PromoteTarget::RestartPoint => Target::RestartPoint,
-            PromoteTarget::Generation(asked) if point.is_some_and(|point| point.info.generation == asked) => {
-                Target::RestartPoint
-            }
-            PromoteTarget::Generation(asked) => match self.older_restart_point(asked) {
-                Some(older) => Target::Older { order: older.order, info: older.info },
-                None => return Err(self.not_kept(GenerationId::Number(asked))),
-            },
-        };
-        let (order, at) = match (target, point) {
-            (Target::Older { order, info }, _) => (order, info.at),
-            (Target::RestartPoint, Some(point)) => (point.order, point.info.at),
-            _ => (self.journal.last(), self.stream.last),
-        };
+        let target = self.target_of(target)?;
+        let (order, at) = self.state_of(target);
         if !matches!(target, Target::Latest) && !self.can_be_had(order) {
+            let point = self.stream.restart_point.as_ref();
             let name = point.map_or(Generation::UNDECLARED, |point| point.info.generation);
             return Err(self.not_kept(GenerationId::Number(name)));
         }
@@ -347,6 +331,37 @@ impl Group {
         self.sync.wanted = true;
         self.commands.promotion = Some(Promotion::Settling { id, target });
         Ok(())
+    }
+
+    /// What a promotion that is asked for now would override by force; `None` also if there is no such state.
+    pub fn promotion_dangers(&self, target: PromoteTarget) -> Option<CommandError> {
+        let (order, at) = self.state_of(self.target_of(target).ok()?);
+        self.check_dangers(order, at).err()
+    }
+
+    fn target_of(&self, asked: PromoteTarget) -> Result<Target, CommandError> {
+        let point = self.stream.restart_point.as_ref();
+        match asked {
+            PromoteTarget::Latest if self.stream.copying => Err(CommandError::CopyInProgress),
+            PromoteTarget::Latest => Ok(Target::Latest),
+            PromoteTarget::RestartPoint if point.is_none() => Err(CommandError::NoRestartPoint),
+            PromoteTarget::RestartPoint => Ok(Target::RestartPoint),
+            PromoteTarget::Generation(asked) if point.is_some_and(|point| point.info.generation == asked) => {
+                Ok(Target::RestartPoint)
+            }
+            PromoteTarget::Generation(asked) => match self.older_restart_point(asked) {
+                Some(older) => Ok(Target::Older { order: older.order, info: older.info }),
+                None => Err(self.not_kept(GenerationId::Number(asked))),
+            },
+        }
+    }
+
+    fn state_of(&self, target: Target) -> (Order, Position) {
+        match (target, &self.stream.restart_point) {
+            (Target::Older { order, info }, _) => (order, info.at),
+            (Target::RestartPoint, Some(point)) => (point.order, point.info.at),
+            _ => (self.journal.last(), self.stream.last),
+        }
     }
 
     /// Whether this node is on its way to be the primary.

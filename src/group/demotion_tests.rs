@@ -123,3 +123,31 @@ fn it_is_not_promoted_to_what_it_gave_up() {
         assert!(pair.promote(PromoteTarget::RestartPoint));
     }
 }
+
+/// As docs/operating.md has it.
+#[test]
+fn a_fenced_node_can_be_gone_on_from_instead() {
+    for discard_fork in [false, true] {
+        let mut pair = Pair::in_step();
+        (0..4).for_each(|block| pair.write_at(block << 16, 8192));
+        pair.settle();
+        pair.restart_point();
+        pair.settle();
+        pair.cut();
+        pair.write_at(2 << 16, 4096);
+        pair.settle();
+        let wanted = pair.state.clone();
+        assert!(pair.promote(PromoteTarget::Latest));
+        (1..6).for_each(|block| pair.write_at(block << 16, 4096));
+        pair.settle();
+        pair.connect();
+        pair.settle();
+        assert_eq!(pair.nodes[0].group.pair.role, Role::Fenced);
+        pair.command(1, Command::Demote { discard_fork: true }).unwrap();
+        pair.command(0, Command::Demote { discard_fork }).unwrap();
+        pair.settle();
+        pair.command(0, Command::Promote { target: PromoteTarget::Latest, force: true }).unwrap();
+        (pair.primary, pair.state) = (0, wanted);
+        pair.finish();
+    }
+}

@@ -1,7 +1,7 @@
 //! Either daemon dies after each single step of what an operator asks for: nothing is lost, nothing is mixed, and the same
 //! command leads on.
 
-use super::{CommandId, fork_tests::retire, pair_bench::Pair};
+use super::{CommandId, pair_bench::Pair};
 use crate::{
     command::{Command, GenerationId, PromoteTarget},
     pair::{Cause, PairState, Role},
@@ -174,13 +174,13 @@ fn of_a_former_primarys_return() {
         at_every_step(|pair| {
             let dies = pair.dies.take();
             if is_retired {
-                retire(pair, 0);
+                pair.retire(0);
             }
             assert!(pair.promote(PromoteTarget::RestartPoint));
             pair.reopen(0);
             pair.write_at(4096, 4096);
             pair.write_at(192 << 10, 64 << 10);
-            retire(pair, 1);
+            pair.retire(1);
             pair.connect();
             pair.settle();
             pair.command(0, Command::Demote { discard_fork: true }).unwrap();

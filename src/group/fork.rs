@@ -34,7 +34,14 @@ struct List {
 
 impl List {
     fn add(&mut self, range: Range) {
-        self.ranges.push(widened(range, self.unit));
+        let range = widened(range, self.unit);
+        match self.ranges.last_mut() {
+            // A volume that was written from its start to its end is one range, not millions.
+            Some(last) if last.volume == range.volume && last.offset.saturating_add(last.size) == range.offset => {
+                last.size = last.size.saturating_add(range.size);
+            }
+            _ => self.ranges.push(range),
+        }
         if self.ranges.len() >= 2 * LISTED_COUNT_MAX {
             self.condense();
         }

@@ -6,22 +6,22 @@ use crate::{
     output::Event,
     pair::{PairState, Role},
     request::Operation,
+    stream_state::KeptPoint,
     units::{Order, VolumeId},
 };
 use alloc::{collections::BTreeSet, vec::Vec};
 
 const BLOCK: u64 = 64 << 10;
 
-/// All that the peer has acknowledged, and the tables have durably, leaves the journal.
-pub(super) fn retire(pair: &mut Pair, node: usize) {
-    pair.idle();
+/// With a restart point after writes to so many blocks.
+fn at_point(blocks: u64) -> (Pair, KeptPoint) {
+    let mut pair = Pair::in_step();
+    (0..blocks).for_each(|block| pair.write_at(block * BLOCK, 8192));
     pair.settle();
-    pair.nodes[node].group.checkpoint.wanted = true;
-    pair.idle();
+    pair.restart_point();
     pair.settle();
-    let group = &mut pair.nodes[node].group;
-    let limit = group.applied_durable().min(group.acknowledged_limit());
-    group.retire_up_to(limit, |_| true);
+    let point = pair.nodes[0].group.stream.restart_point.clone().unwrap();
+    (pair, point)
 }
 
 fn changed(pair: &Pair, node: usize, order: Order) -> BTreeSet<u32> {
@@ -32,17 +32,12 @@ fn changed(pair: &Pair, node: usize, order: Order) -> BTreeSet<u32> {
 #[test]
 fn a_former_primary_knows_what_it_wrote_after_the_restart_point_when_its_journal_does_not() {
     for is_killed in [false, true] {
-        let mut pair = Pair::in_step();
-        (0..12).for_each(|block| pair.write_at(block * BLOCK, 8192));
-        pair.settle();
-        pair.restart_point();
-        pair.settle();
-        let point = pair.nodes[0].group.stream.restart_point.clone().unwrap();
+        let (mut pair, point) = at_point(12);
         for block in [3, 7, 14] {
             pair.write_at(block * BLOCK + 4096, 4096);
         }
         pair.settle();
-        retire(&mut pair, 0);
+        pair.retire(0);
         assert!(!pair.nodes[0].group.covers(point.info.at.seq), "the journal still has it");
         // This one is in no table.
         pair.write_at(9 * BLOCK, 4096);
@@ -66,42 +61,10 @@ fn a_former_primary_knows_what_it_wrote_after_the_restart_point_when_its_journal
     }
 }
 
-/// As docs/operating.md has it.
-#[test]
-fn a_fenced_node_can_be_gone_on_from_instead() {
-    for discard_fork in [false, true] {
-        let mut pair = Pair::in_step();
-        (0..4).for_each(|block| pair.write_at(block * BLOCK, 8192));
-        pair.settle();
-        pair.restart_point();
-        pair.settle();
-        pair.cut();
-        pair.write_at(2 * BLOCK, 4096);
-        pair.settle();
-        let wanted = pair.state.clone();
-        assert!(pair.promote(PromoteTarget::Latest));
-        (1..6).for_each(|block| pair.write_at(block * BLOCK, 4096));
-        pair.settle();
-        pair.connect();
-        pair.settle();
-        assert_eq!(pair.nodes[0].group.pair.role, Role::Fenced);
-        pair.command(1, Command::Demote { discard_fork: true }).unwrap();
-        pair.command(0, Command::Demote { discard_fork }).unwrap();
-        pair.settle();
-        pair.command(0, Command::Promote { target: PromoteTarget::Latest, force: true }).unwrap();
-        (pair.primary, pair.state) = (0, wanted);
-        pair.finish();
-    }
-}
-
 /// A hole that was written and discarded since leaves no trace in the tables, and the last common record may be the write.
 #[test]
 fn what_is_a_hole_again_is_not_taken_for_unchanged() {
-    let mut pair = Pair::in_step();
-    (0..4).for_each(|block| pair.write_at(block * BLOCK, 8192));
-    pair.settle();
-    pair.restart_point();
-    pair.settle();
+    let (mut pair, _) = at_point(4);
     pair.write_at(9 * BLOCK, 4096);
     let written = pair.nodes[0].group.stream.last;
     while pair.nodes[1].group.durable < pair.nodes[1].group.journal.last() || pair.nodes[1].group.stream.last < written
@@ -112,7 +75,7 @@ fn what_is_a_hole_again_is_not_taken_for_unchanged() {
     // Both in one cycle of destaging.
     pair.request(0, Operation::Discard { offset: 9 * BLOCK, size: BLOCK });
     pair.command(0, Command::SuspendPair { now: true }).unwrap();
-    retire(&mut pair, 0);
+    pair.retire(0);
     assert!(pair.promote(PromoteTarget::Latest));
     let fork = pair.nodes[1].group.position_of(pair.nodes[1].group.journal.order_of(written.seq));
     assert_eq!(fork, written);
@@ -183,19 +146,12 @@ fn a_standby_lists_what_its_primary_has_lost() {
 /// The other node may have a former volume of this size and number.
 #[test]
 fn a_restart_point_says_nothing_of_a_volume_that_may_have_been_made_since() {
-    for is_older in [false, true] {
-        let mut pair = Pair::in_step();
-        if is_older {
-            pair.write_at(0, 4096);
-        }
-        pair.settle();
-        pair.restart_point();
-        pair.settle();
-        let point = pair.nodes[0].group.stream.restart_point.clone().unwrap();
+    for older in [0, 1] {
+        let (mut pair, point) = at_point(older);
         (3..9).for_each(|block| pair.write_at(block * BLOCK, 4096));
         pair.settle();
-        retire(&mut pair, 0);
+        pair.retire(0);
         assert!(!pair.nodes[0].group.covers(point.info.at.seq), "the journal still has it");
-        assert_eq!(pair.nodes[0].group.written_after(point.info.at).is_some(), is_older);
+        assert_eq!(pair.nodes[0].group.written_after(point.info.at).is_some(), older > 0);
     }
 }

@@ -324,6 +324,18 @@ impl Pair {
         self.pass_to(self.now.monotonic.after(200_000));
     }
 
+    /// All that the peer has acknowledged, and the tables have durably, leaves the journal.
+    pub(super) fn retire(&mut self, node: usize) {
+        self.idle();
+        self.settle();
+        self.nodes[node].group.checkpoint.wanted = true;
+        self.idle();
+        self.settle();
+        let group = &mut self.nodes[node].group;
+        let limit = group.applied_durable().min(group.acknowledged_limit());
+        group.retire_up_to(limit, |_| true);
+    }
+
     pub(super) fn request(&mut self, index: usize, operation: Operation) -> RequestId {
         self.request_as(index, Access::ReadWrite, operation)
     }

@@ -6,7 +6,7 @@
 
 use super::Group;
 use crate::{
-    command::{CommandError, CommandId, GenerationId, PromoteTarget, TakeoverStatus},
+    command::{CommandError, CommandId, GenerationId, TakeoverStatus},
     output::Event,
     pair::{Role, Takeover},
     units::{Epoch, Monotonic, Now, Order, Position},
@@ -122,15 +122,6 @@ impl Group {
             1 => dangers.pop().map_or(Ok(()), Err),
             _ => Err(CommandError::Several(dangers)),
         }
-    }
-
-    /// The same of one that is asked for now.
-    pub fn promotion_dangers(&self, target: PromoteTarget) -> Option<CommandError> {
-        let (order, at) = match (target, &self.stream.restart_point) {
-            (PromoteTarget::Latest, _) | (_, None) => (self.journal.last(), self.stream.last),
-            (_, Some(point)) => (point.order, point.info.at),
-        };
-        self.check_dangers(order, at).err()
     }
 
     fn is_armed(&self) -> bool {

@@ -85,8 +85,8 @@ impl Client {
         Self { actor, volume, access, era }
     }
 
-    /// A device of an earlier daemon.
-    pub fn taken_over(actor: Rc<GroupActor>, volume: VolumeId, access: Access, is_outdated: bool) -> Self {
+    /// A device; it may be an earlier daemon's, and its host outdated.
+    pub fn device(actor: Rc<GroupActor>, volume: VolumeId, access: Access, is_outdated: bool) -> Self {
         let mut client = Self::new(actor, volume, access);
         if is_outdated {
             client.era = None;
@@ -204,7 +204,7 @@ mod tests {
             let media = open_media(&folder.join("journal"), OPTIONS, Patience::Start, |_| Ok(())).unwrap();
             let actor = GroupActor::open(media, BusyPoll::start(Duration::ZERO), &run).unwrap();
             let is_outdated = Legacy::new(&run, MediumUuid([2; 16])).begin(is_new).unwrap();
-            let client = Client::taken_over(actor.clone(), VolumeId(1), Access::ReadWrite, is_outdated);
+            let client = Client::device(actor.clone(), VolumeId(1), Access::ReadWrite, is_outdated);
             does(actor, client).await;
         });
     }

@@ -1,7 +1,7 @@
 //! What a daemon leaves to the next about a device, which outlives both.
 //!
 //! The kernel keeps a device, and what its host has in memory of it, when the daemon ends. So the next daemon must know whether that
-//! host has to come anew ([`crate::client`]), and, if the group had stopped, what it was answered until then: the journal may hold less.
+//! host has to come anew ([`crate::client`]), and, when its group has stopped, what it was answered until then: the journal may hold less.
 //! It is kept where nothing outlives the machine, as the device does not either.
 
 use holdfast::{

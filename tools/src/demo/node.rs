@@ -244,8 +244,8 @@ mod tests {
 
     #[test]
     fn no_port_is_given_twice() {
-        // Of as many by chance, eleven would be among those before.
-        let ports: BTreeSet<u16> = (0..700).map(|_| free_port().unwrap().port()).collect();
-        assert_eq!(ports.len(), 700);
+        // Of as many by chance, eight would be among those before.
+        let ports: BTreeSet<u16> = (0..600).map(|_| free_port().unwrap().port()).collect();
+        assert_eq!(ports.len(), 600);
     }
 }

@@ -173,7 +173,7 @@ impl Node {
         })?;
         let (sender, queues) = mpsc::unbounded_channel();
         let access = if read_only { Access::ReadOnly } else { Access::ReadWrite };
-        let client = Rc::new(Client::taken_over(actor, spec.id, access, is_outdated));
+        let client = Rc::new(Client::device(actor, spec.id, access, is_outdated));
         if client.is_outdated() {
             warn!(
                 group,
